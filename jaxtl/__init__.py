@@ -1,0 +1,1 @@
+"""jaxtl fine-tunes image classifiers from ImageNet weights, in JAX."""

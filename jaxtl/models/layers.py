@@ -1,0 +1,163 @@
+"""The layers that Flax does not have in the form that a chain of stages needs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Key
+
+from jaxtl.ops.depthwise import depthwise_conv
+
+Maps = Float[Array, "batch height width channels"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a stage may want to know of a batch besides its activations.
+
+    Attributes:
+        keys: one key for each picture; dropout is on when they are given.
+        valid: False for the pictures that only pad a batch; BatchNorm statistics leave them out.
+    """
+
+    keys: Key[Array, "batch"] | None = None
+    valid: Bool[Array, "batch"] | None = None
+
+
+class Preprocess(nnx.Module):
+    """Brings RGB pictures, 0..255, to the range that the weights were trained on."""
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]):
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, x: Array, context: Context) -> Float[Array, "batch height width 3"]:
+        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+        return (x.astype(jnp.float32) - mean) / std
+
+
+class Conv(nnx.Module):
+    """A convolution, SAME padding, without bias; kernel (size, size, channels, out)."""
+
+    def __init__(
+        self, channels: int, out: int, *, size: int = 1, stride: int = 1, rng: np.random.Generator
+    ):
+        self.stride = stride
+        self.kernel = nnx.Param(glorot_uniform(rng, (size, size, channels, out)))
+
+    def __call__(self, x: Maps) -> Maps:
+        kernel = self.kernel[...]
+        if kernel.shape[:2] == (1, 1) and self.stride == 1:
+            # The same product; jax 0.10 runs it twice as fast on a CPU when it need not find it out.
+            return x @ kernel[0, 0]
+        return lax.conv_general_dilated(
+            x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+
+class DepthwiseConv(nnx.Module):
+    """A depthwise convolution, 3x3, SAME padding, without bias; kernel (3, 3, 1, channels)."""
+
+    def __init__(self, channels: int, *, stride: int = 1, rng: np.random.Generator):
+        self.stride = stride
+        self.kernel = nnx.Param(glorot_uniform(rng, (3, 3, 1, channels)))
+
+    def __call__(self, x: Maps) -> Maps:
+        return depthwise_conv(x, self.kernel[...], self.stride)
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) that a phase can hold still.
+
+    Unlike `nnx.BatchNorm`, the batch's statistics are exact when padding falls unevenly on the devices:
+    sums and counts are added up over `axis_name`, not means of means.
+
+    Attributes:
+        training: normalise by the batch and move the running statistics; else use these as they are.
+        momentum: the share of the running statistics that a training step keeps.
+        axis_name: the mapped axis over which training statistics are shared, if any.
+    """
+
+    def __init__(self, channels: int, *, epsilon: float):
+        self.epsilon = epsilon
+        self.training = False
+        self.momentum = 0.0
+        self.axis_name: str | None = None
+        self.scale = nnx.Param(_filled(1, channels))
+        self.bias = nnx.Param(_filled(0, channels))
+        self.mean = nnx.BatchStat(_filled(0, channels))
+        self.var = nnx.BatchStat(_filled(1, channels))
+
+    def __call__(self, x: Maps, context: Context) -> Maps:
+        mean, var = self.mean[...], self.var[...]
+        if self.training:
+            kept = self.momentum
+            mean, var = self._batch_statistics(x, context.valid)
+            self.mean[...] = kept * self.mean[...] + (1 - kept) * lax.stop_gradient(mean)
+            self.var[...] = kept * self.var[...] + (1 - kept) * lax.stop_gradient(var)
+        return (x - mean) * (self.scale[...] * lax.rsqrt(var + self.epsilon)) + self.bias[...]
+
+    def _batch_statistics(self, x: Array, valid: Array | None) -> tuple[Array, Array]:
+        weights = jnp.ones(x.shape[:1]) if valid is None else valid.astype(x.dtype)
+        weights = weights[:, None, None, None]
+
+        def total(values: Array) -> Array:
+            summed = jnp.sum(values * weights, axis=(0, 1, 2))
+            return lax.psum(summed, self.axis_name) if self.axis_name else summed
+
+        count = total(jnp.ones((*x.shape[:3], 1), x.dtype))
+        mean = total(x) / count
+        return mean, total(jnp.square(x - mean)) / count
+
+
+class Pool(nnx.Module):
+    """Global average pooling: feature maps (B, H, W, C) -> features (B, C)."""
+
+    def __call__(self, x: Maps, context: Context) -> Float[Array, "batch features"]:
+        return jnp.mean(x, axis=(1, 2))
+
+
+class Head(nnx.Module):
+    """Dropout and one dense layer: features (B, F) -> logits (B, classes).
+
+    Dropout draws from each picture's own key, so that the result does not depend on how a batch is
+    split over devices.
+    """
+
+    def __init__(self, features: int, classes: int, *, dropout: float, rng: np.random.Generator):
+        self.dropout = dropout
+        self.kernel = nnx.Param(glorot_uniform(rng, (features, classes)))
+        self.bias = nnx.Param(_filled(0, classes))
+
+    def __call__(
+        self, x: Float[Array, "batch features"], context: Context
+    ) -> Float[Array, "batch classes"]:
+        if self.dropout and context.keys is not None:
+            keep = 1 - self.dropout
+            kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(context.keys)
+            x = jnp.where(kept, x / keep, 0)
+        return x @ self.kernel[...] + self.bias[...]
+
+
+def glorot_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Draws a kernel as Keras does by default (Glorot and Bengio 2010, equation 16).
+
+    NumPy draws it: the same numbers on every platform, and nothing to compile for each shape.
+
+    Args:
+        rng: where the numbers come from; it moves on.
+        shape: (..., channels in, channels out); what comes before is the receptive field.
+    """
+    field = int(np.prod(shape[:-2]))
+    limit = np.sqrt(6 / (field * (shape[-2] + shape[-1])))
+    return jnp.asarray(rng.uniform(-limit, limit, shape).astype(np.float32))
+
+
+def _filled(value: float, channels: int) -> Array:
+    return jnp.asarray(np.full((channels,), value, np.float32))

@@ -1,0 +1,1 @@
+"""Operations that need a lowering of their own on some platform."""
