@@ -1,0 +1,1 @@
+"""Pictures from their source to the device: sources, decoding, loading, augmentation."""

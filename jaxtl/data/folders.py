@@ -1,0 +1,184 @@
+"""Pictures in class folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxtl.errors import UserError
+
+_LOG = logging.getLogger("jaxtl")
+
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FolderSource:
+    """The pictures of a folder of class folders.
+
+    Attributes:
+        root: the folder.
+        paths: one a picture, relative to `root`, with slashes.
+        labels: one a picture, an index into `classes`.
+        classes: the names of the classes.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: Int32[np.ndarray, " pictures"]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> bytes:
+        """Reads the encoded picture; raises UserError where that fails."""
+        try:
+            return (self.root / self.paths[index]).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}") from error
+
+    def describe(self, index: int) -> str:
+        """The path of a picture."""
+        return str(self.root / self.paths[index])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over relative paths, sizes in bytes, labels and class names."""
+        with _readable():
+            sizes = [(self.root / path).stat().st_size for path in self.paths]
+        known = [self.classes, self.labels.tolist(), self.paths, sizes]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
+    """Opens a folder of class folders, or one with `train/` and perhaps `val/` of class folders.
+
+    Classes are the names of the class folders, sorted. Class folders are searched to any depth;
+    hidden files and folders are passed over; files that are not pictures are reported in one
+    warning. Beside `train/` the first of `val/`, `valid/`, `validation/`, `test/` is for
+    validation, and the others are not looked at. A folder called `train` that holds no folders is
+    an ordinary class.
+
+    Returns:
+        The training pictures and the validation pictures, or all pictures and None where the folder
+        has no such split. Both have the classes of the training pictures.
+
+    Raises:
+        UserError: the folder is empty or cannot be read, a class has no pictures, or the validation
+            pictures have a class that the training pictures lack.
+    """
+    with _readable():
+        names = _subfolders(root)
+        if "train" not in names or not _subfolders(root / "train"):
+            return _source(root, _pictures_by_class(root)), None
+        train = _source(root / "train", _pictures_by_class(root / "train"))
+        second = next((name for name in VALIDATION_FOLDERS if name in names), None)
+        if second is None:
+            return train, None
+        found = _pictures_by_class(root / second)
+    unknown = sorted(set(found) - set(train.classes))
+    if unknown:
+        raise UserError(
+            f"{root / second} has the class {unknown[0]!r}, which {train.root} lacks: "
+            "both need the same class folders"
+        )
+    missing = sorted(set(train.classes) - set(found))
+    if missing:
+        _LOG.warning("%s has no pictures of the class %s", root / second, ", ".join(missing))
+    return train, _source(root / second, found, train.classes)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Turns an OSError inside a `with` block into a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _subfolders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+
+
+def _source(
+    root: Path, found: dict[str, list[str]], classes: tuple[str, ...] | None = None
+) -> FolderSource:
+    classes = classes or tuple(found)
+    number = {name: index for index, name in enumerate(classes)}
+    paths = [path for name in found for path in found[name]]
+    labels = [number[name] for name in found for _ in found[name]]
+    return FolderSource(root, tuple(paths), np.asarray(labels, np.int32), classes)
+
+
+def _pictures_by_class(root: Path) -> dict[str, list[str]]:
+    """The pictures of each class folder, both sorted by name: paths relative to `root`."""
+    _refuse_or_report_loose_pictures(root)
+    pictures: dict[str, list[str]] = {}
+    others: list[str] = []
+    for name in _subfolders(root):
+        files = sorted(_files(root / name, f"{name}/"))
+        pictures[name] = [path for path in files if path.lower().endswith(EXTENSIONS)]
+        others += [path for path in files if not path.lower().endswith(EXTENSIONS)]
+    if not pictures:
+        raise UserError(f"{root} is empty: it needs one folder of pictures for each class")
+    empty = [name for name in pictures if not pictures[name]]
+    if empty:
+        raise UserError(
+            f"no pictures ({', '.join(e[1:] for e in EXTENSIONS)}) in the class folder "
+            f"{root / empty[0]}: add some or remove the folder"
+        )
+    if others:
+        _LOG.warning(
+            "skipped %d files that are not pictures, the first is %s", len(others), root / others[0]
+        )
+    return pictures
+
+
+def _refuse_or_report_loose_pictures(root: Path) -> None:
+    """Pictures beside the class folders have no class: they must not vanish without a word."""
+    with os.scandir(root) as entries:
+        loose = sorted(
+            e.name
+            for e in entries
+            if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".") and not e.is_dir()
+        )
+    if loose and not _subfolders(root):
+        raise UserError(
+            f"{root} has pictures but no class folders: put the pictures of each class in a folder "
+            "named after the class"
+        )
+    if loose:
+        _LOG.warning(
+            "skipped %d pictures outside of the class folders, the first is %s",
+            len(loose),
+            root / loose[0],
+        )
+
+
+def _files(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every file below a folder that is not hidden: `prefix` and its path, with slashes."""
+    real = os.path.realpath(folder)
+    if real in above:
+        raise UserError(f"{folder} is a link to a folder that holds it: remove the link")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _files(Path(entry.path), f"{prefix}{entry.name}/", (*above, real))
+            else:
+                yield prefix + entry.name

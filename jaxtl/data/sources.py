@@ -1,0 +1,237 @@
+"""Where labelled pictures come from: from the words of a config to random access."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8
+
+from jaxtl.data.folders import open_folder
+from jaxtl.data.tfds import open_tfds
+from jaxtl.errors import UserError
+
+
+class Source(Protocol):
+    """Labelled pictures with random access."""
+
+    @property
+    def labels(self) -> Int32[np.ndarray, " pictures"]:
+        """The class of each picture, an index into `classes`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of what makes these data these data, wherever they lie."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> bytes | np.ndarray:
+        """A picture: the bytes of its file, or uint8 pixels (H, W), (H, W, 1) or (H, W, 3).
+
+        Raises:
+            UserError: it cannot be read; the message does not say which one it is.
+        """
+
+    def describe(self, index: int) -> str:
+        """What to call a picture in a message: its path, or something like `digits[17]`."""
+
+
+class Splits(NamedTuple):
+    """Pictures to train on and pictures to validate on, with the same classes."""
+
+    train: Source
+    val: Source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Pictures in memory.
+
+    Attributes:
+        name: what to call them in messages.
+        pixels: (pictures, height, width) or with a last axis of 1 or 3 channels.
+        labels: one a picture, an index into `classes`.
+        classes: the names of the classes.
+    """
+
+    name: str
+    pixels: UInt8[np.ndarray, "pictures height width ..."]
+    labels: Int32[np.ndarray, " pictures"]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The pixels of a picture."""
+        return self.pixels[index]
+
+    def describe(self, index: int) -> str:
+        """`NAME[INDEX]`."""
+        return f"{self.name}[{index}]"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, labels, class names and pixels."""
+        known = [self.classes, self.labels.tolist(), self.pixels.shape]
+        return hashlib.sha256(json.dumps(known).encode() + self.pixels.tobytes()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """Some pictures of a source, with labels in an order of classes of their own.
+
+    Attributes:
+        source: the source.
+        indices: which of its pictures, in which order.
+        labels: one a picture of the subset, an index into `classes`.
+        classes: the names of the classes.
+    """
+
+    source: Source
+    indices: Int64[np.ndarray, " pictures"]
+    labels: Int32[np.ndarray, " pictures"]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> bytes | np.ndarray:
+        """Reads a picture from the source."""
+        return self.source[int(self.indices[index])]
+
+    def describe(self, index: int) -> str:
+        """What the source calls the picture."""
+        return self.source.describe(int(self.indices[index]))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the source's fingerprint, the indices, labels and class names."""
+        known = [self.source.fingerprint, self.classes, self.labels.tolist(), self.indices.tolist()]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def open_splits(spec: str, *, val_fraction: float, seed: int) -> Splits:
+    """Opens a source for training.
+
+    Args:
+        spec: `digits`, the path of a folder (see `open_folder`), or `tfds:NAME` or `tfds:DIR` (see
+            `open_tfds`).
+        val_fraction: where the source has no split of its own, the share of each class that is kept
+            for validation, in (0, 1): rounded, but at least one picture of each class either side.
+        seed: which pictures these are, 0..2**32 - 1.
+
+    Raises:
+        UserError: there is no such source, it holds no proper data set, it has a single class, or a
+            class has a single picture and would have to be split.
+    """
+    train, val = _open(spec)
+    if len(train.classes) < 2:
+        raise UserError(
+            f"{spec} has one class only, {train.classes[0]!r}: a classifier needs at least two"
+        )
+    if val is not None:
+        return Splits(train, val)
+    kept, held_out = stratified_split(train, val_fraction, seed)
+    return Splits(_subset(train, kept), _subset(train, held_out))
+
+
+def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
+    """Opens a source for evaluation: its validation part, or all of it where it has no split.
+
+    Args:
+        spec: as for `open_splits`.
+        classes: the classes of the trained run: labels become indices into these.
+
+    Raises:
+        UserError: there is no such source, it holds no proper data set, or it has pictures of a
+            class that is not among `classes`.
+    """
+    train, val = _open(spec)
+    source = train if val is None else val
+    if classes is None or classes == source.classes:
+        return source
+    present = [source.classes[label] for label in np.unique(source.labels)]
+    unknown = sorted(set(present) - set(classes))
+    if unknown:
+        raise UserError(
+            f"{spec} has pictures of the class {unknown[0]!r}, which the run does not know: "
+            f"its classes are {', '.join(classes)}"
+        )
+    number = {name: index for index, name in enumerate(classes)}
+    mapped = np.asarray([number.get(name, -1) for name in source.classes], np.int32)
+    return Subset(source, np.arange(len(source)), mapped[source.labels], classes)
+
+
+def found_line(source: Source) -> str:
+    """The line with which Keras greets a data set: `Found 202 images belonging to 2 classes.`"""
+    return f"Found {len(source)} images belonging to {len(source.classes)} classes."
+
+
+def stratified_split(
+    source: Source, val_fraction: float, seed: int
+) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " val"]]:
+    """Draws the same share of every class; returns the indices of either side, ascending.
+
+    Not scikit-learn's splitters: they share out the total, which can leave a rare class without a
+    picture for validation, and they refuse sets that are smaller than twice the number of classes.
+    The generator is NumPy's `RandomState`, whose numbers NumPy promises never to change.
+
+    Raises:
+        UserError: a class has a single picture.
+    """
+    generator = np.random.RandomState(seed)
+    held_out = []
+    for label in np.unique(source.labels):
+        members = np.flatnonzero(source.labels == label)
+        if len(members) < 2:
+            raise UserError(
+                f"the class {source.classes[label]!r} has a single picture "
+                f"({source.describe(members[0])}), too few to split: add pictures, or make train/ "
+                "and val/ folders yourself"
+            )
+        count = min(max(int(val_fraction * len(members) + 0.5), 1), len(members) - 1)
+        held_out.append(generator.permutation(members)[:count])
+    val = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(source)), val), val
+
+
+def _subset(source: Source, indices: Int64[np.ndarray, " pictures"]) -> Subset:
+    return Subset(source, indices, source.labels[indices], source.classes)
+
+
+def _open(spec: str) -> tuple[Source, Source | None]:
+    if spec == "digits":
+        return _digits(), None
+    if spec.startswith("tfds:"):
+        return open_tfds(spec.removeprefix("tfds:"))
+    path = Path(spec).expanduser()
+    try:
+        path.stat()
+    except OSError as error:
+        raise UserError(
+            f"there is no data source {spec!r} ({error.strerror}): give digits, the path of a "
+            "folder of class folders, or tfds:NAME"
+        ) from error
+    if not path.is_dir():
+        raise UserError(f"{spec} is a file: give the path of a folder of class folders")
+    return open_folder(path)
+
+
+def _digits() -> ArraySource:
+    """1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * 255 / 16).astype(np.uint8)  # grey values are 0..16
+    labels = digits.target.astype(np.int32)
+    return ArraySource("digits", pixels, labels, tuple(str(name) for name in digits.target_names))

@@ -1,0 +1,145 @@
+"""Data sets that TensorFlow Datasets has prepared, read without TensorFlow.
+
+Only files in the array_record format allow random access. Writing them does need TensorFlow, once:
+`tfds build NAME --file_format=array_record`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxtl.errors import UserError
+
+VALIDATION_SPLITS = ("validation", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsSource:
+    """One split of a prepared data set.
+
+    Attributes:
+        name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
+        num_bytes: how large the split is, as the data set states it.
+        records: random access to the examples, pictures not decoded.
+        image_key: the name of the picture in an example.
+        labels: one a picture, an index into `classes`.
+        classes: the names of the classes.
+    """
+
+    name: str
+    num_bytes: int
+    records: Sequence[dict[str, Any]]
+    image_key: str
+    labels: Int32[np.ndarray, " pictures"]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> bytes | np.ndarray:
+        """Reads the encoded picture."""
+        return self.records[index][self.image_key]
+
+    def describe(self, index: int) -> str:
+        """The name of a picture: `NAME/VERSION SPLIT[INDEX]`."""
+        return f"{self.name}[{index}]"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over name, version, split and its size in bytes, labels and class names."""
+        known = [self.name, self.num_bytes, self.classes, self.labels.tolist()]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def open_tfds(name: str) -> tuple[TfdsSource, TfdsSource | None]:
+    """Opens the split `train` of a data set and the first of `validation`, `val` and `test`.
+
+    Args:
+        name: what TFDS calls it (`NAME`, `NAME/CONFIG`, `NAME:VERSION`), looked for in
+            TFDS_DATA_DIR or `~/tensorflow_datasets`, or the folder of one version of a data set.
+
+    Returns:
+        The training pictures, and the validation pictures or None where there is no such split.
+
+    Raises:
+        UserError: TFDS is not installed, the data set is not prepared in this format, it has no
+            `train`, it has not exactly one picture and one class label, or a picture has no label.
+    """
+    builder = _builder(name)
+    if "train" not in builder.info.splits:
+        raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
+    second = next((s for s in VALIDATION_SPLITS if s in builder.info.splits), None)
+    train = _source(builder, "train", name)
+    return train, None if second is None else _source(builder, second, name)
+
+
+def _builder(name: str) -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"tfds:{name} needs TensorFlow Datasets: pip install 'jaxtl[tfds]'"
+        ) from error
+    folder = Path(name).expanduser()
+    if (folder / "dataset_info.json").is_file():
+        return tfds.builder_from_directory(folder)
+    if folder.is_dir():
+        raise UserError(
+            f"{folder} has no dataset_info.json: give the folder of one version of a prepared data "
+            f"set, such as {folder / '1.0.0'}"
+        )
+    try:
+        # Not `tfds.builder`: that runs the data set's own code, which may want TensorFlow.
+        return tfds.core.read_only_builder.builder_from_files(name)
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(_not_prepared(name)) from error
+
+
+def _not_prepared(name: str) -> str:
+    return (
+        f"tfds:{name} is not prepared for random access: pip install 'jaxtl[tfds]' tensorflow, "
+        f"then tfds build {name} --file_format=array_record"
+    )
+
+
+def _source(builder: Any, split: str, name: str) -> TfdsSource:
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    image_key = _only_key(features, tfds.features.Image, "picture", name)
+    label_key = _only_key(features, tfds.features.ClassLabel, "class label", name)
+    wanted = tfds.decode.PartialDecoding(
+        {image_key: features[image_key]}, decoders={image_key: tfds.decode.SkipDecoding()}
+    )
+    try:
+        records = builder.as_data_source(split=split, decoders=wanted)
+        labelled = builder.as_data_source(
+            split=split, decoders=tfds.decode.PartialDecoding({label_key: features[label_key]})
+        )
+    except (NotImplementedError, ValueError) as error:
+        raise UserError(_not_prepared(name)) from error
+    labels = np.asarray([example[label_key] for example in labelled], np.int32)
+    if labels.size == 0 or labels.min() < 0:
+        raise UserError(f"tfds:{name}: {split!r} has pictures without a label, or no pictures")
+    info = builder.info.splits[split]
+    classes = tuple(features[label_key].names)
+    full_name = f"{builder.info.full_name} {split}"
+    return TfdsSource(full_name, info.num_bytes, records, image_key, labels, classes)
+
+
+def _only_key(features: Any, kind: type, what: str, name: str) -> str:
+    keys = [key for key, feature in features.items() if type(feature) is kind]
+    if len(keys) != 1:
+        raise UserError(
+            f"tfds:{name} has {len(keys)} features that are a {what}, and must have exactly one"
+        )
+    return keys[0]
