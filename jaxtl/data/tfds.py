@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,23 @@ class TfdsSource:
     Attributes:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
         num_bytes: how large the split is, as the data set states it.
-        records: random access to the examples, pictures not decoded.
-        image_key: the name of the picture in an example.
+        read: gives the encoded picture of an index.
         labels: one a picture, an index into `classes`.
         classes: the names of the classes.
     """
 
     name: str
     num_bytes: int
-    records: Sequence[dict[str, Any]]
-    image_key: str
+    read: Callable[[int], bytes]
     labels: Int32[np.ndarray, " pictures"]
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> bytes | np.ndarray:
+    def __getitem__(self, index: int) -> bytes:
         """Reads the encoded picture."""
-        return self.records[index][self.image_key]
+        return self.read(index)
 
     def describe(self, index: int) -> str:
         """The name of a picture: `NAME/VERSION SPLIT[INDEX]`."""
@@ -92,15 +90,15 @@ def _builder(name: str) -> Any:
     folder = Path(name).expanduser()
     if (folder / "dataset_info.json").is_file():
         return tfds.builder_from_directory(folder)
-    if folder.is_dir():
-        raise UserError(
-            f"{folder} has no dataset_info.json: give the folder of one version of a prepared data "
-            f"set, such as {folder / '1.0.0'}"
-        )
     try:
         # Not `tfds.builder`: that runs the data set's own code, which may want TensorFlow.
         return tfds.core.read_only_builder.builder_from_files(name)
-    except tfds.core.DatasetNotFoundError as error:
+    except ValueError as error:  # DatasetNotFoundError is one, and so are names that make no sense
+        if folder.is_dir():
+            raise UserError(
+                f"tfds:{name} has no dataset_info.json: give the folder of one version of a "
+                f"prepared data set, such as tfds:{folder / '1.0.0'}"
+            ) from error
         raise UserError(_not_prepared(name)) from error
 
 
@@ -117,23 +115,29 @@ def _source(builder: Any, split: str, name: str) -> TfdsSource:
     features = builder.info.features
     image_key = _only_key(features, tfds.features.Image, "picture", name)
     label_key = _only_key(features, tfds.features.ClassLabel, "class label", name)
-    wanted = tfds.decode.PartialDecoding(
-        {image_key: features[image_key]}, decoders={image_key: tfds.decode.SkipDecoding()}
-    )
     try:
-        records = builder.as_data_source(split=split, decoders=wanted)
-        labelled = builder.as_data_source(
-            split=split, decoders=tfds.decode.PartialDecoding({label_key: features[label_key]})
+        records = builder.as_data_source(
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except (NotImplementedError, ValueError) as error:
-        raise UserError(_not_prepared(name)) from error
-    labels = np.asarray([example[label_key] for example in labelled], np.int32)
+        raise UserError(_not_prepared(builder.name)) from error
+    # Data sources take no `PartialDecoding`: parse the one feature that is wanted.
+    image_alone = tfds.features.FeaturesDict({image_key: features[image_key]})
+    label_alone = tfds.features.FeaturesDict({label_key: features[label_key]})
+    undecoded = {image_key: tfds.decode.SkipDecoding()}
+
+    def read(index: int) -> bytes:
+        return image_alone.deserialize_example_np(records[index], decoders=undecoded)[image_key]
+
+    labels = np.asarray(
+        [label_alone.deserialize_example_np(record)[label_key] for record in records], np.int32
+    )
     if labels.size == 0 or labels.min() < 0:
         raise UserError(f"tfds:{name}: {split!r} has pictures without a label, or no pictures")
     info = builder.info.splits[split]
     classes = tuple(features[label_key].names)
     full_name = f"{builder.info.full_name} {split}"
-    return TfdsSource(full_name, info.num_bytes, records, image_key, labels, classes)
+    return TfdsSource(full_name, info.num_bytes, read, labels, classes)
 
 
 def _only_key(features: Any, kind: type, what: str, name: str) -> str:
