@@ -1,0 +1,177 @@
+"""Batches: every picture once, in an order of seed and epoch, from memory as from the stream."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxtl.data.loader import Loader
+from jaxtl.data.pictures import decode
+from jaxtl.data.sources import ArraySource, open_all
+from jaxtl.errors import UserError
+
+STREAM, MEMORY = 0, 1e9
+
+
+def numbered(count):
+    """A source whose picture i is filled with the value i."""
+    pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, 4, 4)).copy()
+    labels = (np.arange(count) % 3).astype(np.int32)
+    return ArraySource("numbered", pixels, labels, ("a", "b", "c"))
+
+
+def loader(source, **options):
+    defaults = {
+        "image_size": 4,
+        "resize": "stretch",
+        "batch_size": 4,
+        "seed": 0,
+        "shuffle": True,
+        "memory_bytes": STREAM,
+    }
+    return Loader(source, **defaults | options)
+
+
+def values(batches):
+    """The numbers of the pictures in the batches, padding left out."""
+    return [int(v) for batch in batches for v in batch.images[batch.valid][:, 0, 0, 0]]
+
+
+def same(left, right):
+    left, right = list(left), list(right)
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 16, 50])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_picture_comes_once_an_epoch_with_its_label(count, shuffle, memory_bytes):
+    load = loader(numbered(count), shuffle=shuffle, memory_bytes=memory_bytes)
+    batches = list(load.epoch(2))
+    assert len(load) == count
+    assert len(batches) == load.steps_per_epoch == -(-count // 4)
+    seen = values(batches)
+    assert sorted(seen) == list(range(count))
+    labels = np.concatenate([batch.labels[batch.valid] for batch in batches])
+    np.testing.assert_array_equal(labels, np.array(seen) % 3)
+    assert shuffle or seen == list(range(count))
+
+
+def test_the_last_batch_is_filled_up_with_zeros_that_are_not_valid():
+    *full, last = loader(numbered(6), shuffle=False).epoch(0)
+    assert all(batch.valid.all() for batch in full)
+    np.testing.assert_array_equal(last.valid, [True, True, False, False])
+    assert last.images.shape == (4, 4, 4, 3)
+    assert last.images.dtype == np.uint8
+    assert last.labels.dtype == np.int32
+    assert not last.images[2:].any()
+    assert not last.labels[2:].any()
+
+
+def test_each_epoch_has_its_own_order_which_its_seed_decides():
+    orders = {
+        (seed, epoch): tuple(values(loader(numbered(20), seed=seed).epoch(epoch)))
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(set(orders.values())) == 16
+    again = loader(numbered(20), seed=2)
+    list(again.epoch(1))  # what was read before does not matter
+    assert tuple(values(again.epoch(3))) == orders[2, 3]
+
+
+def test_the_order_is_close_to_uniform():
+    load = loader(numbered(5), batch_size=5, memory_bytes=MEMORY)
+    firsts = [values(load.epoch(epoch))[0] for epoch in range(300)]
+    counts = np.bincount(firsts, minlength=5)
+    assert counts.min() > 25  # 60 expected, with a standard deviation of 7
+
+
+@pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 5])
+def test_starting_in_the_middle_gives_the_tail_of_the_same_epoch(start, memory_bytes):
+    whole = list(loader(numbered(18)).epoch(7))
+    tail = loader(numbered(18), memory_bytes=memory_bytes).epoch(7, start)
+    same(tail, whole[start:])
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_memory_and_stream_give_the_same_bits(tmp_path, resize):
+    source = open_all(photographs(tmp_path, 11))
+    stream = loader(source, resize=resize, image_size=16)
+    memory = loader(source, resize=resize, image_size=16, memory_bytes=MEMORY)
+    for epoch in range(3):
+        same(stream.epoch(epoch), memory.epoch(epoch))
+    expected = {decode(source[i], 16, resize).tobytes() for i in range(11)}
+    seen = [p.tobytes() for b in memory.epoch(0) for p in b.images[b.valid]]
+    assert set(seen) == expected
+
+
+def test_what_fits_into_memory_is_read_once_and_what_does_not_every_epoch():
+    class Counting(ArraySource):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    plain = numbered(10)
+    source = Counting(plain.name, plain.pixels, plain.labels, plain.classes)
+    needed = 10 * 4 * 4 * 3
+    for memory_bytes, expected in [(needed, 1), (needed - 1, 2)]:
+        reads = []
+        load = loader(source, memory_bytes=memory_bytes)
+        assert not reads
+        for epoch in range(2):
+            list(load.epoch(epoch))
+        assert sorted(reads) == sorted(list(range(10)) * expected)
+
+
+def photographs(root, count):
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        path = root / "ab"[index % 2] / f"{index}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        height, width = generator.integers(20, 60, 2)
+        pixels = generator.integers(0, 256, (height, width, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path)
+    return str(root)
+
+
+@pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
+def test_a_damaged_picture_is_named_and_the_threads_end(tmp_path, memory_bytes):
+    photographs(tmp_path, 12)
+    broken = tmp_path / "b" / "5.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    load = loader(open_all(str(tmp_path)), memory_bytes=memory_bytes)
+    with pytest.raises(UserError) as caught:
+        list(load.epoch(0))
+    assert type(caught.value) is UserError
+    assert str(caught.value).startswith(f"{broken}: damaged or not supported: ")
+    assert no_threads_left()
+
+
+def test_a_picture_that_vanished_is_named(tmp_path):
+    photographs(tmp_path, 4)
+    load = loader(open_all(str(tmp_path)))
+    (tmp_path / "a" / "2.jpg").unlink()
+    with pytest.raises(UserError, match=r"a/2\.jpg: cannot be read: No such file"):
+        list(load.epoch(0))
+
+
+def test_an_epoch_that_is_left_in_the_middle_leaves_no_threads():
+    batches = loader(numbered(200)).epoch(0)
+    next(batches)
+    batches.close()
+    assert no_threads_left()
+
+
+def no_threads_left():
+    for _ in range(100):
+        if not any("grain" in thread.name for thread in threading.enumerate()):
+            return True
+        time.sleep(0.02)
+    return False

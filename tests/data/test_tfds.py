@@ -1,0 +1,143 @@
+"""Prepared TFDS data sets, read without TensorFlow."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tfds_files import write_tfds
+
+from jaxtl.data.pictures import decode
+from jaxtl.data.sources import open_all, open_splits
+from jaxtl.errors import UserError
+
+CLASSES = ["ant", "bee", "cow"]
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def examples(count, start=0):
+    return [(png(start + i), i % 3) for i in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "tiny" / "1.0.0"
+
+
+def split(spec):
+    return open_splits(f"tfds:{spec}", val_fraction=0.2, seed=0)
+
+
+def refused(spec):
+    with pytest.raises(UserError) as caught:
+        split(spec)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_pictures_come_undecoded_with_labels_and_names(folder):
+    write_tfds(folder, {"train": examples(9), "test": examples(4, 100)}, CLASSES)
+    train, val = split(folder)
+    assert train.classes == val.classes == tuple(CLASSES)
+    np.testing.assert_array_equal(train.labels, [0, 1, 2] * 3)
+    assert [train[i] for i in range(9)] == [png(i) for i in range(9)]
+    assert [val[i] for i in range(4)] == [png(100 + i) for i in range(4)]
+    assert (decode(val[3], 4, "stretch") == 103).all()
+    assert val.describe(2) == "tiny/1.0.0 test[2]"
+    assert train.fingerprint != val.fingerprint == split(folder).val.fingerprint
+    assert open_all(f"tfds:{folder}").fingerprint == val.fingerprint
+
+
+def test_validation_comes_before_test(folder):
+    parts = {"train": examples(6), "test": examples(3), "validation": examples(4)}
+    write_tfds(folder, parts, CLASSES)
+    assert len(split(folder).val) == 4
+
+
+def test_train_alone_is_split_by_class(folder):
+    write_tfds(folder, {"train": examples(15)}, CLASSES)
+    train, val = split(folder)
+    np.testing.assert_array_equal(np.bincount(train.labels), [4, 4, 4])
+    np.testing.assert_array_equal(np.bincount(val.labels), [1, 1, 1])
+    assert len(open_all(f"tfds:{folder}")) == 15
+
+
+def test_evaluation_maps_labels_by_name(folder):
+    write_tfds(folder, {"train": examples(3)}, CLASSES)
+    source = open_all(f"tfds:{folder}", classes=("cow", "bee", "ant"))
+    np.testing.assert_array_equal(source.labels, [2, 1, 0])
+
+
+def test_a_name_is_found_and_read_without_tensorflow(folder, tmp_path):
+    write_tfds(folder, {"train": examples(6), "test": examples(3)}, CLASSES)
+    program = """
+import sys
+from jaxtl.data.loader import Loader
+from jaxtl.data.sources import open_splits
+assert "tensorflow_datasets" not in sys.modules
+train = open_splits("tfds:tiny", val_fraction=0.2, seed=0).train
+loader = Loader(train, image_size=4, resize="stretch", batch_size=6, seed=0, shuffle=False,
+                memory_bytes=0)
+print(next(loader.epoch(0)).images[:, 0, 0, 0].tolist())
+assert "tensorflow" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[0, 1, 2, 3, 4, 5]\n", done.stderr
+
+
+def test_a_data_set_that_is_not_prepared_is_refused_with_the_command_that_prepares_it():
+    message = refused("no_such_set")
+    assert "pip install 'jaxtl[tfds]'" in message
+    assert "tfds build no_such_set --file_format=array_record" in message
+
+
+def test_a_data_set_in_another_format_is_refused_alike(folder):
+    write_tfds(folder, {"train": examples(6)}, CLASSES)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    for path in folder.glob("*.array_record-*"):
+        path.rename(folder / path.name.replace("array_record", "tfrecord"))
+    assert "tfds build tiny --file_format=array_record" in refused(folder)
+
+
+def test_the_folder_above_a_version_is_refused_by_naming_what_is_needed(folder):
+    write_tfds(folder, {"train": examples(6)}, CLASSES)
+    message = refused(folder.parent)
+    assert "has no dataset_info.json" in message
+    assert f"tfds:{folder}" in message
+
+
+def test_a_data_set_without_train_is_refused(folder):
+    write_tfds(folder, {"test": examples(3)}, CLASSES)
+    assert "has no split 'train', only test" in refused(folder)
+
+
+def test_two_pictures_in_an_example_are_refused(folder):
+    write_tfds(folder, {"train": examples(3)}, CLASSES, mask=tfds.features.Image())
+    assert "has 2 features that are a picture" in refused(folder)
+
+
+def test_two_labels_in_an_example_are_refused(folder):
+    other = tfds.features.ClassLabel(num_classes=2)
+    write_tfds(folder, {"train": examples(3)}, CLASSES, coarse=other)
+    assert "has 2 features that are a class label" in refused(folder)
+
+
+def test_pictures_without_a_label_are_refused(folder):
+    write_tfds(folder, {"train": examples(6), "test": [(png(0), -1)]}, CLASSES)
+    assert "'test' has pictures without a label" in refused(folder)

@@ -1,0 +1,44 @@
+"""Writes a small prepared TFDS data set in the array_record format, without TensorFlow."""
+
+import json
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
+
+Examples = list[tuple[bytes, int]]
+
+
+def write_tfds(folder: Path, splits: dict[str, Examples], classes: list[str], **more_features):
+    """Writes `folder` as one version of a data set: encoded pictures and labels of every split."""
+    folder.mkdir(parents=True)
+    features = {
+        "image": tfds.features.Image(),
+        "label": tfds.features.ClassLabel(names=classes),
+        **more_features,
+    }
+    tfds.features.FeaturesDict(features).save_config(folder)
+    info = {"name": "tiny", "version": "1.0.0", "fileFormat": "array_record", "splits": []}
+    for split, examples in splits.items():
+        path = folder / f"tiny-{split}.array_record-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for picture, label in examples:
+            writer.write(_example(picture, label).SerializeToString())
+        writer.close()
+        info["splits"].append(
+            {
+                "name": split,
+                "shardLengths": [str(len(examples))],
+                "numBytes": str(sum(len(picture) for picture, _ in examples)),
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+        )
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def _example(picture: bytes, label: int) -> tf_example_pb2.Example:
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(picture)
+    example.features.feature["label"].int64_list.value.append(label)
+    return example
