@@ -17,7 +17,7 @@ from jaxtl.weights.strict import load_into
 _log = logging.getLogger("jaxtl")
 
 SMALLEST = 32
-"""Pixels a side below which the last maps would be smaller than 1 x 1 (five strides of two)."""
+"""Pixels a side of the smallest pictures that Keras Applications takes (mobilenet_v2.py)."""
 
 Weights = str | Sequence[str] | None
 

