@@ -100,8 +100,8 @@ class Loader:
     def _order(self, epoch: int) -> Int64[np.ndarray, " pictures"]:
         """The indices of an epoch. NumPy promises never to change the numbers of `RandomState`.
 
-        Not Grain's own shuffle: it would give seed 1 the epochs of seed 0, one later, and takes some
-        20 ms an epoch however few pictures there are.
+        Not Grain's own shuffle: it would give seed 1 the epochs of seed 0, one later, and takes
+        some 20 ms an epoch however few pictures there are.
         """
         if not self._shuffle:
             return np.arange(len(self))

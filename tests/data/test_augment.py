@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from jaxtl.config import Augment
-from jaxtl.data.augment import Geometry, augment, draw_geometry, pull_matrix, warp
+from jaxtl.data import augment as module
+from jaxtl.data.augment import Geometry, draw_geometry, pull_matrix
 
 SIZE = 12
+
+augment = jax.jit(module.augment, static_argnums=2)
+warp = jax.jit(module.warp)
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def geometry(corner=(0, 0), box=(1, 1), shear=0.0, zoom=(1, 1), flip=(False, Fal
 
 
 def changed(images, keys, **config):
-    return np.asarray(jax.jit(augment, static_argnums=2)(images, keys, Augment(**config)))
+    return np.asarray(augment(images, keys, Augment(**config)))
 
 
 def draws(config, count=2000):
@@ -43,6 +47,7 @@ def test_nothing_asked_for_is_only_a_cast(images, keys):
     np.testing.assert_array_equal(result, images)
 
 
+@pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
 @pytest.mark.parametrize(
     ("shear", "zx", "zy"), [(20, 1, 1), (-35, 1, 1), (0, 0.7, 1.3), (0, 1.4, 0.8), (25, 1.2, 0.9)]
 )
@@ -86,7 +91,7 @@ def test_an_enlarged_edge_is_filled_with_the_nearest_pixels():
 
 
 def test_places_are_computed_at_full_precision_on_every_device():
-    lowered = jax.jit(warp).lower(jnp.zeros((8, 8, 3)), jnp.eye(3)).as_text()
+    lowered = warp.lower(jnp.zeros((8, 8, 3)), jnp.eye(3)).as_text()
     products = [line for line in lowered.splitlines() if "dot_general" in line]
     assert products
     assert all("HIGHEST" in line for line in products)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from tfds_files import write_tfds
 
 from jaxtl.data.pictures import decode
 from jaxtl.data.sources import open_all, open_splits
@@ -44,7 +43,7 @@ def refused(spec):
     return str(caught.value)
 
 
-def test_pictures_come_undecoded_with_labels_and_names(folder):
+def test_pictures_come_undecoded_with_labels_and_names(write_tfds, folder):
     write_tfds(folder, {"train": examples(9), "test": examples(4, 100)}, CLASSES)
     train, val = split(folder)
     assert train.classes == val.classes == tuple(CLASSES)
@@ -57,13 +56,13 @@ def test_pictures_come_undecoded_with_labels_and_names(folder):
     assert open_all(f"tfds:{folder}").fingerprint == val.fingerprint
 
 
-def test_validation_comes_before_test(folder):
+def test_validation_comes_before_test(write_tfds, folder):
     parts = {"train": examples(6), "test": examples(3), "validation": examples(4)}
     write_tfds(folder, parts, CLASSES)
     assert len(split(folder).val) == 4
 
 
-def test_train_alone_is_split_by_class(folder):
+def test_train_alone_is_split_by_class(write_tfds, folder):
     write_tfds(folder, {"train": examples(15)}, CLASSES)
     train, val = split(folder)
     np.testing.assert_array_equal(np.bincount(train.labels), [4, 4, 4])
@@ -71,13 +70,13 @@ def test_train_alone_is_split_by_class(folder):
     assert len(open_all(f"tfds:{folder}")) == 15
 
 
-def test_evaluation_maps_labels_by_name(folder):
+def test_evaluation_maps_labels_by_name(write_tfds, folder):
     write_tfds(folder, {"train": examples(3)}, CLASSES)
     source = open_all(f"tfds:{folder}", classes=("cow", "bee", "ant"))
     np.testing.assert_array_equal(source.labels, [2, 1, 0])
 
 
-def test_a_name_is_found_and_read_without_tensorflow(folder, tmp_path):
+def test_a_name_is_found_and_read_without_tensorflow(write_tfds, folder, tmp_path):
     write_tfds(folder, {"train": examples(6), "test": examples(3)}, CLASSES)
     program = """
 import sys
@@ -106,7 +105,7 @@ def test_a_data_set_that_is_not_prepared_is_refused_with_the_command_that_prepar
     assert "tfds build no_such_set --file_format=array_record" in message
 
 
-def test_a_data_set_in_another_format_is_refused_alike(folder):
+def test_a_data_set_in_another_format_is_refused_alike(write_tfds, folder):
     write_tfds(folder, {"train": examples(6)}, CLASSES)
     info = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
@@ -115,29 +114,29 @@ def test_a_data_set_in_another_format_is_refused_alike(folder):
     assert "tfds build tiny --file_format=array_record" in refused(folder)
 
 
-def test_the_folder_above_a_version_is_refused_by_naming_what_is_needed(folder):
+def test_the_folder_above_a_version_is_refused_by_naming_what_is_needed(write_tfds, folder):
     write_tfds(folder, {"train": examples(6)}, CLASSES)
     message = refused(folder.parent)
     assert "has no dataset_info.json" in message
     assert f"tfds:{folder}" in message
 
 
-def test_a_data_set_without_train_is_refused(folder):
+def test_a_data_set_without_train_is_refused(write_tfds, folder):
     write_tfds(folder, {"test": examples(3)}, CLASSES)
     assert "has no split 'train', only test" in refused(folder)
 
 
-def test_two_pictures_in_an_example_are_refused(folder):
+def test_two_pictures_in_an_example_are_refused(write_tfds, folder):
     write_tfds(folder, {"train": examples(3)}, CLASSES, mask=tfds.features.Image())
     assert "has 2 features that are a picture" in refused(folder)
 
 
-def test_two_labels_in_an_example_are_refused(folder):
+def test_two_labels_in_an_example_are_refused(write_tfds, folder):
     other = tfds.features.ClassLabel(num_classes=2)
     write_tfds(folder, {"train": examples(3)}, CLASSES, coarse=other)
     assert "has 2 features that are a class label" in refused(folder)
 
 
-def test_pictures_without_a_label_are_refused(folder):
+def test_pictures_without_a_label_are_refused(write_tfds, folder):
     write_tfds(folder, {"train": examples(6), "test": [(png(0), -1)]}, CLASSES)
     assert "'test' has pictures without a label" in refused(folder)

@@ -1,8 +1,9 @@
-"""Writes a small prepared TFDS data set in the array_record format, without TensorFlow."""
+"""A prepared TFDS data set in the array_record format, written without TensorFlow."""
 
 import json
 from pathlib import Path
 
+import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
@@ -10,7 +11,13 @@ from tensorflow_datasets.proto import tf_example_pb2
 Examples = list[tuple[bytes, int]]
 
 
-def write_tfds(folder: Path, splits: dict[str, Examples], classes: list[str], **more_features):
+@pytest.fixture
+def write_tfds():
+    """A function that writes a small data set; see `_write_tfds`."""
+    return _write_tfds
+
+
+def _write_tfds(folder: Path, splits: dict[str, Examples], classes: list[str], **more_features):
     """Writes `folder` as one version of a data set: encoded pictures and labels of every split."""
     folder.mkdir(parents=True)
     features = {
