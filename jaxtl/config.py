@@ -1,8 +1,8 @@
 """What a config may say: typed, checked, with the flags `--cfg FILE` and `--cfg.a.b=value`.
 
-A config is a Python file whose `get_config()` returns an `ml_collections.ConfigDict`; its phases are a
-tuple of `Phase` objects, because their order and the order of their patterns matter and a ConfigDict
-sorts its keys (docs/decisions/0001-phases-are-typed-objects.md).
+A config is a Python file whose `get_config()` returns an `ml_collections.ConfigDict`. Its phases
+are a tuple of `Phase` objects, because their order and the order of their patterns matter and a
+ConfigDict sorts its keys (docs/decisions/0001-phases-are-typed-objects.md).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Data(_Checked):
         source: `digits`, a directory of class folders, `tfds:NAME` or `tfds:DIR`.
         batch_size: pictures a step, over all devices together.
         val_fraction: the share of each class kept for validation where the source has no split.
-        resize: `stretch` squeezes every picture to a square, as Keras does; `crop` scales the shorter
-            side and keeps the centre.
-        memory_gb: decoded pictures are kept in memory when they need no more than this, in 1e9 bytes.
+        resize: `stretch` squeezes every picture to a square, as Keras does; `crop` scales the
+            shorter side and keeps the centre.
+        memory_gb: decoded pictures are kept in memory when they need no more, in 1e9 bytes.
     """
 
     source: str = "digits"
@@ -86,18 +86,21 @@ class Phase(_Checked):
 
     Attributes:
         name: what logs and flags call it.
-        train: regular expressions over whole parameter paths, each with the multiplier of the learning
-            rate for what it matches; the first match wins, and what nothing matches is frozen.
+        train: regular expressions over whole parameter paths, each with the multiplier of the
+            learning rate for what it matches; the first match wins, and what nothing matches is
+            frozen.
         epochs: passes over the training pictures, at most.
         lr: the learning rate, before multipliers and schedule.
-        optimizer: `adam`, `adamw`, `sgd` (with Nesterov's momentum of `momentum`) or `rmsprop`.
+        optimizer: `adam` (with `weight_decay` it is AdamW), `sgd` (with Nesterov momentum of
+            `momentum`) or `rmsprop`.
         weight_decay: decoupled decay of the trained kernels (never of biases or BatchNorms).
         clip_norm: the largest global norm of the trained gradients.
         schedule: `constant`, or `cosine` down to zero over the phase.
         warmup_epochs: the learning rate rises linearly over this many epochs.
         label_smoothing: the share of each label spread over all classes.
         batch_norm: what the BatchNorms of trained stages do: `frozen` (scale and shift learn, the
-            statistics stay) or `train` (normalise by the batch, across devices, and move the statistics).
+            statistics stay) or `train` (normalise by the batch, across devices, and move the
+            statistics).
         batch_norm_momentum: how much of the running statistics a step keeps; None suits it to the
             number of steps in the phase.
         patience: stop after this many epochs without a better validation result; None never stops.
@@ -108,7 +111,7 @@ class Phase(_Checked):
     train: dict[str, Positive] = Field(min_length=1)
     epochs: Annotated[int, Field(ge=1)]
     lr: Positive = 1e-3
-    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 0.0
     clip_norm: Positive | None = None
@@ -129,3 +132,169 @@ class Config(_Checked):
     augment: Augment = Augment()
     phases: tuple[Phase, ...] = Field(min_length=1)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+def load(name: str, overrides: Mapping[str, str]) -> Config:
+    """Reads a config file, applies flags to it and checks the whole.
+
+    Args:
+        name: a file as given, in `./configs`, or among the configs that come with the package.
+        overrides: dotted keys (`data.batch_size`, `phases.head.lr`) with values as typed.
+
+    Raises:
+        UserError: the file is not there or cannot be read, or a key or value is not possible.
+    """
+    path = find(name)
+    spec = importlib.util.spec_from_file_location(f"jaxtl_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file: a config ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        tree = _plain(module.get_config())
+    except pydantic.ValidationError as error:
+        raise UserError(f"{path}: {_explain(error, Phase, {})}") from error
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    for key, text in overrides.items():
+        _override(tree, key, text)
+    return check(tree)
+
+
+def check(tree: Mapping[str, Any]) -> Config:
+    """Turns a tree of plain values into a `Config`.
+
+    Raises:
+        UserError: a key is not known (the nearest is named), or its value has the wrong type or is
+            impossible.
+    """
+    try:
+        config = Config.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error, Config, tree)) from error
+    names = [phase.name for phase in config.phases]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"two phases are called {sorted(repeated)[0]!r}; give each its own name")
+    return config
+
+
+def find(name: str) -> Path:
+    """Looks a config up as given, in `./configs`, then among those that come with the package."""
+    package = Path(__file__).parent
+    shipped = [package / "configs", package.parent / "configs"]  # installed; a checkout
+    for folder in (Path(), Path("configs"), *shipped):
+        if (folder / name).is_file():
+            return (folder / name).resolve()
+    known = sorted({path.name for folder in shipped for path in folder.glob("*.py")})
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the ones that come along: {', '.join(known)}"
+    raise UserError(f"no config {name}, neither here nor in ./configs; {hint}")
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The keys on which two configs differ, each as `key: old -> new`."""
+    before, after = _leaves(old.model_dump()), _leaves(new.model_dump())
+    return [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Turns the ConfigDicts and Phases of a config into dicts and tuples."""
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump()
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _override(tree: dict[str, Any], key: str, text: str) -> None:
+    """Sets one dotted key; a phase is reached by its name."""
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        if isinstance(node, tuple):
+            names = [phase.get("name") for phase in node]
+            if part not in names:
+                raise UserError(f"--cfg.{key}: no phase is called {part!r}; there are {names}")
+            node = node[names.index(part)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        if not isinstance(node, dict | tuple):
+            raise UserError(f"--cfg.{key}: {'.'.join(parents[: depth + 1])} has no keys below it")
+    if isinstance(node, tuple):
+        raise UserError(f"--cfg.{key}: name one of its keys too, such as --cfg.{key}.lr=0.001")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if _field_type(parents, last) is str:
+        value = text
+    node[last] = tuple(value) if isinstance(value, list) else value
+
+
+def _field_type(parents: list[str], last: str) -> Any:
+    model = Phase if parents[:1] == ["phases"] else _section(parents[:1])
+    field = model.model_fields.get(last)
+    return field.annotation if field else None
+
+
+def _section(path: Sequence[Any]) -> type[pydantic.BaseModel]:
+    sections: dict[str, type[pydantic.BaseModel]] = {
+        "model": Model,
+        "data": Data,
+        "augment": Augment,
+        "phases": Phase,
+    }
+    return sections.get(path[0], Config) if path else Config
+
+
+def _explain(error: pydantic.ValidationError, root: type, tree: Mapping[str, Any]) -> str:
+    """One line for the first thing that is wrong with a config."""
+    first = error.errors()[0]
+    place = list(first["loc"])
+    model = root if root is Phase else _section(place[:-1])
+    if first["type"] == "extra_forbidden":
+        key = str(place[-1])
+        near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
+        return f"config key {_dotted(place, tree)!r} is not known; {hint}"
+    if first["type"] == "missing":
+        return f"config key {_dotted(place, tree)!r} is missing"
+    if first["input"] is None:
+        return (
+            f"config key {_dotted(place, tree)!r} is not set; add --cfg.{_dotted(place, tree)}=..."
+        )
+    return f"config key {_dotted(place, tree)!r}: {first['msg']}, not {first['input']!r}"
+
+
+def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
+    """Writes a place in the config as its flag would, phases by name."""
+    parts = [str(part) for part in place]
+    if parts[0] == "phases" and len(parts) > 1:
+        phase = tree["phases"][int(parts[1])]
+        parts[1] = str(phase.get("name", parts[1])) if isinstance(phase, Mapping) else parts[1]
+    depth = {"phases": 4 if "train" in parts else 3}.get(parts[0], 2)
+    return ".".join(parts[:depth])
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        items = list(tree.items())
+    elif isinstance(tree, tuple) and any(isinstance(item, Mapping) for item in tree):
+        items = [(phase["name"], phase) for phase in tree]
+    else:
+        return {prefix: tree}
+    if prefix.endswith(".train"):  # the order of patterns matters
+        return {prefix: items}
+    return {
+        leaf: value
+        for key, item in items
+        for leaf, value in _leaves(item, f"{prefix}.{key}".lstrip(".")).items()
+    }

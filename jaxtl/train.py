@@ -1,0 +1,170 @@
+"""Fine-tunes an image classifier: `python -m jaxtl.train --cfg mnv2.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from jaxtl import cli
+from jaxtl.checkpoint import Checkpoints, Progress
+from jaxtl.config import Config, load
+from jaxtl.data.loader import Loader
+from jaxtl.data.sources import Source, Splits, found_line, open_splits
+from jaxtl.freeze import freezing
+from jaxtl.loop import Interrupted, Training
+from jaxtl.models import Network, Variables, build, split
+from jaxtl.report.log import MetricsLog
+from jaxtl.report.page import write_page
+from jaxtl.report.terminal import console, stage_table
+from jaxtl.run import RunDirectory
+from jaxtl.steps import check_batch_size
+from jaxtl.weights import create
+
+_HELP = """Fine-tunes an image classifier.
+
+Any key of the config can be set by a flag: --cfg.data.source=path/to/images
+--cfg.data.batch_size=64 --cfg.phases.head.lr=0.003
+
+Run the same command with the same --workdir to continue a run that was stopped."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    flags = cli.parser("jaxtl.train", _HELP)
+    flags.add_argument("--cfg", required=True, metavar="FILE", help="the config, such as mnv2.py")
+    flags.add_argument(
+        "--workdir", type=Path, metavar="DIR", help="the run directory [runs/CONFIG-DATE-TIME]"
+    )
+    given, rest = flags.parse_known_args(arguments)
+    config = load(given.cfg, cli.overrides(rest))
+    now = time.strftime("%Y%m%d-%H%M%S")
+    workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-{now}"
+    try:
+        train(config, workdir, console())
+    except Interrupted:
+        print(f"stopped and saved; to continue: the same command with --workdir {workdir}")
+        return 130
+    return 0
+
+
+def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
+    """Trains a classifier as a config says, or goes on where the same run was left.
+
+    Args:
+        config: the run.
+        workdir: the run directory; a new one, or that of the same config and data.
+        out: the terminal.
+
+    Returns:
+        The validation metrics of the result.
+
+    Raises:
+        UserError: something that the user can mend.
+        Interrupted: a signal asked the run to stop; it is saved.
+    """
+    begun = time.perf_counter()
+    devices = jax.local_devices()
+    check_batch_size(config.data.batch_size, devices)
+    data = open_splits(config.data.source, val_fraction=config.data.val_fraction, seed=config.seed)
+    for part in data:
+        out.print(found_line(part))
+
+    run = RunDirectory(workdir)
+    network, variables, checkpoints = _begin_or_reopen(run, config, data)
+    freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
+    out.print(stage_table(network, config.phases, freezings))
+
+    progress = checkpoints.newest()
+    if progress is None:
+        progress = Progress()
+    else:
+        variables = checkpoints.variables(progress.step, variables)
+        phase = config.phases[progress.phase].name
+        out.print(f"continuing {workdir} in phase {phase} after epoch {progress.epoch}")
+    training = Training(
+        config=config,
+        network=network,
+        freezings=freezings,
+        variables=variables,
+        progress=progress,
+        train_data=_loader(data.train, config, shuffle=True),
+        val_data=_loader(data.val, config, shuffle=False),
+        checkpoints=checkpoints,
+        log=MetricsLog(run.metrics, run.tensorboard, until=progress.step),
+        out=out,
+        devices=devices,
+    )
+    try:
+        evaluation = training.run()
+    finally:
+        checkpoints.close()
+        training.log.close()
+
+    metrics = evaluation.sums.means(len(data.train.classes))
+    run.finish({"step": training.progress.step, **metrics})
+    write_page(run, evaluation, data.train.classes)
+    out.print(
+        f"{' '.join(f'val_{name}: {value:.4f}' for name, value in metrics.items())}  "
+        f"({evaluation.sums.top1}/{evaluation.sums.pictures} right) after "
+        f"{training.progress.step:,} steps and {time.perf_counter() - begun:.0f} s  {workdir}"
+    )
+    return metrics
+
+
+def _begin_or_reopen(
+    run: RunDirectory, config: Config, data: Splits
+) -> tuple[Network, Variables, Checkpoints]:
+    """The network, the variables that the run began with, and its checkpoints."""
+    classes = data.train.classes
+    facts = {
+        "classes": list(classes),
+        "data": {
+            "source": config.data.source,
+            "train": {"pictures": len(data.train), "sha256": data.train.fingerprint},
+            "val": {"pictures": len(data.val), "sha256": data.val.fingerprint},
+        },
+    }
+    model = config.model
+    if run.exists():
+        run.check_same(config, facts)
+        checkpoints = Checkpoints(run.checkpoints)
+        if checkpoints.has_initial():
+            network = build(
+                model.name, num_classes=len(classes), width=model.width, dropout=model.dropout
+            )
+            return network, checkpoints.initial(split(network)[1]), checkpoints
+    network, record = create(
+        model.name,
+        num_classes=len(classes),
+        weights=model.weights,
+        width=model.width,
+        image_size=model.image_size,
+        dropout=model.dropout,
+        fresh_head=True,
+        seed=config.seed,
+    )
+    run.begin(config, {**facts, "weights": record and dataclasses.asdict(record)})
+    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints.save_initial(split(network)[1])
+    return network, split(network)[1], checkpoints
+
+
+def _loader(source: Source, config: Config, *, shuffle: bool) -> Loader:
+    return Loader(
+        source,
+        image_size=config.model.image_size,
+        resize=config.data.resize,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        shuffle=shuffle,
+        memory_bytes=config.data.memory_gb * 1e9,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
