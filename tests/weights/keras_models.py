@@ -1,0 +1,146 @@
+"""Keras models with random weights and BatchNorm statistics, the reference for these tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import jax
+import keras
+import numpy as np
+from keras import layers
+
+CLASSES = 7
+
+# Keras' variables and the names that they have here.
+_OURS = {
+    "gamma": "scale",
+    "beta": "bias",
+    "moving_mean": "mean",
+    "moving_variance": "var",
+}
+
+
+def mobilenet_v2(*, width=0.35, size=32, top=False, classes=CLASSES, seed=0) -> keras.Model:
+    """MobileNetV2 of Keras Applications; with `top`, it returns logits."""
+    options = {"classes": classes, "classifier_activation": None} if top else {"pooling": "avg"}
+    with quick_initialisers():
+        model = keras.applications.MobileNetV2(
+            weights=None, alpha=width, input_shape=(size, size, 3), include_top=top, **options
+        )
+    randomise(model, seed)
+    return model
+
+
+@contextlib.contextmanager
+def quick_initialisers() -> Iterator[None]:
+    """Lets Keras start from zeros: it compiles its initialisers for every shape, 20 s a model."""
+
+    def zeros(self, shape, dtype=None, **_):
+        return np.zeros(shape, dtype)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("GlorotUniform", "Zeros", "Ones"):
+            initialiser = getattr(keras.initializers, name)
+            stack.enter_context(mock.patch.object(initialiser, "__call__", zeros))
+        yield
+
+
+def randomise(model: keras.Model, seed: int) -> None:
+    """Gives every variable values that would tell if any two were swapped."""
+    rng = np.random.default_rng(seed)
+    for variable in model.weights:
+        name, shape = variable.path.split("/")[-1], variable.shape
+        if name in ("gamma", "moving_variance"):
+            values = rng.uniform(0.5, 1.5, shape)
+        elif name in ("beta", "moving_mean", "bias"):
+            values = rng.normal(0, 0.2, shape)
+        else:
+            fan_in = np.prod(shape[:3]) if "depthwise" not in variable.path else 9
+            values = rng.normal(0, np.sqrt(2 / fan_in), shape)
+        variable.assign(values.astype(np.float32))
+
+
+def nested_sequential(trunk: keras.Model, dense: str = "dense") -> keras.Model:
+    """The model of Keras' guide to transfer learning, with augmentation in front."""
+    augment = keras.Sequential([layers.RandomFlip(), layers.RandomRotation(0.1)])
+    return _headed(
+        keras.Sequential(
+            [
+                keras.Input(trunk.input_shape[1:]),
+                augment,
+                layers.Rescaling(1 / 127.5, offset=-1),
+                trunk,
+                layers.Dropout(0.2),
+                layers.Dense(CLASSES, name=dense),
+            ]
+        )
+    )
+
+
+def nested_functional(trunk: keras.Model, *dense: str) -> keras.Model:
+    """A network inside a functional model, with one dense layer for each name."""
+    inputs = keras.Input(trunk.input_shape[1:])
+    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    x = layers.Dropout(0.2)(trunk(x, training=False))
+    for name in dense:
+        x = layers.Dense(CLASSES, name=name)(x)
+    return _headed(keras.Model(inputs, x))
+
+
+def flat(trunk: keras.Model) -> keras.Model:
+    """A head put on the network's own output, in one model."""
+    return _headed(keras.Model(trunk.input, layers.Dense(CLASSES, name="breeds")(trunk.output)))
+
+
+def _headed(model: keras.Model) -> keras.Model:
+    rng = np.random.default_rng(99)
+    for variable in model.weights:
+        if variable.shape[-1] == CLASSES:
+            variable.assign(rng.normal(0, 0.1, variable.shape).astype(np.float32))
+    return model
+
+
+def arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    """Every array of a Keras model by the path that it should have here, in the layout of here.
+
+    Written from the names alone, so that it shares nothing with the code under test.
+    """
+    found = {}
+    for variable in model.weights:
+        layer, name = variable.path.split("/")[-2:]
+        value = np.asarray(variable.value)
+        if "depthwise" in layer and name == "kernel":
+            value = value.transpose(0, 1, 3, 2)
+        found[f"{_path(layer, value)}/{_OURS.get(name, name)}"] = value
+    return found
+
+
+def _path(layer: str, value: np.ndarray) -> str:
+    named = {
+        "Conv1": "stem/conv",
+        "bn_Conv1": "stem/bn",
+        "Conv_1": "top/conv",
+        "Conv_1_bn": "top/bn",
+    }
+    if layer in named:
+        return named[layer]
+    if value.shape[-1] == CLASSES:
+        return "head"
+    block, _, part = layer.replace("expanded_conv", "block_0").rpartition("_")
+    if part == "BN":
+        block, _, part = block.rpartition("_")
+        part += "_bn"
+    return f"{block}/{part}"
+
+
+def outputs(model: keras.Model, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features and logits of a model with top, for RGB pictures 0..255, as Keras computes them."""
+    both = keras.Model(model.input, [model.layers[-2].output, model.output])
+    scaled = keras.applications.mobilenet_v2.preprocess_input(pictures.astype(np.float32))
+    trained = [v.value for v in both.trainable_variables]
+    other = [v.value for v in both.non_trainable_variables]
+    run = jax.jit(lambda t, o, x: both.stateless_call(t, o, x, training=False)[0])
+    features, logits = run(trained, other, scaled)
+    return np.asarray(features), np.asarray(logits)
