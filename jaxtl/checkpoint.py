@@ -70,7 +70,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, read_only: bool = False):
         self._initial = folder.resolve() / "initial"
         self._best_step: int | None = None
-        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file
         self._manager = ocp.CheckpointManager(
             folder.resolve() / "steps",
             options=ocp.CheckpointManagerOptions(
@@ -79,16 +79,17 @@ class Checkpoints:
                 ),
                 read_only=read_only,
             ),
+            item_handlers={
+                "variables": ocp.StandardCheckpointHandler(),
+                "optimizer": ocp.StandardCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
         )
-
-    def has_initial(self) -> bool:
-        """Whether the run has begun: its first variables are all on disk."""
-        return self._initial.exists()
 
     def save_initial(self, variables: Variables) -> None:
         """Writes all variables as the run begins; returns when they are on disk."""
         with ocp.StandardCheckpointer() as writer:
-            writer.save(self._initial, variables)
+            writer.save(self._initial, variables, force=True)
 
     def initial(self, like: Variables) -> Variables:
         """Reads the variables that the run began with.
@@ -112,6 +113,8 @@ class Checkpoints:
             changed: the variables that the run has changed so far.
             optimizer: the state of the phase's optimizer.
         """
+        if progress.step in self._manager.all_steps():
+            return  # stopped again before the first step: what is there is the same
         self._best_step = progress.best_step
         self._manager.save(
             progress.step,

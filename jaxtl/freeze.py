@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flax import nnx
@@ -130,9 +130,13 @@ def _summary(paths: list[str]) -> str:
     for stage, rests in inner.items():
         stages.setdefault(tuple(sorted(rests)), []).append(stage)
     return ", ".join(
-        f"({'|'.join(sorted(names, key=_natural))})/({'|'.join(rests)})"
+        f"{_any_of(sorted(names, key=_natural))}/{_any_of(rests)}"
         for rests, names in stages.items()
     )
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"({'|'.join(names)})"
 
 
 def _natural(name: str) -> list[int | str]:

@@ -39,16 +39,23 @@ class RunDirectory:
         """Whether a run began here."""
         return self._run.exists()
 
+    def check_empty(self) -> None:
+        """Refuses to begin a run among other files.
+
+        Raises:
+            UserError: the directory holds something that no run left behind.
+        """
+        left_behind = {self.checkpoints, self._config}  # by a run that died before it began
+        if self.path.exists() and set(self.path.iterdir()) - left_behind:
+            raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
+
     def begin(self, config: Config, facts: Mapping[str, Any]) -> None:
-        """Writes down what the run is.
+        """Writes down what the run is, which is when it exists.
 
         Args:
             config: all of it.
             facts: JSON-friendly facts: classes, weights, data.
         """
-        if self.path.exists() and any(self.path.iterdir()) and not self._config.exists():
-            raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
-        self.path.mkdir(parents=True, exist_ok=True)
         _write(self._config, config.model_dump())
         machine = {
             "versions": {"python": platform.python_version()}

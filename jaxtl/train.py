@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
@@ -17,7 +18,7 @@ from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, found_line, open_splits
 from jaxtl.freeze import freezing
 from jaxtl.loop import Interrupted, Training
-from jaxtl.models import Network, Variables, build, split
+from jaxtl.models import Variables, build, split
 from jaxtl.report.log import MetricsLog
 from jaxtl.report.page import write_page
 from jaxtl.report.terminal import console, stage_table
@@ -74,15 +75,26 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
     for part in data:
         out.print(found_line(part))
 
-    run = RunDirectory(workdir)
-    network, variables, checkpoints = _begin_or_reopen(run, config, data)
+    model, classes = config.model, data.train.classes
+    network = build(model.name, num_classes=len(classes), width=model.width, dropout=model.dropout)
     freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
+
+    run = RunDirectory(workdir)
+    facts = _facts(config, data)
+    if run.exists():
+        run.check_same(config, facts)
+        checkpoints = Checkpoints(run.checkpoints)
+        variables = checkpoints.initial(split(network)[1])
+    else:
+        run.check_empty()
+        variables, record = _pretrained(config, len(classes))
+        checkpoints = Checkpoints(run.checkpoints)
+        checkpoints.save_initial(variables)
+        run.begin(config, {**facts, "weights": record})
     out.print(stage_table(network, config.phases, freezings))
 
-    progress = checkpoints.newest()
-    if progress is None:
-        progress = Progress()
-    else:
+    progress = checkpoints.newest() or Progress()
+    if progress.step:
         variables = checkpoints.variables(progress.step, variables)
         phase = config.phases[progress.phase].name
         out.print(f"continuing {workdir} in phase {phase} after epoch {progress.epoch}")
@@ -116,42 +128,31 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
     return metrics
 
 
-def _begin_or_reopen(
-    run: RunDirectory, config: Config, data: Splits
-) -> tuple[Network, Variables, Checkpoints]:
-    """The network, the variables that the run began with, and its checkpoints."""
-    classes = data.train.classes
-    facts = {
-        "classes": list(classes),
+def _facts(config: Config, data: Splits) -> dict[str, Any]:
+    """What must not change while a run lasts, besides its config."""
+    return {
+        "classes": list(data.train.classes),
         "data": {
             "source": config.data.source,
             "train": {"pictures": len(data.train), "sha256": data.train.fingerprint},
             "val": {"pictures": len(data.val), "sha256": data.val.fingerprint},
         },
     }
-    model = config.model
-    if run.exists():
-        run.check_same(config, facts)
-        checkpoints = Checkpoints(run.checkpoints)
-        if checkpoints.has_initial():
-            network = build(
-                model.name, num_classes=len(classes), width=model.width, dropout=model.dropout
-            )
-            return network, checkpoints.initial(split(network)[1]), checkpoints
+
+
+def _pretrained(config: Config, num_classes: int) -> tuple[Variables, dict[str, Any] | None]:
+    """The variables that a new run begins with, its head a fresh one, and where they come from."""
     network, record = create(
-        model.name,
-        num_classes=len(classes),
-        weights=model.weights,
-        width=model.width,
-        image_size=model.image_size,
-        dropout=model.dropout,
+        config.model.name,
+        num_classes=num_classes,
+        weights=config.model.weights,
+        width=config.model.width,
+        image_size=config.model.image_size,
+        dropout=config.model.dropout,
         fresh_head=True,
         seed=config.seed,
     )
-    run.begin(config, {**facts, "weights": record and dataclasses.asdict(record)})
-    checkpoints = Checkpoints(run.checkpoints)
-    checkpoints.save_initial(split(network)[1])
-    return network, split(network)[1], checkpoints
+    return split(network)[1], dataclasses.asdict(record) if record else None
 
 
 def _loader(source: Source, config: Config, *, shuffle: bool) -> Loader:

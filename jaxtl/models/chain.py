@@ -48,15 +48,15 @@ class Network(nnx.Module):
         """Runs the stages from `start` up to, but not including, `stop`.
 
         Args:
-            x: pictures (B, H, W, 3), RGB, 0..255, uint8 or float; or, with `start`, what the stage before
-                it returned.
+            x: pictures (B, H, W, 3), RGB, 0..255, uint8 or float; or, with `start`, what the stage
+                before it returned.
             start: the first stage to run; None for the whole chain's first.
             stop: the stage to stop before; None to run to the end.
             context: keys and padding of the batch; the default is inference.
 
         Returns:
-            What the last stage run returns: logits or pooled features (B, F) at the end of the chain,
-            float32.
+            What the last stage run returns: logits or pooled features (B, F) at the end of the
+            chain, float32.
         """
         for stage in self.between(start, stop):
             x = getattr(self, stage)(x, context)
@@ -72,20 +72,19 @@ class Network(nnx.Module):
 def split(network: Network) -> tuple[nnx.GraphDef, Variables]:
     """Takes a network apart into its static structure and its variables by path."""
     graph, state = nnx.split(network)
-    return graph, {"/".join(path): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    return graph, {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
 def merge(graph: nnx.GraphDef, variables: Variables) -> Network:
     """Puts a network together; the inverse of `split`.
 
-    Inside a traced function this makes variables of that trace, so a gradient can be taken through them.
+    Inside a traced function the network belongs to that trace: gradients can be taken through it.
     """
-    return nnx.merge(
-        graph, nnx.from_flat_state({tuple(path.split("/")): v for path, v in variables.items()})
-    )
+    flat: dict = {tuple(path.split("/")): value for path, value in variables.items()}
+    return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
 def statistics(network: Network) -> frozenset[str]:
     """The paths of the BatchNorm statistics, which no gradient moves."""
     state = nnx.state(network, nnx.BatchStat)
-    return frozenset("/".join(path) for path, _ in nnx.to_flat_state(state))
+    return frozenset("/".join(map(str, path)) for path, _ in nnx.to_flat_state(state))

@@ -54,7 +54,7 @@ class Conv(nnx.Module):
     def __call__(self, x: Maps) -> Maps:
         kernel = self.kernel[...]
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
-            # The same product; jax 0.10 runs it twice as fast on a CPU when it need not find it out.
+            # The same product, which jax 0.10 runs twice as fast on a CPU as the convolution.
             return x @ kernel[0, 0]
         return lax.conv_general_dilated(
             x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -75,11 +75,11 @@ class DepthwiseConv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) that a phase can hold still.
 
-    Unlike `nnx.BatchNorm`, the batch's statistics are exact when padding falls unevenly on the devices:
-    sums and counts are added up over `axis_name`, not means of means.
+    Unlike `nnx.BatchNorm`, the batch's statistics are exact when padding falls unevenly on the
+    devices: sums and counts are added up over `axis_name`, not means of means.
 
     Attributes:
-        training: normalise by the batch and move the running statistics; else use these as they are.
+        training: normalise by the batch and move the running statistics; else use those.
         momentum: the share of the running statistics that a training step keeps.
         axis_name: the mapped axis over which training statistics are shared, if any.
     """

@@ -82,7 +82,7 @@ class ConvNormRelu6(nnx.Module):
 
 
 class InvertedResidual(nnx.Module):
-    """Expand with a 1x1 convolution, filter depthwise, project, and add the input where shapes allow."""
+    """Expand 1x1, filter depthwise, project 1x1; the input is added where the shapes allow."""
 
     def __init__(
         self, channels: int, out: int, expansion: int, stride: int, rng: np.random.Generator

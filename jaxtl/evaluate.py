@@ -1,0 +1,53 @@
+"""Measures a trained run: `python -m jaxtl.evaluate --run DIR`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from jaxtl import cli
+from jaxtl.data.sources import found_line, open_all, open_splits
+from jaxtl.metrics import confusion
+from jaxtl.predictor import load_run
+from jaxtl.report.terminal import console
+
+_HELP = """Measures a trained run: loss, accuracy, and how each class fares.
+
+Without --data it measures the pictures that the run was validated on."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    flags = cli.parser("jaxtl.evaluate", _HELP)
+    flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
+    flags.add_argument("--data", metavar="SOURCE", help="other pictures with the same classes")
+    given = flags.parse_args(arguments)
+    out = console()
+    predictor = load_run(given.run)
+    config = predictor.config
+    if given.data is None:
+        fraction, seed = config.data.val_fraction, config.seed
+        source = open_splits(config.data.source, val_fraction=fraction, seed=seed).val
+    else:
+        source = open_all(given.data, classes=predictor.classes)
+    out.print(found_line(source))
+    evaluation = predictor.evaluate(source)
+
+    counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
+    table = Table("class")
+    for column in ("pictures", "right", "recall", "precision"):
+        table.add_column(column, justify="right")
+    for index, name in enumerate(predictor.classes):
+        total, found, right = counts[index].sum(), counts[:, index].sum(), counts[index, index]
+        shares = (f"{right / whole:.4f}" if whole else "-" for whole in (total, found))
+        table.add_row(name, str(total), str(right), *shares)
+    out.print(table)
+    means = evaluation.sums.means(len(predictor.classes))
+    measured = " ".join(f"{name}: {value:.4f}" for name, value in means.items())
+    out.print(f"{measured}  ({evaluation.sums.top1}/{evaluation.sums.pictures} right)")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,88 @@
+"""Classifies pictures with a trained run: `python -m jaxtl.predict --run DIR PATH...`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from jaxtl import cli
+from jaxtl.data.folders import EXTENSIONS
+from jaxtl.errors import UserError
+from jaxtl.predictor import load_run
+from jaxtl.report.terminal import console
+
+_HELP = """Classifies pictures with a trained run.
+
+A PATH is a picture or a folder, which is searched to any depth."""
+
+Guess = tuple[str, float]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    flags = cli.parser("jaxtl.predict", _HELP)
+    flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
+    flags.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a picture or a folder")
+    flags.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    flags.add_argument("--top", type=int, default=5, metavar="K", help="classes to show [5]")
+    given = flags.parse_args(arguments)
+    if given.top < 1:
+        raise UserError(f"--top is at least 1, not {given.top}")
+    paths = list(_pictures(given.paths))
+    predictor = load_run(given.run)
+    probabilities = predictor.predict(paths)
+    guesses = [
+        [(predictor.classes[index], float(row[index])) for index in np.argsort(-row)[: given.top]]
+        for row in probabilities
+    ]
+    {"table": _table, "csv": _csv, "json": _json}[given.format](paths, guesses)
+    return 0
+
+
+def _pictures(paths: Iterable[Path]) -> Iterable[Path]:
+    """The files among the paths and the pictures in the folders among them, sorted."""
+    for path in paths:
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            if not found:
+                raise UserError(f"no pictures in {path}")
+            yield from found
+        elif path.exists():
+            yield path
+        else:
+            raise UserError(f"no file {path}")
+
+
+def _table(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
+    table = Table("picture", "class", "probability", "others")
+    for path, ((best, probability), *others) in zip(paths, guesses, strict=True):
+        rest = ", ".join(f"{name} {p:.3f}" for name, p in others)
+        table.add_row(str(path), best, f"{probability:.3f}", rest)
+    console().print(table)
+
+
+def _csv(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["path", "rank", "class", "probability"])
+    for path, ranked in zip(paths, guesses, strict=True):
+        for rank, (name, probability) in enumerate(ranked, start=1):
+            writer.writerow([path, rank, name, f"{probability:.6f}"])
+
+
+def _json(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
+    result = [
+        {"path": str(path), "classes": [{"class": n, "probability": p} for n, p in ranked]}
+        for path, ranked in zip(paths, guesses, strict=True)
+    ]
+    json.dump(result, sys.stdout, indent=2)
+    print()
+
+
+if __name__ == "__main__":
+    cli.run(main)

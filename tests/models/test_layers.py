@@ -1,0 +1,83 @@
+"""The layers, against NumPy."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxtl.models.layers import BatchNorm, Context, Head, glorot_uniform
+
+RNG = np.random.default_rng(0)
+
+
+def trained_norm():
+    norm = BatchNorm(4, epsilon=1e-3)
+    norm.scale[...] = jnp.asarray(RNG.uniform(0.5, 2, 4), jnp.float32)
+    norm.bias[...] = jnp.asarray(RNG.normal(size=4), jnp.float32)
+    norm.mean[...] = jnp.asarray(RNG.normal(size=4), jnp.float32)
+    norm.var[...] = jnp.asarray(RNG.uniform(0.5, 2, 4), jnp.float32)
+    return norm
+
+
+def test_batch_norm_in_inference_uses_and_keeps_its_statistics():
+    norm = trained_norm()
+    before = [np.asarray(v[...]) for v in (norm.mean, norm.var)]
+    x = RNG.normal(size=(3, 2, 2, 4)).astype(np.float32)
+    expected = (x - before[0]) / np.sqrt(before[1] + 1e-3) * norm.scale[...] + norm.bias[...]
+    np.testing.assert_allclose(norm(x, Context()), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(norm.mean[...], before[0])
+    np.testing.assert_array_equal(norm.var[...], before[1])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_batch_norm_in_training_counts_every_picture_once_and_no_padding(devices):
+    norm = trained_norm()
+    norm.training, norm.momentum, norm.axis_name = True, 0.7, "data"
+    old_mean, old_var = np.asarray(norm.mean[...]), np.asarray(norm.var[...])
+    x = RNG.normal(2, 3, size=(16, 2, 3, 4)).astype(np.float32)
+    valid = np.arange(16) < 5  # on eight devices five of them hold padding alone
+    real = x[valid].reshape(-1, 4)
+
+    graph, state = nnx.split(norm)
+    arrays = nnx.to_pure_dict(state)
+
+    @partial(jax.pmap, axis_name="data", devices=jax.devices()[:devices], out_axes=(0, None))
+    def train(x, valid):
+        fresh = nnx.merge(graph, nnx.State(arrays))
+        y = fresh(x, Context(None, valid))
+        return y, (fresh.mean[...], fresh.var[...])
+
+    split_up = x.reshape(devices, -1, 2, 3, 4), valid.reshape(devices, -1)
+    y, (mean, var) = train(*split_up)
+    normal = (x - real.mean(0)) / np.sqrt(real.var(0) + 1e-3)
+    expected = normal * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
+    np.testing.assert_allclose(np.asarray(y).reshape(x.shape), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(mean, 0.7 * old_mean + 0.3 * real.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(var, 0.7 * old_var + 0.3 * real.var(0), rtol=1e-4)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    head = Head(400, 2, dropout=0.25, rng=RNG)
+    head.kernel[...] = jnp.concatenate([jnp.eye(400, 1), jnp.ones((400, 1))], axis=1)
+    keys = jax.random.split(jax.random.key(0), 500)
+    y = head(jnp.ones((500, 400)), Context(keys))
+    np.testing.assert_allclose(np.unique(y[:, 0]), [0, 1 / 0.75])
+    np.testing.assert_allclose(np.mean(y[:, 1]), 400, rtol=0.01)
+    assert np.std(np.asarray(y[:, 1])) > 1  # every picture drops its own features
+
+
+def test_dropout_is_off_without_keys():
+    head = Head(8, 2, dropout=0.9, rng=RNG)
+    x = RNG.normal(size=(3, 8)).astype(np.float32)
+    expected = x @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
+    np.testing.assert_allclose(head(x, Context()), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_glorot_uniform_has_the_limits_and_variance_of_the_paper():
+    kernel = np.asarray(glorot_uniform(np.random.default_rng(0), (3, 3, 64, 128)))
+    limit = np.sqrt(6 / (9 * (64 + 128)))
+    assert np.abs(kernel).max() <= limit
+    np.testing.assert_allclose(kernel.var(), limit**2 / 3, rtol=0.02)
