@@ -110,9 +110,10 @@ def _complete(url: str, part: Path, answer_timeout: float, stall_timeout: float)
             if error.code == 404:
                 raise Unavailable(f"has no such file ({url} answered 404)") from error
             last = f"{url} answered {error.code} {error.reason}"
-            if error.code != 416:
+            if error.code == 416:  # what is there does not belong to the file
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
                 raise Unavailable(f"could not be reached ({last})") from error
-            part.unlink(missing_ok=True)  # what is there does not belong to the file
         except _Unreached as error:
             last = f"{urlsplit(url).hostname} {error}"
             if attempt == 0:  # it was not there at all: do not make the user wait

