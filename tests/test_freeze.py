@@ -1,0 +1,103 @@
+"""From patterns to labels, frontier and BatchNorm modes."""
+
+import re
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxtl.errors import UserError
+from jaxtl.freeze import freezing, partition, running_momentum, training_graph
+from jaxtl.models import BatchNorm, build, merge, split, statistics
+
+NETWORK = build("mobilenet_v2", num_classes=3, width=0.35)
+PARAMETERS = split(NETWORK)[1].keys() - statistics(NETWORK)
+
+
+def test_the_first_match_wins_and_the_rest_is_frozen():
+    rules = {"head/bias": 0.5, "head/.*": 1.0, "(top|block_16)/.*": 0.1}
+    result = freezing(NETWORK, rules, "frozen")
+    assert result.multipliers["head/bias"] == 0.5
+    assert result.multipliers["head/kernel"] == 1.0
+    assert result.multipliers["block_16/expand_bn/scale"] == 0.1
+    frozen = {path for path in PARAMETERS if not re.match(r"(head|top|block_16)/", path)}
+    assert {path for path, label in result.labels.items() if label == "frozen"} == frozen
+    assert result.labels.keys() == PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("rules", "frontier"),
+    [
+        ({"head/.*": 1.0}, "head"),
+        ({"head/.*": 1.0, "block_3/project/kernel": 0.1}, "block_3"),
+        ({".*": 1.0}, "stem"),
+    ],
+)
+def test_the_frontier_is_the_first_stage_with_anything_to_train(rules, frontier):
+    assert freezing(NETWORK, rules, "frozen").frontier == frontier
+
+
+def test_a_pattern_matches_whole_paths():
+    with pytest.raises(UserError, match="matches no parameter"):
+        freezing(NETWORK, {"head": 1.0}, "frozen")
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_all_paths():
+    with pytest.raises(UserError) as error:
+        freezing(NETWORK, {"haed/.*": 1.0}, "frozen")
+    listed = str(error.value).partition("the paths are ")[2]
+    patterns = [re.compile(part) for part in listed.split(", ")]
+    for path in PARAMETERS:
+        assert any(pattern.fullmatch(path) for pattern in patterns), path
+
+
+def test_statistics_cannot_be_trained():
+    with pytest.raises(UserError, match="matches no parameter"):
+        freezing(NETWORK, {"stem/bn/mean": 1.0}, "frozen")
+
+
+def test_a_pattern_that_comes_too_late_is_refused():
+    with pytest.raises(UserError, match="'head/bias' comes too late"):
+        freezing(NETWORK, {"head/.*": 1.0, "head/bias": 0.1}, "frozen")
+
+
+def test_a_broken_pattern_is_refused():
+    with pytest.raises(UserError, match="no regular expression"):
+        freezing(NETWORK, {"(head": 1.0}, "frozen")
+
+
+def test_statistics_move_only_where_scale_or_bias_trains():
+    rules = {"head/.*": 1.0, "block_16/(depthwise|depthwise_bn)/.*": 1.0, "top/conv/kernel": 1.0}
+    assert not freezing(NETWORK, rules, "frozen").moving
+    moving = freezing(NETWORK, rules, "train").moving
+    assert moving == {"block_16/depthwise_bn/mean", "block_16/depthwise_bn/var"}
+
+
+def test_only_moving_batch_norms_are_in_training_mode():
+    rules = {"head/.*": 1.0, "block_16/.*": 1.0}
+    result = freezing(NETWORK, rules, "train")
+    graph = training_graph(NETWORK, result, momentum=0.9, axis_name="data")
+    modes = {
+        "/".join(map(str, path)): module.training
+        for path, module in nnx.iter_modules(merge(graph, split(NETWORK)[1]))
+        if isinstance(module, BatchNorm)
+    }
+    training = {f"block_16/{part}_bn" for part in ("expand", "depthwise", "project")}
+    assert {name for name, mode in modes.items() if mode} == training
+    originals = [m for _, m in nnx.iter_modules(NETWORK) if isinstance(m, BatchNorm)]
+    assert not any(m.training for m in originals)  # the network itself stays as it was
+
+
+@pytest.mark.parametrize("steps", [1, 100, 868, 10_000, 1_000_000])
+def test_momentum_lets_the_statistics_settle_within_the_phase(steps):
+    momentum = running_momentum(steps)
+    assert 0.9 <= momentum <= 0.99
+    if steps >= 200:  # what the statistics began with weighs under 1e-8 of itself at the end
+        assert momentum**steps < 1e-8
+
+
+def test_partition_loses_and_copies_nothing():
+    variables = {"a": np.ones(1), "b": np.ones(2), "c": np.ones(3)}
+    inside, outside = partition(variables, ["a", "c"])
+    assert inside == {"a": variables["a"], "c": variables["c"]}
+    assert outside == {"b": variables["b"]}

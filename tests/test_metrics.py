@@ -1,0 +1,64 @@
+"""Metrics against scikit-learn."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+
+from jaxtl.metrics import NONE, Sums, confusion, cross_entropy, hits, score
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(40, 7)).astype(np.float32)
+LABELS = np.concatenate([np.arange(7), RNG.integers(0, 7, 33)])
+
+
+def test_scores_are_those_of_scikit_learn():
+    logs = log_softmax(LOGITS, axis=1)
+    means = score(logs, LABELS, np.ones(40, bool)).means(num_classes=7)
+    assert means["loss"] == pytest.approx(log_loss(LABELS, np.exp(logs)), rel=1e-5)
+    assert means["accuracy"] == top_k_accuracy_score(LABELS, LOGITS, k=1)
+    assert means["top5"] == top_k_accuracy_score(LABELS, LOGITS, k=5)
+
+
+def test_padding_does_not_count():
+    logs = log_softmax(LOGITS, axis=1)
+    valid = np.arange(40) < 13
+    assert score(logs, LABELS, valid) == score(logs[:13], LABELS[:13], np.ones(13, bool))
+
+
+def test_sums_of_parts_are_the_sums_of_the_whole():
+    logs = log_softmax(LOGITS, axis=1)
+    parts = NONE
+    for rows in np.split(np.arange(40), [3, 20]):
+        parts += score(logs[rows], LABELS[rows], np.ones(len(rows), bool))
+    whole = score(logs, LABELS, np.ones(40, bool))
+    assert parts[1:] == whole[1:]
+    assert parts.loss == pytest.approx(whole.loss)
+
+
+def test_top5_is_left_out_where_it_says_nothing():
+    assert "top5" not in Sums(1.0, 1, 2, 2).means(num_classes=5)
+    assert Sums(1.0, 1, 2, 2).means(num_classes=6)["top5"] == 1.0
+
+
+def test_hits_work_with_fewer_than_five_classes():
+    top1, top5 = hits(jnp.asarray([[0.1, 0.9], [0.8, 0.2]]), jnp.asarray([1, 1]))
+    assert top1.tolist() == [True, False]
+    assert top5.tolist() == [True, True]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_mixes_the_label_with_all_classes(smoothing):
+    logs = log_softmax(LOGITS.astype(np.float64), axis=1)
+    right = -logs[np.arange(40), LABELS]
+    expected = (1 - smoothing) * right + smoothing * -logs.mean(axis=1)
+    losses = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_confusion_is_that_of_scikit_learn():
+    predicted = LOGITS.argmax(axis=1)
+    np.testing.assert_array_equal(
+        confusion(LABELS, predicted, 7), confusion_matrix(LABELS, predicted, labels=range(7))
+    )
