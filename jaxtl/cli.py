@@ -77,7 +77,7 @@ def overrides(unknown: Sequence[str]) -> dict[str, str]:
         if not flag.startswith("--cfg."):
             raise UserError(f"no flag is called {flag}; see --help")
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise UserError(f"{flag} needs a value: {flag}=...")
             value = rest.pop(0)
         values[flag.removeprefix("--cfg.")] = value

@@ -25,7 +25,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class _Checked(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False
+    )
 
 
 class Model(_Checked):
@@ -79,6 +81,13 @@ class Augment(_Checked):
     contrast: NotNegative = 0.0
     saturation: NotNegative = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+    @pydantic.field_validator("crop_scale")
+    @classmethod
+    def _ascending(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and scale[0] > scale[1]:
+            raise ValueError("the least share comes first")
+        return scale
 
 
 class Phase(_Checked):
@@ -155,7 +164,10 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
     except pydantic.ValidationError as error:
         raise UserError(f"{path}: {_explain(error, Phase, {})}") from error
     except Exception as error:
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: get_config() returns no ConfigDict but {tree!r}")
     for key, text in overrides.items():
         _override(tree, key, text)
     return check(tree)
@@ -193,11 +205,11 @@ def find(name: str) -> Path:
 
 def differences(old: Config, new: Config) -> list[str]:
     """The keys on which two configs differ, each as `key: old -> new`."""
-    before, after = _leaves(old.model_dump()), _leaves(new.model_dump())
+    before, after = _leaves(old), _leaves(new)
     return [
-        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        f"{key}: {before[key]} -> {after[key]}"
+        for key in sorted(before.keys() & after.keys())  # `phases` tells of a phase more or less
+        if before[key] != after[key]
     ]
 
 
@@ -262,7 +274,7 @@ def _explain(error: pydantic.ValidationError, root: type, tree: Mapping[str, Any
     model = root if root is Phase else _section(place[:-1])
     if first["type"] == "extra_forbidden":
         key = str(place[-1])
-        near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(key, model.model_fields, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
         return f"config key {_dotted(place, tree)!r} is not known; {hint}"
     if first["type"] == "missing":
@@ -284,17 +296,16 @@ def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
     return ".".join(parts[:depth])
 
 
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, Mapping):
-        items = list(tree.items())
-    elif isinstance(tree, tuple) and any(isinstance(item, Mapping) for item in tree):
-        items = [(phase["name"], phase) for phase in tree]
-    else:
-        return {prefix: tree}
-    if prefix.endswith(".train"):  # the order of patterns matters
-        return {prefix: items}
-    return {
-        leaf: value
-        for key, item in items
-        for leaf, value in _leaves(item, f"{prefix}.{key}".lstrip(".")).items()
-    }
+def _leaves(config: Config) -> dict[str, Any]:
+    """All values by dotted key; of phases and patterns the order counts too."""
+    leaves: dict[str, Any] = {"phases": [phase.name for phase in config.phases]}
+    sections: dict[str, _Checked] = {f"phases.{phase.name}": phase for phase in config.phases}
+    for name, value in config:
+        if isinstance(value, _Checked):
+            sections[name] = value
+        elif name != "phases":
+            leaves[name] = value
+    for name, section in sections.items():
+        for key, value in section:
+            leaves[f"{name}.{key}"] = list(value.items()) if isinstance(value, dict) else value
+    return leaves
