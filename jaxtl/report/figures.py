@@ -59,8 +59,8 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = np.arange(len(classes))
-    axes.set_xticks(ticks, classes, rotation=90, fontsize=8)
-    axes.set_yticks(ticks, classes, fontsize=8)
+    axes.set_xticks(ticks, classes, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(ticks, classes, fontsize=8, parse_math=False)
     axes.set_xlabel("taken for")
     axes.set_ylabel("is")
     if len(classes) <= 20:

@@ -57,7 +57,8 @@ def write_page(run: RunDirectory, evaluation: Evaluation, classes: Sequence[str]
     title = html.escape(run.path.resolve().name)
     run.report.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style><body>{body}</body></html>\n"
+        f"<style>{_STYLE}</style><body>{body}</body></html>\n",
+        encoding="utf-8",
     )
 
 
