@@ -7,9 +7,10 @@ multiply-add for each kernel position; GPUs and TPUs have a native convolution f
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -87,8 +88,9 @@ def _shifted(x: Images, kernel: Kernel, stride: int) -> Images:
             (1, stride, stride, 1),
         )
 
-    return sum(
+    products = (
         window(row, column) * kernel[row, column, 0]
         for row in range(rows)
         for column in range(columns)
     )
+    return reduce(jnp.add, products)

