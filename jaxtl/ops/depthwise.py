@@ -45,16 +45,12 @@ def _backward(
     return lax.platform_dependent(
         *residuals,
         gradient,
-        cpu=partial(_pull_back, partial(_shifted, stride=stride)),
-        default=partial(_pull_back, partial(_native, stride=stride)),
+        cpu=partial(_shifted_pull_back, stride=stride),
+        default=partial(_native_pull_back, stride=stride),
     )
 
 
 depthwise_conv.defvjp(_forward, _backward)
-
-
-def _pull_back(convolve, x, kernel, gradient):
-    return jax.vjp(convolve, x, kernel)[1](gradient)
 
 
 def _native(x: Images, kernel: Kernel, stride: int) -> Images:
@@ -68,29 +64,55 @@ def _native(x: Images, kernel: Kernel, stride: int) -> Images:
     )
 
 
+def _native_pull_back(
+    x: Images, kernel: Kernel, gradient: Images, stride: int
+) -> tuple[Images, Kernel]:
+    return jax.vjp(partial(_native, stride=stride), x, kernel)[1](gradient)
+
+
 def _shifted(x: Images, kernel: Kernel, stride: int) -> Images:
-    rows, columns = kernel.shape[:2]
-    batch, height, width, channels = x.shape
-    out_height, out_width = -(-height // stride), -(-width // stride)
-    pads = lax.padtype_to_pads((height, width), (rows, columns), (stride, stride), "SAME")
-    padded = lax.pad(x, x.dtype.type(0), [(0, 0, 0), *((lo, hi, 0) for lo, hi in pads), (0, 0, 0)])
-
-    def window(row: int, column: int) -> Images:
-        return lax.slice(
-            padded,
-            (0, row, column, 0),
-            (
-                batch,
-                row + (out_height - 1) * stride + 1,
-                column + (out_width - 1) * stride + 1,
-                channels,
-            ),
-            (1, stride, stride, 1),
-        )
-
+    padded = _pad(x, kernel, stride)
+    size = (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
     products = (
-        window(row, column) * kernel[row, column, 0]
-        for row in range(rows)
-        for column in range(columns)
+        _window(padded, place, size, stride) * kernel[*place, 0] for place in _places(kernel)
     )
     return reduce(jnp.add, products)
+
+
+def _shifted_pull_back(
+    x: Images, kernel: Kernel, gradient: Images, stride: int
+) -> tuple[Images, Kernel]:
+    """The gradients; the kernel's is summed picture by picture, which stays within the cache."""
+
+    def add_picture(total: Kernel, pair: tuple[Images, Images]) -> tuple[Kernel, None]:
+        picture, its_gradient = (array[None] for array in pair)
+        sums = [
+            jnp.sum(
+                _window(picture, place, gradient.shape[1:3], stride) * its_gradient, axis=(0, 1, 2)
+            )
+            for place in _places(kernel)
+        ]
+        return total + jnp.stack(sums).reshape(kernel.shape), None
+
+    pairs = (_pad(x, kernel, stride), gradient)
+    of_kernel, _ = lax.scan(add_picture, jnp.zeros_like(kernel), pairs)
+    (of_x,) = jax.vjp(lambda x: _shifted(x, kernel, stride), x)[1](gradient)
+    return of_x, of_kernel
+
+
+def _places(kernel: Kernel) -> list[tuple[int, int]]:
+    rows, columns = kernel.shape[:2]
+    return [(row, column) for row in range(rows) for column in range(columns)]
+
+
+def _pad(x: Images, kernel: Kernel, stride: int) -> Images:
+    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (stride, stride), "SAME")
+    return jnp.pad(x, [(0, 0), *pads, (0, 0)])
+
+
+def _window(padded: Images, place: tuple[int, int], size: tuple[int, ...], stride: int) -> Images:
+    """What the kernel's position at `place` is multiplied with."""
+    (row, column), (height, width) = place, size
+    last = (row + (height - 1) * stride + 1, column + (width - 1) * stride + 1)
+    batch, channels = padded.shape[0], padded.shape[3]
+    return lax.slice(padded, (0, row, column, 0), (batch, *last, channels), (1, stride, stride, 1))
