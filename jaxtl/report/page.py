@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from jaxtl.config import Phase
 from jaxtl.metrics import confusion
 from jaxtl.predictor import Evaluation
 from jaxtl.report.figures import confusion_matrix, curves
@@ -19,7 +20,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem;
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 svg { max-width: 100%; height: auto }
 table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left;
-        vertical-align: top } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+        vertical-align: top; overflow-wrap: anywhere } th { white-space: nowrap } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 tr + tr { border-top: 1px solid #e6e8ec } .big { font-size: 2rem; font-weight: 600 }
 code { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px }
 """
@@ -43,7 +44,7 @@ def write_page(run: RunDirectory, evaluation: Evaluation, classes: Sequence[str]
         "data": f"{facts['data']['source']}: {facts['data']['train']['pictures']:,} to train on, "
         f"{facts['data']['val']['pictures']:,} to validate on",
         "batch": f"{config.data.batch_size} pictures on {', '.join(facts['devices'])}",
-        **{f"phase {phase.name}": phase.model_dump_json() for phase in config.phases},
+        **{f"phase {phase.name}": _settings(phase) for phase in config.phases},
         "versions": ", ".join(f"{name} {v}" for name, v in facts["versions"].items()),
     }
     body = f"""
@@ -60,6 +61,12 @@ def write_page(run: RunDirectory, evaluation: Evaluation, classes: Sequence[str]
         f"<style>{_STYLE}</style><body>{body}</body></html>\n",
         encoding="utf-8",
     )
+
+
+def _settings(phase: Phase) -> str:
+    """What a phase says, without what it leaves at its default."""
+    said = phase.model_dump(exclude_defaults=True, exclude={"name"})
+    return ", ".join(f"{key} {value}" for key, value in said.items())
 
 
 def _rows(items: Iterable[tuple[str, str]]) -> str:
