@@ -19,8 +19,10 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem;
        margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 svg { max-width: 100%; height: auto }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem .2rem 0; text-align: left;
-        vertical-align: top; overflow-wrap: anywhere } th { white-space: nowrap } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }
+td { overflow-wrap: anywhere } th { white-space: nowrap }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
 tr + tr { border-top: 1px solid #e6e8ec } .big { font-size: 2rem; font-weight: 600 }
 code { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px }
 """
