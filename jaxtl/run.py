@@ -88,8 +88,8 @@ class RunDirectory:
         Raises:
             UserError: there is no run here, or a newer or older version of this package wrote it.
         """
-        if not self._config.exists():
-            raise UserError(f"no run in {self.path}: it has no {self._config.name}")
+        if not self.exists():
+            raise UserError(f"no run in {self.path}: it has no {self._run.name}")
         try:
             return Config.model_validate_json(self._config.read_text())
         except pydantic.ValidationError as error:
