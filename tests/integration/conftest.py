@@ -1,0 +1,38 @@
+"""A small data set with a config, and a run on it that many tests look at."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
+
+from workplace import CONFIG, Ended, Workplace, write_pictures, write_weights
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory):
+    """The folder that all processes run in."""
+    path = tmp_path_factory.mktemp("workplace")
+    write_pictures(path / "data" / "train", each=15, seed=1)
+    write_pictures(path / "data" / "val", each=6, seed=2)
+    write_weights(path / "weights.h5", width=0.35)
+    (path / "tiny.py").write_text(CONFIG)
+    return Workplace(path)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run: its directory, and how its process ended."""
+
+    path: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="session")
+def whole(workplace):
+    """A run that nothing interrupted, on one device."""
+    ended = workplace.train("whole")
+    assert ended.code == 0, ended.err
+    return Finished(workplace.path / "whole", ended)

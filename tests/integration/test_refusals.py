@@ -1,0 +1,136 @@
+"""What the user can mend ends with exit code 2 and one line that says what is wrong."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from workplace import write_pictures
+
+pytestmark = pytest.mark.slow
+
+TRAIN = ("jaxtl.train", "--cfg", "tiny.py", "--workdir", "refused")
+CONTINUE = ("jaxtl.train", "--cfg", "tiny.py", "--workdir")
+
+# Each has a command, how many devices it sees, and words that its one line must have.
+CASES = {
+    "unknown config": (("jaxtl.train", "--cfg", "tinny.py"), 1, ["tinny.py", "mnv2.py"]),
+    "unknown key": (
+        (*TRAIN, "--cfg.data.batchsize=4"),
+        1,
+        ["'data.batchsize'", "did you mean 'batch_size'"],
+    ),
+    "unset placeholder": (("jaxtl.train", "--cfg", "seed.py"), 1, ["--cfg.data.source="]),
+    "missing data": ((*TRAIN, "--cfg.data.source=nowhere"), 1, ["'nowhere'", "No such file"]),
+    "empty folder": ((*TRAIN, "--cfg.data.source=empty"), 1, ["empty", "folder"]),
+    "one class": ((*TRAIN, "--cfg.data.source=one"), 1, ["one class only", "'red'"]),
+    "class without training pictures": (
+        (*TRAIN, "--cfg.data.source=unlike"),
+        1,
+        ["unlike/val", "'red'", "unlike/train lacks"],
+    ),
+    "corrupt picture": (
+        ("jaxtl.train", "--cfg", "tiny.py", "--workdir", "ruined", "--cfg.data.source=corrupt"),
+        1,
+        ["corrupt/train/green/03.png: "],
+    ),
+    "batch size": (
+        (*TRAIN, "--cfg.data.batch_size=12"),
+        8,
+        ["12 does not divide by 8 devices", "--cfg.data.batch_size=8 or 16"],
+    ),
+    "missing weights": ((*TRAIN, "--cfg.model.weights=lost.h5"), 1, ["lost.h5"]),
+    "pattern without a match": (
+        (*TRAIN, "--cfg.phases.head.train={'hed/.*': 1.0}"),
+        1,
+        ["'hed/.*' matches no parameter", "block_16", "head/"],
+    ),
+    "another config": (
+        (*CONTINUE, "whole", "--cfg.seed=1", "--cfg.phases.head.lr=0.5"),
+        1,
+        ["phases.head.lr: 0.002 -> 0.5; seed: 0 -> 1"],
+    ),
+    "other data": ((*CONTINUE, "moved"), 1, ["its data changed"]),
+    "other files": ((*CONTINUE, "papers"), 1, ["papers holds other files"]),
+    "evaluate no run": (("jaxtl.evaluate", "--run", "empty"), 1, ["no run in empty"]),
+    "evaluate a run that never began": (
+        ("jaxtl.evaluate", "--run", "unborn"),
+        1,
+        ["no run in unborn"],
+    ),
+    "evaluate unknown class": (
+        ("jaxtl.evaluate", "--run", "whole", "--data", "purple"),
+        1,
+        ["'purple'", "blue, green, red"],
+    ),
+    "predict a missing file": (
+        ("jaxtl.predict", "--run", "whole", "data/val/red/99.png"),
+        1,
+        ["data/val/red/99.png"],
+    ),
+    "predict no picture": (("jaxtl.predict", "--run", "whole", "tiny.py"), 1, ["tiny.py: "]),
+}
+
+
+def prepare(path):
+    """Makes everything that is wrong in some way."""
+    (path / "empty").mkdir()
+    write_pictures(path / "one" / "train", each=2, seed=0)
+    for name in ("blue", "green"):
+        shutil.rmtree(path / "one" / "train" / name)
+    write_pictures(path / "unlike" / "train", each=2, seed=0)
+    shutil.rmtree(path / "unlike" / "train" / "red")
+    write_pictures(path / "unlike" / "val", each=2, seed=1)
+    shutil.copytree(path / "data", path / "corrupt")
+    picture = path / "corrupt" / "train" / "green" / "03.png"
+    picture.write_bytes(picture.read_bytes()[:700])
+    shutil.copytree(path / "data" / "val" / "red", path / "purple" / "purple")
+    (path / "papers").mkdir()
+    (path / "papers" / "thesis.tex").write_text("\\documentclass{book}\n")
+    (path / "unborn").mkdir()
+    shutil.copy(path / "whole" / "config.json", path / "unborn")
+    shutil.copytree(path / "whole", path / "moved")
+    facts = json.loads((path / "moved" / "run.json").read_text())
+    facts["data"]["train"]["sha256"] = "0" * 64
+    (path / "moved" / "run.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def refusals(workplace, whole):
+    """How each case ended; two run at a time."""
+    prepare(workplace.path)
+
+    def run(case):
+        command, devices, _ = CASES[case]
+        return workplace.run(*command, devices=devices)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_refused_in_one_line(refusals, case):
+    ended, (_, _, words) = refusals[case], CASES[case]
+    assert ended.code == 2
+    *before, last = ended.err.splitlines()
+    assert last.startswith("error: ")
+    assert [word for word in words if word not in last] == []
+    assert [line for line in before if not line.startswith("weights: ")] == []
+
+
+def test_nothing_is_left_behind_where_a_run_could_not_begin(refusals, workplace):
+    assert not (workplace.path / "refused").exists()
+    assert [path.name for path in (workplace.path / "papers").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_was_refused_is_as_it_was(refusals, whole, workplace):
+    config = json.loads((whole.path / "config.json").read_text())
+    assert config["seed"] == 0
+    assert len((whole.path / "metrics.jsonl").read_text().splitlines()) == 20
+
+
+def test_debug_shows_where_an_error_comes_from(workplace):
+    ended = workplace.run(*TRAIN, "--cfg.data.source=nowhere", "--debug")
+    assert ended.code != 0
+    assert "Traceback (most recent call last)" in ended.err
+    assert "UserError: there is no data source 'nowhere'" in ended.err

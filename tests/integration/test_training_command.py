@@ -1,0 +1,143 @@
+"""What `jaxtl.train` prints and leaves behind."""
+
+import hashlib
+import json
+import re
+
+import jax
+import pytest
+
+from jaxtl.config import Config, load
+
+pytestmark = pytest.mark.slow
+
+
+def facts(run):
+    return json.loads((run / "run.json").read_text())
+
+
+def result_line(ended):
+    return ended.out.splitlines()[-1]
+
+
+def test_a_run_directory_holds_what_a_run_is_and_what_it_measured(whole):
+    assert {path.name for path in whole.path.iterdir()} == {
+        "config.json",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "tensorboard",
+        "report.html",
+    }
+
+
+def test_the_config_is_recorded_in_full(whole, workplace):
+    recorded = Config.model_validate_json((whole.path / "config.json").read_text())
+    assert recorded == load(str(workplace.path / "tiny.py"), {})
+
+
+def test_the_facts_name_classes_data_versions_and_devices(whole):
+    known = facts(whole.path)
+    assert known["classes"] == ["blue", "green", "red"]
+    assert known["data"]["source"] == "data"
+    assert known["data"]["train"]["pictures"] == 45
+    assert known["data"]["val"]["pictures"] == 18
+    prints = [known["data"][part]["sha256"] for part in ("train", "val")]
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in prints)
+    assert prints[0] != prints[1]
+    assert known["versions"]["jax"] == jax.__version__
+    assert len(known["devices"]) == 1
+    assert known["devices"][0].startswith("cpu:0")
+
+
+def test_the_facts_name_the_weights_by_the_sha256_of_their_file(whole, workplace):
+    weights = facts(whole.path)["weights"]
+    content = (workplace.path / "weights.h5").read_bytes()
+    assert weights["source"] == "weights.h5"
+    assert weights["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_metrics_have_two_lines_an_epoch(whole):
+    lines = [json.loads(line) for line in (whole.path / "metrics.jsonl").read_text().splitlines()]
+    places = [(line["phase"], line["epoch"], line["step"], line["split"]) for line in lines]
+    epochs = [("head", 1), ("head", 2)] + [("finetune", epoch) for epoch in range(1, 9)]
+    assert places == [
+        (phase, epoch, 6 * number, split)
+        for number, (phase, epoch) in enumerate(epochs, start=1)
+        for split in ("train", "val")
+    ]
+    for line in lines:
+        assert line["loss"] > 0
+        pictures = 45 if line["split"] == "train" else 18
+        right = line["accuracy"] * pictures
+        assert right == pytest.approx(round(right))
+        assert ("images_per_second" in line) == (line["split"] == "train")
+
+
+def test_training_learns(whole):
+    lines = [json.loads(line) for line in (whole.path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["split"] == "train"]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_newest_and_the_best_checkpoint_are_kept(whole):
+    lines = [json.loads(line) for line in (whole.path / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if line["split"] == "val"]
+    best = max(validated, key=lambda line: (line["accuracy"], -line["loss"]))
+    steps = {int(path.name) for path in (whole.path / "checkpoints" / "steps").iterdir()}
+    assert steps == {best["step"], 60}
+    assert facts(whole.path)["result"]["accuracy"] == best["accuracy"]
+    assert facts(whole.path)["result"]["loss"] == pytest.approx(best["loss"], rel=1e-5)
+
+
+def test_the_terminal_says_what_was_found_what_trains_and_how_it_went(whole):
+    lines = whole.ended.out.splitlines()
+    assert lines[0] == "Found 45 images belonging to 3 classes."
+    assert lines[1] == "Found 18 images belonging to 3 classes."
+    assert any("phase head" in line and "phase finetune" in line for line in lines)
+    epochs = [line for line in lines if re.match(r"(head|finetune) \d/\d  6/6 ", line)]
+    assert len(epochs) == 10
+    assert "\x1b" not in whole.ended.out
+    assert "\r" not in whole.ended.out
+
+
+def test_the_last_line_is_the_result(whole):
+    result = facts(whole.path)["result"]
+    right = round(result["accuracy"] * 18)
+    assert result_line(whole.ended).startswith(
+        f"val_loss: {result['loss']:.4f} val_accuracy: {result['accuracy']:.4f}  "
+        f"({right}/18 right) after 60 steps and "
+    )
+    assert result_line(whole.ended).endswith("  whole")
+
+
+def test_the_report_shows_the_result(whole):
+    report = (whole.path / "report.html").read_text()
+    result = facts(whole.path)["result"]
+    assert f"{result['accuracy']:.2%}" in report
+    assert f"({round(result['accuracy'] * 18)} of 18)" in report
+    assert all(f"<td>{name}</td>" in report for name in ("blue", "green", "red"))
+
+
+def test_tensorboard_has_its_events(whole):
+    (events,) = (whole.path / "tensorboard").iterdir()
+    assert events.name.startswith("events.out.tfevents")
+    assert events.stat().st_size > 1000
+
+
+def test_a_finished_run_started_again_reports_its_result(whole, workplace):
+    before = (whole.path / "metrics.jsonl").read_text()
+    again = workplace.train("whole")
+    assert again.code == 0
+    numbers = result_line(whole.ended).partition(" steps ")[0]
+    assert result_line(again).partition(" steps ")[0] == numbers
+    assert not any(re.match(r"(head|finetune) \d/\d", line) for line in again.out.splitlines())
+    assert (whole.path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("module", ["jaxtl.train", "jaxtl.evaluate", "jaxtl.predict"])
+def test_every_command_explains_itself(workplace, module):
+    shown = workplace.run(module, "--help")
+    assert shown.code == 0
+    assert shown.out.startswith(f"usage: python -m {module} ")
+    assert shown.err == ""

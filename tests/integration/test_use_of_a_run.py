@@ -1,0 +1,142 @@
+"""A finished run measures and classifies pictures from the terminal and from Python."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from workplace import COLOURS, write_pictures
+
+import jaxtl
+
+pytestmark = pytest.mark.slow
+
+
+def classified(out):
+    """The probabilities of each picture by class, from the JSON of `predict`."""
+    return {
+        entry["path"]: {guess["class"]: guess["probability"] for guess in entry["classes"]}
+        for entry in json.loads(out)
+    }
+
+
+def label(path):
+    return Path(path).parent.name
+
+
+@pytest.fixture(scope="module")
+def evaluated(whole, workplace):
+    """How `evaluate` ended on the run's own pictures."""
+    ended = workplace.run("jaxtl.evaluate", "--run", "whole")
+    assert ended.code == 0, ended.err
+    return ended
+
+
+@pytest.fixture(scope="module")
+def as_json(whole, workplace):
+    """What `predict` says of every validation picture."""
+    ended = workplace.run("jaxtl.predict", "--run", "whole", "data/val", "--format", "json")
+    assert ended.code == 0, ended.err
+    return classified(ended.out)
+
+
+@pytest.fixture(scope="module")
+def predictor(whole):
+    return jaxtl.load_run(whole.path)
+
+
+def test_evaluate_finds_the_accuracy_that_training_reported(evaluated, whole):
+    result = json.loads((whole.path / "run.json").read_text())["result"]
+    lines = evaluated.out.splitlines()
+    assert lines[0] == "Found 18 images belonging to 3 classes."
+    assert lines[-1] == (
+        f"loss: {result['loss']:.4f} accuracy: {result['accuracy']:.4f}  "
+        f"({round(result['accuracy'] * 18)}/18 right)"
+    )
+
+
+def test_evaluate_counts_each_class_as_predict_classifies_its_pictures(evaluated, as_json):
+    guessed = {path: max(classes, key=classes.get) for path, classes in as_json.items()}
+    rows = [re.split(r"\s*[│|]\s*", line.strip("│ ")) for line in evaluated.out.splitlines()]
+    table = {row[0]: row[1:] for row in rows if row[0] in COLOURS}
+    for name in COLOURS:
+        right = sum(label(path) == name == guess for path, guess in guessed.items())
+        found = sum(guess == name for guess in guessed.values())
+        precision = f"{right / found:.4f}" if found else "-"
+        assert table[name] == ["6", str(right), f"{right / 6:.4f}", precision]
+
+
+def test_evaluate_measures_other_pictures(whole, workplace):
+    write_pictures(workplace.path / "other", each=4, seed=3)
+    ended = workplace.run("jaxtl.evaluate", "--run", "whole", "--data", "other")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert lines[0] == "Found 12 images belonging to 3 classes."
+    right = int(re.search(r"\((\d+)/12 right\)$", lines[-1])[1])
+    assert f"accuracy: {right / 12:.4f}" in lines[-1]
+
+
+def test_predict_says_as_many_pictures_right_as_training_reported(as_json, whole):
+    result = json.loads((whole.path / "run.json").read_text())["result"]
+    right = [max(classes, key=classes.get) == label(path) for path, classes in as_json.items()]
+    assert len(right) == 18
+    assert sum(right) == round(result["accuracy"] * 18)
+    assert len(set(map(str, as_json.values()))) == 18  # not one answer for all
+
+
+def test_predict_gives_the_cross_entropy_that_training_reported(as_json, whole):
+    result = json.loads((whole.path / "run.json").read_text())["result"]
+    losses = [-np.log(classes[label(path)]) for path, classes in as_json.items()]
+    assert np.mean(losses) == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_predict_writes_csv(whole, workplace, as_json):
+    pictures = ["data/val/red/01.png", "data/val/blue/00.jpg"]
+    ended = workplace.run("jaxtl.predict", "--run", "whole", *pictures, "--format", "csv")
+    assert ended.code == 0, ended.err
+    rows = list(csv.DictReader(io.StringIO(ended.out)))
+    assert [row["path"] for row in rows] == [path for path in pictures for _ in range(3)]
+    assert [row["rank"] for row in rows] == ["1", "2", "3"] * 2
+    for path in pictures:
+        found = {r["class"]: float(r["probability"]) for r in rows if r["path"] == path}
+        assert found == pytest.approx(as_json[path], abs=1e-5)
+        assert sum(found.values()) == pytest.approx(1, abs=3e-6)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
+def test_predict_shows_a_table(whole, workplace, as_json):
+    ended = workplace.run("jaxtl.predict", "--run", "whole", "data/val/green", "--top", "2")
+    assert ended.code == 0, ended.err
+    rows = [line.strip("│ ") for line in ended.out.splitlines() if "data/val" in line]
+    paths = [f"data/val/green/{n:02}.{'png' if n % 2 else 'jpg'}" for n in range(6)]
+    for row, path in zip(rows, paths, strict=True):
+        (first, p1), (second, p2), _ = sorted(as_json[path].items(), key=lambda item: -item[1])
+        cells = [cell.strip() for cell in row.split("│")]
+        assert cells[:2] == [path, first]
+        assert float(cells[2]) == pytest.approx(p1, abs=1e-3)
+        assert cells[3].startswith(f"{second} ")
+        assert float(cells[3].split()[1]) == pytest.approx(p2, abs=1e-3)
+
+
+def test_a_loaded_run_classifies_files_as_the_command_does(predictor, workplace, as_json):
+    found = predictor.predict([workplace.path / path for path in as_json])
+    assert predictor.classes == ("blue", "green", "red")
+    expected = [[classes[name] for name in predictor.classes] for classes in as_json.values()]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_a_loaded_run_classifies_an_array_as_it_does_the_files(predictor, workplace, as_json):
+    paths = [path for path in as_json if path.endswith(".png")]
+    pictures = np.stack([np.asarray(Image.open(workplace.path / path)) for path in paths])
+    assert pictures.shape == (9, 40, 40, 3)
+    expected = [[as_json[path][name] for name in predictor.classes] for path in paths]
+    np.testing.assert_allclose(predictor.predict(pictures), expected, atol=1e-5)
+
+
+def test_no_pictures_have_no_probabilities(predictor):
+    assert predictor.predict([]).shape == (0, 3)

@@ -1,0 +1,152 @@
+"""The commands as a user runs them: real processes on a small data set and small random weights."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxtl.models import build, split
+from jaxtl.models.mobilenet import keras_layers
+
+COLOURS = {"blue": (60, 80, 190), "green": (70, 180, 80), "red": (190, 70, 60)}
+STEPS = 6  # batches of 8 in an epoch of 45 pictures, the last one short
+
+CONFIG = """
+from ml_collections import ConfigDict
+from jaxtl.config import Phase
+
+def get_config():
+    return ConfigDict({
+        "model": {"width": 0.35, "image_size": 32, "weights": "weights.h5", "dropout": 0.2},
+        "data": {"source": "data", "batch_size": 8},
+        "augment": {"horizontal_flip": True},
+        "phases": (
+            Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=2e-3),
+            Phase(
+                name="finetune",
+                train={"(head|top|block_1[5-6])/.*": 1.0},
+                epochs=8,
+                lr=5e-4,
+                optimizer="sgd",
+                batch_norm="train",
+                batch_norm_momentum=0.8,
+            ),
+        ),
+    })
+"""
+
+
+class Workplace:
+    """A folder with `data/`, `weights.h5` and `tiny.py`, and processes that run in it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def start(self, module, *arguments, devices=1, stdout=subprocess.PIPE):
+        """Starts `python -m MODULE ARGUMENTS` on so many simulated devices."""
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=self.path,
+            env=os.environ | {"XLA_FLAGS": flags},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, module, *arguments, **options):
+        """Runs a process to its end."""
+        return finish(self.start(module, *arguments, **options))
+
+    def train(self, workdir, *arguments, **options):
+        """Trains with `tiny.py`, in a run directory that is named relative to the folder."""
+        given = ("--cfg", "tiny.py", "--workdir", workdir, *arguments)
+        return self.run("jaxtl.train", *given, **options)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that ended: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def finish(process):
+    """Waits for a process and returns how it ended."""
+    out, err = process.communicate(timeout=600)
+    return Ended(process.returncode, out, err)
+
+
+def wait_until(condition, process, seconds=300):
+    """Polls until a condition holds; a process that ends before is a failure."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None:
+            pytest.fail(f"the process ended too early: {finish(process)}")
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def measurements(run):
+    """The lines of a run's `metrics.jsonl`, without the speed; those so far, if it is running."""
+    path = Path(run) / "metrics.jsonl"
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    lines = [json.loads(line) for line in whole]
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+
+def saved_steps(run):
+    """The steps of the checkpoints that are complete."""
+    folders = (Path(run) / "checkpoints" / "steps").glob("*")
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+
+
+def write_pictures(folder, each, seed):
+    """Writes a folder of noisy pictures for each colour, PNG and JPEG by turns, 40 x 40 pixels."""
+    rng = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            tint = np.array(colour) + rng.normal(0, 30, 3)
+            pixels = np.clip(tint + rng.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
+            suffix = "png" if number % 2 else "jpg"
+            Image.fromarray(pixels).save(folder / name / f"{number:02}.{suffix}")
+
+
+def write_weights(path, width):
+    """Writes MobileNetV2 without its top as Keras' legacy HDF5 has it, random but well scaled.
+
+    The initial parameters of a new network would let the signal fade on its way through a trunk
+    whose BatchNorms use statistics that were never measured; He's do not (arXiv:1502.01852).
+    """
+    rng = np.random.default_rng(0)
+    network = build("mobilenet_v2", num_classes=None, width=width)
+    shapes = {where: value.shape for where, value in split(network)[1].items()}
+    layers = keras_layers(network)
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [name for _, name, _ in layers]
+        for kind, name, where in layers:
+            if kind == "batch_normalization":
+                ones, zeros = np.ones(shapes[f"{where}/scale"]), np.zeros(shapes[f"{where}/scale"])
+                values = {"gamma": ones, "beta": zeros}
+                values |= {"moving_mean": zeros, "moving_variance": ones}
+            else:
+                shape = shapes[f"{where}/kernel"]
+                kernel = rng.normal(0, np.sqrt(2 / np.prod(shape[:3])), shape)
+                values = {"kernel": kernel}
+                if kind == "depthwise_conv2d":
+                    values = {"depthwise_kernel": kernel.transpose(0, 1, 3, 2)}
+            group = file.create_group(name)
+            group.attrs["weight_names"] = [f"{name}/{value}:0" for value in values]
+            for value, array in values.items():
+                group[f"{name}/{value}:0"] = array.astype(np.float32)
