@@ -10,7 +10,7 @@ from jaxtl import cli
 from jaxtl.data.sources import found_line, open_all, open_splits
 from jaxtl.metrics import confusion
 from jaxtl.predictor import load_run
-from jaxtl.report.terminal import console
+from jaxtl.report.terminal import console, metrics_text
 
 _HELP = """Measures a trained run: loss, accuracy, and how each class fares.
 
@@ -44,8 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         table.add_row(name, str(total), str(right), *shares)
     out.print(table)
     means = evaluation.sums.means(len(predictor.classes))
-    measured = " ".join(f"{name}: {value:.4f}" for name, value in means.items())
-    out.print(f"{measured}  ({evaluation.sums.top1}/{evaluation.sums.pictures} right)")
+    out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.pictures} right)")
     return 0
 
 

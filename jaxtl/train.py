@@ -21,7 +21,7 @@ from jaxtl.loop import Interrupted, Training
 from jaxtl.models import Variables, build, split
 from jaxtl.report.log import MetricsLog
 from jaxtl.report.page import write_page
-from jaxtl.report.terminal import console, stage_table
+from jaxtl.report.terminal import console, metrics_text, stage_table
 from jaxtl.run import RunDirectory
 from jaxtl.steps import check_batch_size
 from jaxtl.weights import create
@@ -120,9 +120,9 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
     metrics = evaluation.sums.means(len(data.train.classes))
     run.finish({"step": training.progress.step, **metrics})
     write_page(run, evaluation, data.train.classes)
+    right = f"({evaluation.sums.top1}/{evaluation.sums.pictures} right)"
     out.print(
-        f"{' '.join(f'val_{name}: {value:.4f}' for name, value in metrics.items())}  "
-        f"({evaluation.sums.top1}/{evaluation.sums.pictures} right) after "
+        f"{metrics_text(metrics, 'val_')}  {right} after "
         f"{training.progress.step:,} steps and {time.perf_counter() - begun:.0f} s  {workdir}"
     )
     return metrics

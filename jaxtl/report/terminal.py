@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -91,7 +91,7 @@ class EpochProgress:
             transient=True,
             disable=not out.is_terminal,
         )
-        self._out, self._title, self._steps = out, title, steps
+        self._out, self._title = out, title
         self._task = self._bar.add_task(title, total=steps, completed=done, metrics="")
         self._begun = time.perf_counter()
         self._first: tuple[float, int] | None = None
@@ -121,7 +121,7 @@ class EpochProgress:
         self._pictures += pictures
         if self._first is None:  # the first batch may have waited for the compiler
             self._first = (self._last, self._pictures)
-        text = f"{_metrics(sums.means(0))} {self.images_per_second:,.0f} images/s"
+        text = f"{metrics_text(sums.means(0))} {self.images_per_second:,.0f} images/s"
         self._bar.update(self._task, advance=1, metrics=text)
 
     @property
@@ -142,12 +142,13 @@ class EpochProgress:
         """Leaves one line of the epoch behind."""
         self._bar.stop()
         seconds = time.perf_counter() - self._begun
-        validation = _metrics({f"val_{name}": value for name, value in val.items()})
+        shown = {name: train[name] for name in ("loss", "accuracy")}
         self._out.print(
-            f"{self._title}  {self._steps}/{self._steps}  {seconds:.1f} s  {_metrics(train)}  "
-            f"{validation}  {self.images_per_second:,.0f} images/s{'  best' if best else ''}"
+            f"{self._title}  {seconds:.1f} s  {metrics_text(shown)}  {metrics_text(val, 'val_')}  "
+            f"{self.images_per_second:,.0f} images/s{'  best' if best else ''}"
         )
 
 
-def _metrics(values: dict[str, float]) -> str:
-    return " ".join(f"{name}: {value:.4f}" for name, value in values.items())
+def metrics_text(values: Mapping[str, float], prefix: str = "") -> str:
+    """Metrics as people read them: `val_loss 0.1234 val_accuracy 0.9876`."""
+    return " ".join(f"{prefix}{name} {value:.4f}" for name, value in values.items())

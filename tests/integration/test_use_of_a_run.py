@@ -54,7 +54,7 @@ def test_evaluate_finds_the_accuracy_that_training_reported(evaluated, whole):
     lines = evaluated.out.splitlines()
     assert lines[0] == "Found 18 images belonging to 3 classes."
     assert lines[-1] == (
-        f"loss: {result['loss']:.4f} accuracy: {result['accuracy']:.4f}  "
+        f"loss {result['loss']:.4f} accuracy {result['accuracy']:.4f}  "
         f"({round(result['accuracy'] * 18)}/18 right)"
     )
 
@@ -77,7 +77,7 @@ def test_evaluate_measures_other_pictures(whole, workplace):
     lines = ended.out.splitlines()
     assert lines[0] == "Found 12 images belonging to 3 classes."
     right = int(re.search(r"\((\d+)/12 right\)$", lines[-1])[1])
-    assert f"accuracy: {right / 12:.4f}" in lines[-1]
+    assert f"accuracy {right / 12:.4f}" in lines[-1]
 
 
 def test_predict_says_as_many_pictures_right_as_training_reported(as_json, whole):

@@ -99,8 +99,8 @@ def test_a_pipe_gets_one_plain_line_an_epoch():
     assert "\x1b" not in text
     assert "\r" not in text
     first, second = text.splitlines()
-    assert first.startswith("head 1/2  3/3  ")
-    assert "  loss: 1.0000 accuracy: 0.5000  val_loss: 0.2500 val_accuracy: 0.7500  " in first
+    assert first.startswith("head 1/2  ")
+    assert "  loss 1.0000 accuracy 0.5000  val_loss 0.2500 val_accuracy 0.7500  " in first
     assert re.search(r"  [\d,]+ images/s$", first)
     assert re.search(r"  [\d,]+ images/s  best$", second)
 
@@ -114,7 +114,7 @@ def test_a_terminal_shows_a_bar_with_epoch_loss_accuracy_and_speed():
     assert "finetune 4/9" in shown
     assert re.search(r" 3/6 ", shown)
     assert "━" * 10 in shown
-    assert "loss: 2.0000 accuracy: 0.2500" in shown
+    assert "loss 2.0000 accuracy 0.2500" in shown
     assert re.search(r"[\d,]+ images/s", shown)
 
 
