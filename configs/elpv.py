@@ -24,7 +24,13 @@ def get_config() -> ConfigDict:
                 "dropout": 0.2,
             },
             "data": {"source": "data/elpv", "batch_size": 32},
-            "augment": {"horizontal_flip": True, "vertical_flip": True},
+            "augment": {
+                "horizontal_flip": True,
+                "vertical_flip": True,
+                "zoom": 0.1,
+                "brightness": 0.2,
+                "contrast": 0.2,
+            },
             "phases": (
                 Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=1e-3),
                 Phase(

@@ -9,14 +9,16 @@ The newest and the best are kept. What was frozen all along is in `initial` alon
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxtl.errors import UserError
@@ -35,7 +37,7 @@ class Progress:
         step: training steps since the run began.
         sums: the training sums of these batches.
         stale: epochs since the phase began or a better validation result was seen.
-        best_step: the checkpoint with the best validation result so far.
+        best_step: the checkpoint with the best validation result of this phase.
         best_accuracy, best_loss: that result; accuracy counts first, and loss between equals.
     """
 
@@ -48,6 +50,10 @@ class Progress:
     best_step: int | None = None
     best_accuracy: float = -1.0
     best_loss: float = float("inf")
+
+    def next_phase(self) -> Progress:
+        """Where the run stands as the next phase begins."""
+        return Progress(phase=self.phase + 1, step=self.step)
 
     def after_epoch(self, accuracy: float, loss: float) -> Progress:
         """Where the run stands once the epoch's validation result is known."""
@@ -89,7 +95,7 @@ class Checkpoints:
     def save_initial(self, variables: Variables) -> None:
         """Writes all variables as the run begins; returns when they are on disk."""
         with ocp.StandardCheckpointer() as writer:
-            writer.save(self._initial, variables, force=True)
+            writer.save(self._initial, variables, force=True)  # over that of a run that died
 
     def initial(self, like: Variables) -> Variables:
         """Reads the variables that the run began with.
@@ -100,7 +106,7 @@ class Checkpoints:
         Raises:
             UserError: they are not those of this network.
         """
-        with ocp.StandardCheckpointer() as reader:
+        with _readable(self._initial), ocp.StandardCheckpointer() as reader:
             stored = reader.metadata(self._initial).item_metadata.tree
             _compare(self._initial, stored, like)
             return reader.restore(self._initial, _abstract(like))
@@ -121,7 +127,9 @@ class Checkpoints:
             args=ocp.args.Composite(
                 variables=ocp.args.StandardSave(changed),
                 optimizer=ocp.args.StandardSave(_leaves(optimizer)),
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                progress=ocp.args.JsonSave(
+                    {"progress": dataclasses.asdict(progress), "variables": sorted(changed)}
+                ),
             ),
             force=True,
         )
@@ -133,12 +141,10 @@ class Checkpoints:
 
     def progress(self, step: int) -> Progress:
         """Where the run stood at a checkpoint."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
-        )
-        fields = restored.progress
-        self._best_step = fields["best_step"]
-        return Progress(**(fields | {"sums": Sums(*fields["sums"])}))
+        with _readable(self._place(step)):
+            fields = self._words(step)["progress"]
+            self._best_step = fields["best_step"]
+            return Progress(**(fields | {"sums": Sums(*fields["sums"])}))
 
     def variables(self, step: int, like: Variables) -> Variables:
         """All variables at a checkpoint: those as the run began, and over them what it had changed.
@@ -151,14 +157,12 @@ class Checkpoints:
             UserError: they are not those of this network.
         """
         self._manager.wait_until_finished()
-        place = self._manager.directory / str(step)
-        stored = self._manager.item_metadata(step).variables.tree
-        expected = {path: like[path] for path in stored if path in like}
-        _compare(place, stored, expected)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(expected))),
-        )
+        with _readable(self._place(step)):
+            stored = self._manager.item_metadata(step).variables.tree
+            expected = {path: like[path] for path in self._words(step)["variables"] if path in like}
+            _compare(self._place(step), stored, expected)
+            wanted = ocp.args.StandardRestore(_abstract(expected))
+            restored = self._manager.restore(step, args=ocp.args.Composite(variables=wanted))
         return self.initial(like) | restored.variables
 
     def optimizer(self, step: int, like: Any) -> Any:
@@ -172,13 +176,20 @@ class Checkpoints:
             UserError: it is that of another optimizer.
         """
         leaves = _leaves(like)
-        place = self._manager.directory / str(step)
-        _compare(place, self._manager.item_metadata(step).optimizer.tree, leaves)
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(optimizer=ocp.args.StandardRestore(_abstract(leaves)))
-        )
+        with _readable(self._place(step)):
+            stored = self._manager.item_metadata(step).optimizer.tree
+            _compare(self._place(step), stored, leaves)
+            wanted = ocp.args.StandardRestore(_abstract(leaves))
+            restored = self._manager.restore(step, args=ocp.args.Composite(optimizer=wanted))
         ordered = [restored.optimizer[name] for name in leaves]
         return jax.tree.unflatten(jax.tree.structure(like), ordered)
+
+    def _place(self, step: int) -> Any:
+        return self._manager.directory / str(step)
+
+    def _words(self, step: int) -> dict[str, Any]:
+        wanted = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=wanted).progress
 
     @property
     def best_step(self) -> int | None:
@@ -204,7 +215,19 @@ def _leaves(tree: Any) -> dict[str, jax.Array]:
 
 
 def _abstract(arrays: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+    # On a device of this machine: the run may have been saved by one with other devices.
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for n, a in arrays.items()}
+
+
+@contextlib.contextmanager
+def _readable(place: Any) -> Iterator[None]:
+    """Orbax raises what it happens to stumble over when files are damaged or not there."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"checkpoint {place} is damaged or not complete: {reason}") from error
 
 
 def _compare(place: Any, stored: dict[str, Any], expected: dict[str, Any]) -> None:

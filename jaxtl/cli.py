@@ -42,6 +42,11 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
             raise
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         code = 130

@@ -49,7 +49,8 @@ class Data(_Checked):
         val_fraction: the share of each class kept for validation where the source has no split.
         resize: `stretch` squeezes every picture to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
-        memory_gb: decoded pictures are kept in memory when they need no more, in 1e9 bytes.
+        memory_gb: decoded pictures are kept in memory when those of a split (training, validation)
+            need no more, in 1e9 bytes.
     """
 
     source: str = "digits"
@@ -113,7 +114,7 @@ class Phase(_Checked):
         batch_norm_momentum: how much of the running statistics a step keeps; None suits it to the
             number of steps in the phase.
         patience: stop after this many epochs without a better validation result; None never stops.
-        restore_best: end the phase with the best parameters so far rather than with the last.
+        restore_best: end the phase with its best parameters rather than with its last.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
@@ -131,6 +132,14 @@ class Phase(_Checked):
     batch_norm_momentum: Fraction | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Phase:
+        if self.optimizer != "sgd" and self.momentum != Phase.model_fields["momentum"].default:
+            raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
+        if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
+            raise ValueError("batch_norm_momentum needs batch_norm='train'")
+        return self
 
 
 class Config(_Checked):
@@ -163,7 +172,7 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
         tree = _plain(module.get_config())
     except pydantic.ValidationError as error:
         raise UserError(f"{path}: {_explain(error, Phase, {})}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from error
     if not isinstance(tree, dict):
@@ -244,7 +253,7 @@ def _override(tree: dict[str, Any], key: str, text: str) -> None:
         raise UserError(f"--cfg.{key}: name one of its keys too, such as --cfg.{key}.lr=0.001")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     if _field_type(parents, last) is str:
         value = text

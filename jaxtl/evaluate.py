@@ -8,6 +8,7 @@ from rich.table import Table
 
 from jaxtl import cli
 from jaxtl.data.sources import found_line, open_all, open_splits
+from jaxtl.errors import UserError
 from jaxtl.metrics import confusion
 from jaxtl.predictor import load_run
 from jaxtl.report.terminal import console, metrics_text
@@ -28,7 +29,12 @@ def main(arguments: Sequence[str]) -> int:
     config = predictor.config
     if given.data is None:
         fraction, seed = config.data.val_fraction, config.seed
-        source = open_splits(config.data.source, val_fraction=fraction, seed=seed).val
+        where = predictor.facts["source"]
+        source = open_splits(where, val_fraction=fraction, seed=seed).val
+        if source.fingerprint != predictor.facts["data"]["val"]["sha256"]:
+            raise UserError(
+                f"{where} changed since the run; name the pictures to measure with --data={where}"
+            )
     else:
         source = open_all(given.data, classes=predictor.classes)
     out.print(found_line(source))

@@ -47,7 +47,8 @@ def freezing(network: Network, rules: Mapping[str, float], batch_norm: str) -> F
             `frozen` none.
 
     Raises:
-        UserError: a pattern is no regular expression, matches nothing, or comes too late to count.
+        UserError: a pattern is no regular expression, matches nothing, or comes too late to count;
+            or `train` would move nothing.
     """
     fixed = statistics(network)
     paths = [path for path in split(network)[1] if path not in fixed]
@@ -57,6 +58,11 @@ def freezing(network: Network, rules: Mapping[str, float], batch_norm: str) -> F
     if batch_norm == "train":
         trained_layers = {path.rpartition("/")[0] for path in multipliers}
         moving = frozenset(path for path in fixed if path.rpartition("/")[0] in trained_layers)
+        if not moving:
+            raise UserError(
+                "batch_norm='train' moves no statistics: no pattern trains a BatchNorm's scale or "
+                "bias; take batch_norm='frozen', or train such a BatchNorm too"
+            )
     stages = {path.partition("/")[0] for path in multipliers}
     frontier = next(stage for stage in network.stage_names if stage in stages)
     return Freezing(multipliers, labels, moving, frontier)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from jaxtl.models import Network, Variables
 from jaxtl.optim import optimizer
 from jaxtl.predictor import Classifier, Evaluation
 from jaxtl.report.log import MetricsLog
-from jaxtl.report.terminal import EpochProgress
+from jaxtl.report.terminal import EpochProgress, metrics_text
 from jaxtl.steps import AXIS, TrainState, TrainStep, make_train_step, replicate, shard
 
 _LAG = 2  # steps under way on the device before the host looks at the sums of an earlier one
@@ -76,16 +77,19 @@ class Training:
 
         Raises:
             Interrupted: a signal asked for it; the run is saved and can be continued.
-            UserError: the loss is not finite any more.
+            UserError: a loss is not finite any more.
         """
         with _signals() as asked:
             for index in range(self.progress.phase, len(self.config.phases)):
                 if index > self.progress.phase:
-                    self.progress = dataclasses.replace(
-                        self.progress, phase=index, epoch=0, stale=0
-                    )
+                    self.progress = self.progress.next_phase()
                 self._phase(index, asked)
         return self.classifier.evaluate(self.variables, self.val_data)
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self.checkpoints.close()
+        self.log.close()
 
     def _phase(self, index: int, asked: list[int]) -> None:
         phase, frozen = self.config.phases[index], self.freezings[index]
@@ -98,6 +102,9 @@ class Training:
         if phase.restore_best and self.progress.best_step is not None:
             best = self.checkpoints.variables(self.progress.best_step, self.variables)
             self.variables = replicate(best, self.devices)
+            if self.progress.best_step != self.progress.step:
+                result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
+                self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
         else:
             self.variables = fixed | state.changing
 
@@ -147,6 +154,7 @@ class Training:
             evaluation = self.classifier.evaluate(everything, self.val_data)
             train = self.progress.sums.means(num_classes)
             val = evaluation.sums.means(num_classes)
+            _check_finite("validation", val["loss"], self.progress.step)
             self.progress = self.progress.after_epoch(val["accuracy"], val["loss"])
             shown.done(train, val, best=self.progress.best_step == self.progress.step)
         train["images_per_second"] = shown.images_per_second
@@ -190,17 +198,21 @@ class Training:
         self.progress = dataclasses.replace(
             self.progress, batch=self.progress.batch + 1, step=self.progress.step + 1, sums=total
         )
-        if not math.isfinite(total.loss):
-            raise UserError(
-                f"the training loss is {total.loss} after step {self.progress.step}; "
-                "try a lower learning rate, or phases.NAME.clip_norm=1.0, in a new --workdir"
-            )
+        _check_finite("training", float(total.loss), self.progress.step)
         shown.batch(total, int(done.pictures))
 
     def _save(self, index: int, state: TrainState, fixed: Variables) -> None:
         changed = itertools.chain.from_iterable(f.changing for f in self.freezings[: index + 1])
         everything = fixed | state.changing
         self.checkpoints.save(self.progress, partition(everything, changed)[0], state.optimizer)
+
+
+def _check_finite(kind: str, loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the {kind} loss is {loss} after step {step}; "
+            "try a lower learning rate, or phases.NAME.clip_norm=1.0, in a new --workdir"
+        )
 
 
 def _finished(phase: Phase, progress: Progress) -> bool:
@@ -215,6 +227,7 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: object) -> None:
         asked.append(number)
+        print("stopping after this step; once more to stop at once", file=sys.stderr)
         signal.signal(number, usual[number])
 
     usual = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

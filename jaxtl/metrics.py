@@ -79,9 +79,12 @@ def cross_entropy(
 def hits(
     logits: Float[Array, "batch classes"], labels: Int[Array | np.ndarray, "batch"]
 ) -> tuple[Bool[Array, "batch"], Bool[Array, "batch"]]:
-    """Whether the right class is the likeliest, and whether it is among the five likeliest."""
-    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    found = best == labels[:, None]
+    """Whether the right class is the likeliest, and whether it is among the five likeliest.
+
+    What is no number hits nothing.
+    """
+    best_logits, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    found = (best == labels[:, None]) & ~jnp.isnan(best_logits)
     return found[:, 0], jnp.any(found, axis=1)
 
 

@@ -13,7 +13,7 @@ from jaxtl.freeze import FROZEN, Freezing
 def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate of a phase by step, before multipliers.
 
-    It rises linearly from zero over `warmup_epochs`, then stays, or falls to zero as half a cosine
+    It rises linearly over `warmup_epochs`, then stays, or falls to zero as half a cosine
     (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
     """
     steps = phase.epochs * steps_per_epoch
@@ -25,7 +25,9 @@ def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
         after = optax.constant_schedule(phase.lr)
     if not warmup:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, phase.lr, warmup), after], [warmup])
+    # The first step has a rate already: at zero it would do nothing.
+    rise = optax.linear_schedule(phase.lr / warmup, phase.lr, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
 
 
 def optimizer(phase: Phase, frozen: Freezing, steps_per_epoch: int) -> optax.GradientTransformation:

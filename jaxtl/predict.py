@@ -49,7 +49,7 @@ def _pictures(paths: Iterable[Path]) -> Iterable[Path]:
     """The files among the paths and the pictures in the folders among them, sorted."""
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            found = sorted(p for p in path.rglob("*") if _is_picture(p.relative_to(path), path))
             if not found:
                 raise UserError(f"no pictures in {path}")
             yield from found
@@ -57,6 +57,11 @@ def _pictures(paths: Iterable[Path]) -> Iterable[Path]:
             yield path
         else:
             raise UserError(f"no file {path}")
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and path.suffix.lower() in EXTENSIONS and (folder / path).is_file()
 
 
 def _table(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:

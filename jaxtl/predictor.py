@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -63,25 +63,18 @@ class Classifier:
         while waiting:
             yield _fetch(*waiting.popleft())
 
-    def evaluate(
-        self,
-        variables: Variables,
-        loader: Loader,
-        on_batch: Callable[[], None] = lambda: None,
-    ) -> Evaluation:
+    def evaluate(self, variables: Variables, loader: Loader) -> Evaluation:
         """Classifies every picture of a loader once.
 
         Args:
             variables: of the network, on all devices.
             loader: in the order of its source.
-            on_batch: called after each batch.
         """
         sums, labels, predicted = NONE, [], []
         for batch, log_probabilities in self.log_probabilities(variables, loader.epoch(0)):
             sums += score(log_probabilities, batch.labels, batch.valid)
             labels.append(batch.labels[batch.valid])
             predicted.append(log_probabilities.argmax(axis=1)[batch.valid])
-            on_batch()
         return Evaluation(sums, np.concatenate(labels), np.concatenate(predicted))
 
 
@@ -96,6 +89,8 @@ class Predictor:
 
     Attributes:
         classes: the names of the classes, in the order of the probabilities.
+        config: the run's config.
+        facts: what `run.json` holds.
     """
 
     def __init__(self, directory: str | Path):
@@ -106,15 +101,18 @@ class Predictor:
         """
         run = RunDirectory(Path(directory))
         self.config = run.config()
-        self.classes = tuple(run.facts()["classes"])
+        self.facts = run.facts()
+        self.classes = tuple(self.facts["classes"])
         self._devices = jax.local_devices()
         model = self.config.model
         network = build(model.name, num_classes=len(self.classes), width=model.width)
         checkpoints = Checkpoints(run.checkpoints, read_only=True)
-        self.checkpoint = _result_step(checkpoints, self.config.phases[-1].restore_best)
-        if self.checkpoint is None:
-            raise UserError(f"{directory} has no checkpoint yet: its first epoch is not complete")
-        variables = checkpoints.variables(self.checkpoint, split(network)[1])
+        newest = checkpoints.newest()
+        if newest is None:
+            raise UserError(f"{directory} has no checkpoint: its first epoch is not complete")
+        best = newest.best_step if self.config.phases[newest.phase].restore_best else None
+        step = newest.step if best is None else best
+        variables = checkpoints.variables(step, split(network)[1])
         checkpoints.close()
         self._variables = replicate(variables, self._devices)
         self._classifier = Classifier(network, self._devices)
@@ -124,12 +122,13 @@ class Predictor:
         return self._classifier.evaluate(self._variables, self._loader(source))
 
     def predict(
-        self, pictures: Sequence[str | Path] | UInt8[np.ndarray, "pictures height width 3"]
+        self,
+        pictures: str | Path | Sequence[str | Path] | UInt8[np.ndarray, "pictures height width 3"],
     ) -> Float[np.ndarray, "pictures classes"]:
         """The probability of each class for each picture.
 
         Args:
-            pictures: paths to picture files, or an array (N, H, W, 3), RGB, 0..255, uint8.
+            pictures: one path or several to picture files, or an array (N, H, W, 3), RGB, 0..255, uint8.
 
         Returns:
             Probabilities (N, C), float32; each row adds up to 1.
@@ -137,7 +136,7 @@ class Predictor:
         Raises:
             UserError: a file is missing or is no picture; it is named.
         """
-        source = _unlabelled(pictures)
+        source = _unlabelled([pictures] if isinstance(pictures, str | Path) else pictures)
         batches = self._loader(source).epoch(0) if len(source) else ()
         parts = [
             np.exp(log_probabilities)[batch.valid]
@@ -179,10 +178,3 @@ def _unlabelled(pictures: Sequence[str | Path] | np.ndarray) -> Source:
     if isinstance(pictures, np.ndarray):
         return ArraySource("pictures", pictures, labels, classes=())
     return FolderSource(Path(), tuple(map(str, pictures)), labels, classes=())
-
-
-def _result_step(checkpoints: Checkpoints, restore_best: bool) -> int | None:
-    newest = checkpoints.newest()
-    if newest is None:
-        return None
-    return newest.best_step if restore_best and newest.best_step is not None else newest.step

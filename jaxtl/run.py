@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,26 @@ class RunDirectory:
         self.report = path / "report.html"
         self._config = path / "config.json"
         self._run = path / "run.json"
+        self._lock = path / "lock"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the directory and keeps other processes out; the lock goes with this process.
+
+        Raises:
+            UserError: another process trains here, or the path is none that Orbax can write to.
+        """
+        if set("[]*?") & set(str(self.path.resolve())):  # Orbax takes it for a pattern
+            raise UserError(f"{self.path}: a --workdir cannot have any of [ ] * ? in its path")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process trains in {self.path}; name another --workdir"
+                ) from None
+            yield
 
     def exists(self) -> bool:
         """Whether a run began here."""
@@ -45,8 +67,10 @@ class RunDirectory:
         Raises:
             UserError: the directory holds something that no run left behind.
         """
-        left_behind = {self.checkpoints, self._config}  # by a run that died before it began
-        if self.path.exists() and set(self.path.iterdir()) - left_behind:
+        # What a run leaves behind that died before its first checkpoint.
+        own = {self._lock, self._config, self._run, self.metrics, self.checkpoints}
+        own |= {self.tensorboard} | {_part(path) for path in (self._config, self._run)}
+        if set(self.path.iterdir()) - own:
             raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
 
     def begin(self, config: Config, facts: Mapping[str, Any]) -> None:
@@ -54,7 +78,7 @@ class RunDirectory:
 
         Args:
             config: all of it.
-            facts: JSON-friendly facts: classes, weights, data.
+            facts: JSON-friendly facts: classes, weights, data, and where these lie.
         """
         _write(self._config, config.model_dump())
         machine = {
@@ -88,16 +112,24 @@ class RunDirectory:
         Raises:
             UserError: there is no run here, or a newer or older version of this package wrote it.
         """
-        if not self.exists():
+        if not (self.exists() and self._config.exists()):
             raise UserError(f"no run in {self.path}: it has no {self._run.name}")
         try:
             return Config.model_validate_json(self._config.read_text())
         except pydantic.ValidationError as error:
-            raise UserError(f"{self._config} is not a config of this version: {error}") from error
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"{self._config} is no config of this version: {reason}") from error
 
     def facts(self) -> dict[str, Any]:
-        """What `begin` and `finish` wrote."""
-        return json.loads(self._run.read_text())
+        """What `begin` and `finish` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            return json.loads(self._run.read_text())
+        except ValueError as error:
+            raise UserError(f"{self._run} is damaged: {error}") from error
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes down the result of a complete run."""
@@ -106,6 +138,12 @@ class RunDirectory:
 
 def _write(path: Path, content: Any) -> None:
     """Writes JSON so that a crash leaves either the old file or the new one."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)
+    with _part(path).open("w") as file:
+        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(_part(path), path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_suffix(".part")

@@ -92,14 +92,16 @@ def make_train_step(
             return jnp.sum(losses, where=valid) / count, (logits, moved)
 
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, moved)), gradients = gradient_fn(parameters)
+        (_, (logits, moved)), gradients = gradient_fn(parameters)
         gradients = lax.psum(gradients, AXIS)
         updated, optimizer = _update(
             transform, frozen, gradients, state.optimizer, fixed, parameters
         )
         top1, top5 = hits(logits, labels)
         counted = (jnp.sum(hit & valid) for hit in (top1, top5, valid))
-        sums = lax.psum(Sums(loss * count, *counted), AXIS)
+        # Without label smoothing, so that it can be held against the validation loss.
+        loss = jnp.sum(cross_entropy(logits, labels), where=valid)
+        sums = lax.psum(Sums(loss, *counted), AXIS)
         return TrainState(state.step + 1, updated | moved, optimizer), sums
 
     return jax.pmap(

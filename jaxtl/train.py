@@ -15,10 +15,10 @@ from jaxtl import cli
 from jaxtl.checkpoint import Checkpoints, Progress
 from jaxtl.config import Config, load
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import Source, Splits, found_line, open_splits
+from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
 from jaxtl.freeze import freezing
 from jaxtl.loop import Interrupted, Training
-from jaxtl.models import Variables, build, split
+from jaxtl.models import Network, Variables, build, split
 from jaxtl.report.log import MetricsLog
 from jaxtl.report.page import write_page
 from jaxtl.report.terminal import console, metrics_text, stage_table
@@ -69,36 +69,55 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
-    devices = jax.local_devices()
-    check_batch_size(config.data.batch_size, devices)
+    check_batch_size(config.data.batch_size, jax.local_devices())
     data = open_splits(config.data.source, val_fraction=config.data.val_fraction, seed=config.seed)
     for part in data:
         out.print(found_line(part))
 
     model, classes = config.model, data.train.classes
     network = build(model.name, num_classes=len(classes), width=model.width, dropout=model.dropout)
-    freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
+    for phase in config.phases:
+        freezing(network, phase.train, phase.batch_norm)  # refuses patterns before anything begins
 
     run = RunDirectory(workdir)
+    with run.locked():
+        training = _open(run, config, network, data, out)
+        try:
+            evaluation = training.run()
+        finally:
+            training.close()
+        metrics = evaluation.sums.means(len(classes))
+        run.finish({"step": training.progress.step, **metrics})
+        write_page(run, evaluation, classes)
+    right = f"({evaluation.sums.top1}/{evaluation.sums.pictures} right)"
+    out.print(
+        f"{metrics_text(metrics, 'val_')}  {right} after "
+        f"{training.progress.step:,} steps and {time.perf_counter() - begun:.0f} s  {workdir}"
+    )
+    return metrics
+
+
+def _open(
+    run: RunDirectory, config: Config, network: Network, data: Splits, out: Console
+) -> Training:
+    """A new run, or the run in the directory where it was left."""
+    freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
     facts = _facts(config, data)
-    if run.exists():
+    checkpoints = Checkpoints(run.checkpoints)
+    progress = checkpoints.newest() if run.exists() else None
+    if progress is not None:
         run.check_same(config, facts)
-        checkpoints = Checkpoints(run.checkpoints)
-        variables = checkpoints.initial(split(network)[1])
+        variables = checkpoints.variables(progress.step, split(network)[1])
+        phase = config.phases[progress.phase].name
+        out.print(f"continuing {run.path} in phase {phase} after epoch {progress.epoch}")
     else:
         run.check_empty()
-        variables, record = _pretrained(config, len(classes))
-        checkpoints = Checkpoints(run.checkpoints)
+        variables, record = _pretrained(config, len(data.train.classes))
         checkpoints.save_initial(variables)
-        run.begin(config, {**facts, "weights": record})
+        run.begin(config, {**facts, "source": absolute(config.data.source), "weights": record})
+        progress = Progress()
     out.print(stage_table(network, config.phases, freezings))
-
-    progress = checkpoints.newest() or Progress()
-    if progress.step:
-        variables = checkpoints.variables(progress.step, variables)
-        phase = config.phases[progress.phase].name
-        out.print(f"continuing {workdir} in phase {phase} after epoch {progress.epoch}")
-    training = Training(
+    return Training(
         config=config,
         network=network,
         freezings=freezings,
@@ -109,23 +128,8 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
         checkpoints=checkpoints,
         log=MetricsLog(run.metrics, run.tensorboard, until=progress.step),
         out=out,
-        devices=devices,
+        devices=jax.local_devices(),
     )
-    try:
-        evaluation = training.run()
-    finally:
-        checkpoints.close()
-        training.log.close()
-
-    metrics = evaluation.sums.means(len(data.train.classes))
-    run.finish({"step": training.progress.step, **metrics})
-    write_page(run, evaluation, data.train.classes)
-    right = f"({evaluation.sums.top1}/{evaluation.sums.pictures} right)"
-    out.print(
-        f"{metrics_text(metrics, 'val_')}  {right} after "
-        f"{training.progress.step:,} steps and {time.perf_counter() - begun:.0f} s  {workdir}"
-    )
-    return metrics
 
 
 def _facts(config: Config, data: Splits) -> dict[str, Any]:
@@ -133,7 +137,6 @@ def _facts(config: Config, data: Splits) -> dict[str, Any]:
     return {
         "classes": list(data.train.classes),
         "data": {
-            "source": config.data.source,
             "train": {"pictures": len(data.train), "sha256": data.train.fingerprint},
             "val": {"pictures": len(data.val), "sha256": data.val.fingerprint},
         },

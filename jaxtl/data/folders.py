@@ -21,6 +21,7 @@ _LOG = logging.getLogger("jaxtl")
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
+_SPLITS = {"train", "training", *VALIDATION_FOLDERS, "testing", "eval"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,9 +83,16 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
     with _readable():
         names = _subfolders(root)
         if "train" not in names or not _subfolders(root / "train"):
+            if names and {name.lower() for name in names} <= _SPLITS:
+                raise UserError(
+                    f"{root} has {', '.join(names)}, but no train/ with class folders in it: "
+                    "name the training pictures train/, or name the folder of one split"
+                )
             return _source(root, _pictures_by_class(root)), None
         train = _source(root / "train", _pictures_by_class(root / "train"))
         second = next((name for name in VALIDATION_FOLDERS if name in names), None)
+        if ignored := [name for name in names if name not in ("train", second)]:
+            _LOG.warning("%s: not looked at: %s", root, ", ".join(ignored))
         if second is None:
             return train, None
         found = _pictures_by_class(root / second)

@@ -172,6 +172,13 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
     return Subset(source, np.arange(len(source)), mapped[source.labels], classes)
 
 
+def absolute(spec: str) -> str:
+    """The same source in words that mean it from any working directory."""
+    kind, colon, name = spec.rpartition("tfds:")
+    path = Path(name).expanduser()
+    return f"{kind}{colon}{path.resolve()}" if spec != "digits" and path.exists() else spec
+
+
 def found_line(source: Source) -> str:
     """The line with which Keras greets a data set: `Found 202 images belonging to 2 classes.`"""
     return f"Found {len(source)} images belonging to {len(source.classes)} classes."

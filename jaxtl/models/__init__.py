@@ -69,6 +69,8 @@ def build(
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=1) or sorted(REGISTRY)
         raise UserError(f"no network is called {name!r}; did you mean {near[0]!r}?")
+    if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
+        raise UserError(f"num_classes is at least 1, or None for no head; not {num_classes}")
     definition = REGISTRY[name]
     if width not in definition.widths:
         raise UserError(f"{name} does not come in width {width}; take one of {definition.widths}")

