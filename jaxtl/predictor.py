@@ -128,7 +128,8 @@ class Predictor:
         """The probability of each class for each picture.
 
         Args:
-            pictures: one path or several to picture files, or an array (N, H, W, 3), RGB, 0..255, uint8.
+            pictures: one path or several to picture files, or an array (N, H, W, 3), RGB, 0..255,
+                uint8.
 
         Returns:
             Probabilities (N, C), float32; each row adds up to 1.
