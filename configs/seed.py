@@ -4,9 +4,9 @@
 
 The directory holds `train/` and `val/` with a folder for each class. MobileNetV2 without its top,
 frozen, 224 px, batch 32; a new dense layer trained by Adam at 1e-3 for 100 epochs; pictures
-sheared, zoomed and flipped; no dropout, no early stopping, and the last parameters are the result.
-Three things differ from Keras: pictures are normalised as the weights want, resized by an antialiased
-bilinear filter instead of the nearest pixel, and Adam's epsilon is 1e-8 instead of 1e-7.
+sheared, zoomed and flipped; no dropout, no early stopping, and the last parameters are the
+result. Three things differ from Keras: pictures are normalised as the weights want, resized by an
+antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 1e-8, not 1e-7.
 """
 
 from ml_collections import ConfigDict, config_dict

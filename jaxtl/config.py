@@ -113,7 +113,8 @@ class Phase(_Checked):
             statistics).
         batch_norm_momentum: how much of the running statistics a step keeps; None suits it to the
             number of steps in the phase.
-        patience: stop after this many epochs without a better validation result; None never stops.
+        patience: stop after this many epochs without a better validation result than the phase had
+            before; None never stops.
         restore_best: end the phase with its best parameters rather than with its last.
     """
 

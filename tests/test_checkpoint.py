@@ -1,5 +1,8 @@
 """Checkpoints: bits, what is kept, and what is refused."""
 
+import shutil
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,7 +49,7 @@ def test_a_checkpoint_is_what_changed_over_what_the_run_began_with(checkpoints):
     progress = Progress(phase=1, epoch=2, batch=3, step=7, sums=Sums(0.1 + 0.2, 3, 4, 5))
     save(checkpoints, progress, 0.1)
     restored = checkpoints.variables(7, VARIABLES)
-    assert bits(restored) == bits(VARIABLES | {"head/kernel": jnp.full((2, 2), 0.1)})
+    chex.assert_trees_all_equal(restored, VARIABLES | {"head/kernel": jnp.full((2, 2), 0.1)})
     assert checkpoints.newest() == progress
 
 
@@ -104,6 +107,19 @@ def test_a_state_of_another_optimizer_is_refused(checkpoints):
     checkpoints.close()
     with pytest.raises(UserError, match="is not of this run"):
         checkpoints.optimizer(1, optax.sgd(0.1, momentum=0.9).init(VARIABLES))
+
+
+def test_a_checkpoint_that_lost_its_arrays_is_refused(checkpoints, tmp_path):
+    save(checkpoints, Progress(step=1), 0.0)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "checkpoints/steps/1/variables")
+    with pytest.raises(UserError, match="is damaged or not complete"):
+        checkpoints.variables(1, VARIABLES)
+
+
+def test_the_next_phase_has_its_own_best():
+    ended = Progress(step=9, epoch=3, stale=2, best_step=5, best_accuracy=0.9, best_loss=0.1)
+    assert ended.next_phase() == Progress(phase=1, step=9)
 
 
 def test_accuracy_counts_first_and_loss_between_equals():

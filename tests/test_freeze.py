@@ -101,3 +101,8 @@ def test_partition_loses_and_copies_nothing():
     inside, outside = partition(variables, ["a", "c"])
     assert inside == {"a": variables["a"], "c": variables["c"]}
     assert outside == {"b": variables["b"]}
+
+
+def test_training_batch_norms_without_a_trained_scale_or_bias_is_refused():
+    with pytest.raises(UserError, match="moves no statistics"):
+        freezing(NETWORK, {"(head|block_16)/.*kernel": 1.0}, "train")

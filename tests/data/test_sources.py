@@ -133,6 +133,19 @@ def test_train_alone_is_split(tmp_path):
     assert len(open_all(str(tmp_path))) == 10
 
 
+@pytest.mark.parametrize("names", [("val", "test"), ("training", "validation")])
+def test_folders_that_are_splits_are_not_taken_for_classes(tmp_path, names):
+    make(tmp_path, *(f"{name}/{kind}/{n}.jpg" for name in names for kind in "ab" for n in "12"))
+    with pytest.raises(UserError, match="no train/ with class folders"):
+        open_all(str(tmp_path))
+
+
+def test_folders_beside_a_split_that_are_not_looked_at_are_named(tmp_path, caplog):
+    make(tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("train", "val", "test") for kind in "ab"))
+    split(tmp_path)
+    assert caplog.messages == [f"{tmp_path}: not looked at: test"]
+
+
 def test_a_class_may_be_called_train(tmp_path):
     make(tmp_path, "train/1.jpg", "train/2.jpg", "bus/1.jpg", "bus/2.jpg")
     assert open_all(str(tmp_path)).classes == ("bus", "train")

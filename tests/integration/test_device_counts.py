@@ -1,9 +1,10 @@
 """A config gives the same training curve on any number of devices."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from workplace import measurements
+from workplace import STEPS, finish, measurements, saved_steps, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -36,3 +37,22 @@ def test_the_number_of_devices_does_not_change_what_is_learnt(curves, devices):
 def test_the_run_records_its_devices(curves, workplace):
     text = (workplace.path / "on-8" / "run.json").read_text()
     assert all(f'"cpu:{number} ' in text for number in range(8))
+
+
+def test_a_run_saved_on_eight_devices_is_continued_and_used_on_one(curves, workplace):
+    path = workplace.path / "moved"
+    given = ("--cfg", "tiny.py", "--workdir", "moved", *FLAGS)
+    process = workplace.start("jaxtl.train", *given, devices=8)
+    wait_until(lambda: 3 * STEPS in saved_steps(path), process)
+    process.kill()
+    finish(process)
+    assert len(measurements(path)) < 8 or "result" not in (path / "run.json").read_text()
+    continued = workplace.train("moved", *FLAGS, devices=1)
+    assert continued.code == 0, continued.err
+    assert "in phase finetune after epoch" in continued.out
+    for one, moved in zip(curves[1], measurements(path), strict=True):
+        assert moved == one | {"loss": pytest.approx(one["loss"], rel=1e-4)}
+    measured = workplace.run("jaxtl.evaluate", "--run", "on-8", devices=1)
+    assert measured.code == 0, measured.err
+    result = json.loads((workplace.path / "on-8" / "run.json").read_text())["result"]
+    assert f" accuracy {result['accuracy']:.4f} " in measured.out.splitlines()[-1]

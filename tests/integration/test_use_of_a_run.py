@@ -140,3 +140,30 @@ def test_a_loaded_run_classifies_an_array_as_it_does_the_files(predictor, workpl
 
 def test_no_pictures_have_no_probabilities(predictor):
     assert predictor.predict([]).shape == (0, 3)
+
+
+def test_evaluate_refuses_pictures_that_are_not_those_of_the_run_any_more(whole, workplace):
+    added = workplace.path / "data" / "val" / "red" / "new.png"
+    added.write_bytes((added.parent / "01.png").read_bytes())
+    try:
+        refused = workplace.run("jaxtl.evaluate", "--run", whole.path)
+    finally:
+        added.unlink()
+    assert refused.code == 2
+    assert "changed since the run" in refused.err
+
+
+def test_hidden_files_in_a_folder_are_no_pictures(whole, workplace, tmp_path):
+    (tmp_path / "._a.png").write_bytes(b"resource fork")
+    picture = next((workplace.path / "data" / "val" / "red").glob("*.png"))
+    (tmp_path / "a[b].png").write_bytes(picture.read_bytes())
+    ended = workplace.run("jaxtl.predict", "--run", whole.path, tmp_path)
+    assert ended.code == 0, ended.err
+    assert "a[b].png" in ended.out
+    assert "._a.png" not in ended.out
+
+
+def test_a_loaded_run_takes_one_path(predictor, workplace):
+    picture = next((workplace.path / "data" / "val" / "red").glob("*.png"))
+    assert predictor.predict(picture).shape == (1, 3)
+    assert predictor.predict(str(picture)).shape == (1, 3)

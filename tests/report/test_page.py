@@ -51,9 +51,9 @@ def page(tmp_path_factory):
     )
     facts = {
         "classes": list(CLASSES),
+        "source": "folder <i>&",
         "weights": {"source": "keras", "sha256": "c0ffee"},
         "data": {
-            "source": "folder <i>&",
             "train": {"pictures": 1234, "sha256": "1"},
             "val": {"pictures": 10, "sha256": "2"},
         },

@@ -64,13 +64,13 @@ def test_the_table_says_what_each_phase_does_with_each_stage(table):
     trained = block(56, 336, 56) + block(56, 336, 112) + TOP
     assert table[1:4] == [
         ["stem ... block_14", f"{TRUNK - trained:,}", "frozen", "frozen", "frozen"],
-        ["block_15 ... top", f"{trained:,}", "frozen", "trained, rate x 0.1", "frozen"],
+        ["block_15 ... top", f"{trained:,}", "frozen", "trained, rate 0.0001", "frozen"],
         [
             "head",
             f"{HEAD:,}",
-            "trained, rate x 1",
-            "trained, rate x 1",
-            "partly trained, rate x 2",
+            "trained, rate 0.001",
+            "trained, rate 0.001",
+            "partly trained, rate 0.002",
         ],
     ]
 
