@@ -36,11 +36,12 @@ class RunDirectory:
         self.report = path / "report.html"
         self._config = path / "config.json"
         self._run = path / "run.json"
-        self._lock = path / "lock"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the directory and keeps other processes out; the lock goes with this process.
+        """Makes the directory and keeps other processes out until the block or the process ends.
+
+        A directory in which nothing came to be is removed again.
 
         Raises:
             UserError: another process trains here, or the path is none that Orbax can write to.
@@ -48,14 +49,18 @@ class RunDirectory:
         if set("[]*?") & set(str(self.path.resolve())):  # Orbax takes it for a pattern
             raise UserError(f"{self.path}: a --workdir cannot have any of [ ] * ? in its path")
         self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w") as file:
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(
-                    f"another process trains in {self.path}; name another --workdir"
-                ) from None
+                wanted = f"another process trains in {self.path}; name another --workdir"
+                raise UserError(wanted) from None
             yield
+        finally:
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def exists(self) -> bool:
         """Whether a run began here."""
@@ -68,7 +73,7 @@ class RunDirectory:
             UserError: the directory holds something that no run left behind.
         """
         # What a run leaves behind that died before its first checkpoint.
-        own = {self._lock, self._config, self._run, self.metrics, self.checkpoints}
+        own = {self._config, self._run, self.metrics, self.checkpoints}
         own |= {self.tensorboard} | {_part(path) for path in (self._config, self._run)}
         if set(self.path.iterdir()) - own:
             raise UserError(f"{self.path} holds other files; name a new directory with --workdir")

@@ -103,8 +103,10 @@ def _open(
     """A new run, or the run in the directory where it was left."""
     freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
     facts = _facts(config, data)
-    checkpoints = Checkpoints(run.checkpoints)
-    progress = checkpoints.newest() if run.exists() else None
+    progress = None
+    if run.exists():
+        checkpoints = Checkpoints(run.checkpoints)
+        progress = checkpoints.newest()
     if progress is not None:
         run.check_same(config, facts)
         variables = checkpoints.variables(progress.step, split(network)[1])
@@ -113,6 +115,7 @@ def _open(
     else:
         run.check_empty()
         variables, record = _pretrained(config, len(data.train.classes))
+        checkpoints = Checkpoints(run.checkpoints)
         checkpoints.save_initial(variables)
         run.begin(config, {**facts, "source": absolute(config.data.source), "weights": record})
         progress = Progress()

@@ -22,6 +22,7 @@ def test_one_process_at_a_time_trains_in_a_directory(tmp_path):
         refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "another process trains in" in refused.stderr
     assert subprocess.run(command, check=False).returncode == 0
+    assert not (tmp_path / "run").exists()  # nothing came to be there
 
 
 def test_a_path_that_is_a_pattern_is_refused(tmp_path):
@@ -32,7 +33,7 @@ def test_a_path_that_is_a_pattern_is_refused(tmp_path):
 
 
 def test_what_a_run_left_that_died_before_its_first_checkpoint_is_no_hindrance(tmp_path):
-    for name in ("config.json", "config.part", "run.part", "lock", "metrics.jsonl"):
+    for name in ("config.json", "config.part", "run.part", "metrics.jsonl"):
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoints").mkdir()
     RunDirectory(tmp_path).check_empty()
