@@ -97,11 +97,7 @@ def make_train_step(
         updated, optimizer = _update(
             transform, frozen, gradients, state.optimizer, fixed, parameters
         )
-        top1, top5 = hits(logits, labels)
-        counted = (jnp.sum(hit & valid) for hit in (top1, top5, valid))
-        # Without label smoothing, so that it can be held against the validation loss.
-        loss = jnp.sum(cross_entropy(logits, labels), where=valid)
-        sums = lax.psum(Sums(loss, *counted), AXIS)
+        sums = lax.psum(_sums(logits, labels, valid), AXIS)
         return TrainState(state.step + 1, updated | moved, optimizer), sums
 
     return jax.pmap(
@@ -176,6 +172,13 @@ def _keys(seed: int, step: Array, batch: int) -> tuple[Array, Array]:
     positions = lax.axis_index(AXIS) * batch + jnp.arange(batch)
     keys = jax.vmap(lambda position: jax.random.split(jax.random.fold_in(key, position)))(positions)
     return keys[:, 0], keys[:, 1]
+
+
+def _sums(logits: Array, labels: Array, valid: Array) -> Sums:
+    """Of the real pictures; without label smoothing, to be held against the validation loss."""
+    top1, top5 = hits(logits, labels)
+    counts = (jnp.sum(hit & valid) for hit in (top1, top5, valid))
+    return Sums(jnp.sum(cross_entropy(logits, labels), where=valid), *counts)
 
 
 def _update(
