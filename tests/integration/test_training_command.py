@@ -95,7 +95,7 @@ def test_the_terminal_says_what_was_found_what_trains_and_how_it_went(whole):
     assert lines[0] == "Found 45 images belonging to 3 classes."
     assert lines[1] == "Found 18 images belonging to 3 classes."
     assert any("phase head" in line and "phase finetune" in line for line in lines)
-    epochs = [line for line in lines if re.match(r"(head|finetune) \d/\d  [\d.]+ s  ", line)]
+    epochs = [line for line in lines if re.match(r"(head|finetune) \d/\d +[\d.]+ s  ", line)]
     assert len(epochs) == 10
     assert "\x1b" not in whole.ended.out
     assert "\r" not in whole.ended.out
