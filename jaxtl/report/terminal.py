@@ -146,8 +146,8 @@ class EpochProgress:
         seconds = time.perf_counter() - self._begun
         shown = {name: train[name] for name in ("loss", "accuracy")}
         self._out.print(
-            f"{self._title:<14} {seconds:6.1f} s  {metrics_text(shown)}  {metrics_text(val, 'val_')}  "
-            f"{self.images_per_second:,.0f} images/s{'  best' if best else ''}"
+            f"{self._title:<14} {seconds:6.1f} s  {metrics_text(shown)}  "
+            f"{metrics_text(val, 'val_')}  {self.images_per_second:,.0f} images/s{'  best' if best else ''}"
         )
 
 
