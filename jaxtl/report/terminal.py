@@ -145,9 +145,10 @@ class EpochProgress:
         self._bar.stop()
         seconds = time.perf_counter() - self._begun
         shown = {name: train[name] for name in ("loss", "accuracy")}
+        speed = f"{self.images_per_second:,.0f} images/s"
         self._out.print(
             f"{self._title:<14} {seconds:6.1f} s  {metrics_text(shown)}  "
-            f"{metrics_text(val, 'val_')}  {self.images_per_second:,.0f} images/s{'  best' if best else ''}"
+            f"{metrics_text(val, 'val_')}  {speed}{'  best' if best else ''}"
         )
 
 
