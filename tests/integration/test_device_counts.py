@@ -40,14 +40,14 @@ def test_the_run_records_its_devices(curves, workplace):
 
 
 def test_a_run_saved_on_eight_devices_is_continued_and_used_on_one(curves, workplace):
-    path = workplace.path / "moved"
-    given = ("--cfg", "tiny.py", "--workdir", "moved", *FLAGS)
+    path = workplace.path / "eight-then-one"
+    given = ("--cfg", "tiny.py", "--workdir", "eight-then-one", *FLAGS)
     process = workplace.start("jaxtl.train", *given, devices=8)
     wait_until(lambda: 3 * STEPS in saved_steps(path), process)
     process.kill()
     finish(process)
     assert len(measurements(path)) < 8 or "result" not in (path / "run.json").read_text()
-    continued = workplace.train("moved", *FLAGS, devices=1)
+    continued = workplace.train("eight-then-one", *FLAGS, devices=1)
     assert continued.code == 0, continued.err
     assert "in phase finetune after epoch" in continued.out
     for one, moved in zip(curves[1], measurements(path), strict=True):
