@@ -1,4 +1,4 @@
-"""The recipe that people know from Keras, to the letter.
+"""The recipe that people know from Keras.
 
     python -m jaxtl.train --cfg seed.py --cfg.data.source=path/to/images
 

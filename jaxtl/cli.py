@@ -46,7 +46,8 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     except OSError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -94,9 +94,8 @@ def make_train_step(
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (_, (logits, moved)), gradients = gradient_fn(parameters)
         gradients = lax.psum(gradients, AXIS)
-        updated, optimizer = _update(
-            transform, frozen, gradients, state.optimizer, fixed, parameters
-        )
+        everything = {path: (fixed | parameters)[path] for path in frozen.labels}
+        updated, optimizer = _update(transform, gradients, state.optimizer, everything)
         sums = lax.psum(_sums(logits, labels, valid), AXIS)
         return TrainState(state.step + 1, updated | moved, optimizer), sums
 
@@ -183,18 +182,16 @@ def _sums(logits: Array, labels: Array, valid: Array) -> Sums:
 
 def _update(
     transform: optax.GradientTransformation,
-    frozen: Freezing,
     gradients: Variables,
     state: optax.OptState,
-    fixed: Variables,
     parameters: Variables,
 ) -> tuple[Variables, optax.OptState]:
-    """Applies the optimizer to the trained parameters.
+    """Applies the optimizer to the trained parameters, which are those with a gradient.
 
     `multi_transform` wants all parameters: frozen ones go in with zeros for gradients, which the
     compiler drops, and nothing of theirs is taken out (adding a zero would turn -0.0 into 0.0).
     """
-    everything = {path: fixed[path] for path in frozen.labels if path in fixed} | parameters
-    padded = {path: gradients.get(path, jnp.zeros_like(v)) for path, v in everything.items()}
-    updates, state = transform.update(padded, state, everything)
-    return optax.apply_updates(parameters, {path: updates[path] for path in parameters}), state
+    padded = {path: gradients.get(path, jnp.zeros_like(v)) for path, v in parameters.items()}
+    updates, state = transform.update(padded, state, parameters)
+    trained, moves = (partition(tree, gradients)[0] for tree in (parameters, updates))
+    return optax.apply_updates(trained, moves), state

@@ -16,7 +16,7 @@ from jaxtl.checkpoint import Checkpoints, Progress
 from jaxtl.config import Config, load
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
-from jaxtl.freeze import freezing
+from jaxtl.freeze import Freezing, freezing
 from jaxtl.loop import Interrupted, Training
 from jaxtl.models import Network, Variables, build, split
 from jaxtl.report.log import MetricsLog
@@ -76,12 +76,11 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
 
     model, classes = config.model, data.train.classes
     network = build(model.name, num_classes=len(classes), width=model.width, dropout=model.dropout)
-    for phase in config.phases:
-        freezing(network, phase.train, phase.batch_norm)  # refuses patterns before anything begins
+    freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
 
     run = RunDirectory(workdir)
     with run.locked():
-        training = _open(run, config, network, data, out)
+        training = _open(run, config, network, freezings, data, out)
         try:
             evaluation = training.run()
         finally:
@@ -98,16 +97,18 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
 
 
 def _open(
-    run: RunDirectory, config: Config, network: Network, data: Splits, out: Console
+    run: RunDirectory,
+    config: Config,
+    network: Network,
+    freezings: Sequence[Freezing],
+    data: Splits,
+    out: Console,
 ) -> Training:
     """A new run, or the run in the directory where it was left."""
-    freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
     facts = _facts(config, data)
-    progress = None
-    if run.exists():
-        checkpoints = Checkpoints(run.checkpoints)
-        progress = checkpoints.newest()
-    if progress is not None:
+    checkpoints = Checkpoints(run.checkpoints) if run.exists() else None
+    progress = checkpoints.newest() if checkpoints else None
+    if checkpoints and progress:
         run.check_same(config, facts)
         variables = checkpoints.variables(progress.step, split(network)[1])
         phase = config.phases[progress.phase].name
@@ -115,7 +116,7 @@ def _open(
     else:
         run.check_empty()
         variables, record = _pretrained(config, len(data.train.classes))
-        checkpoints = Checkpoints(run.checkpoints)
+        checkpoints = checkpoints or Checkpoints(run.checkpoints)
         checkpoints.save_initial(variables)
         run.begin(config, {**facts, "source": absolute(config.data.source), "weights": record})
         progress = Progress()

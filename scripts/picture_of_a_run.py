@@ -1,4 +1,4 @@
-"""Draws the terminal of a run as an SVG: what the README shows.
+"""Draws the terminal of a run as an SVG; the README shows a browser's screenshot of it.
 
     python scripts/picture_of_a_run.py mnv2.py WORKDIR OUT.svg
 

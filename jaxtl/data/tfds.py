@@ -104,7 +104,7 @@ def _builder(name: str) -> Any:
 
 def _not_prepared(name: str) -> str:
     return (
-        f"tfds:{name} is not prepared for random access: pip install 'jaxtl[tfds]' tensorflow, "
+        f"tfds:{name} is not prepared for random access: pip install 'jaxtl[tfds]', "
         f"then tfds build {name} --file_format=array_record"
     )
 
