@@ -47,6 +47,8 @@ class Data(_Checked):
         source: `digits`, a directory of class folders, `tfds:NAME` or `tfds:DIR`.
         batch_size: pictures a step, over all devices together.
         val_fraction: the share of each class kept for validation where the source has no split.
+        seed: draws that split, and the finite views of each picture; `Config.seed` draws all else,
+            so that runs with other seeds are measured on the same pictures.
         resize: `stretch` squeezes every picture to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
         memory_gb: decoded pictures are kept in memory when those of a split (training, validation)
@@ -56,12 +58,13 @@ class Data(_Checked):
     source: str = "digits"
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     resize: Literal["stretch", "crop"] = "stretch"
     memory_gb: NotNegative = 2.0
 
 
 class Augment(_Checked):
-    """Random changes to each training picture, drawn anew every epoch, made on the device.
+    """Random changes to each training picture, made on the device; see `Config.views`.
 
     Attributes:
         shear: the largest shear angle, in degrees (Keras `shear_range`).
@@ -89,6 +92,22 @@ class Augment(_Checked):
         if scale is not None and scale[0] > scale[1]:
             raise ValueError("the least share comes first")
         return scale
+
+
+class Cache(_Checked):
+    """Where the activations of frozen stages are kept (docs/frontier-cache.md).
+
+    Attributes:
+        dtype: how they are stored.
+        memory_gb: those of a phase are kept on each device when they need no more, in 1e9 bytes;
+            larger ones are read from disk. `views="auto"` takes no more views than fit.
+        disk_gb: what all activations in the user's cache directory may take together, in 1e9 bytes;
+            those used longest ago make room. 0 keeps none.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    memory_gb: NotNegative = 2.0
+    disk_gb: NotNegative = 20.0
 
 
 class Phase(_Checked):
@@ -144,12 +163,26 @@ class Phase(_Checked):
 
 
 class Config(_Checked):
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        model, data, augment, cache: see there.
+        phases: in order.
+        views: how many augmented views of each training picture there are. 0 draws a new one every
+            epoch, and the frozen stages run each time, as in Keras; with a finite number they run
+            once for each view. `auto` decides for each phase, and says so.
+        dtype: of activations and matrix products; parameters, BatchNorm statistics, head and loss
+            stay float32.
+        seed: of everything random but what `Data.seed` draws.
+    """
 
     model: Model = Model()
     data: Data = Data()
     augment: Augment = Augment()
+    cache: Cache = Cache()
     phases: tuple[Phase, ...] = Field(min_length=1)
+    views: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
@@ -272,6 +305,7 @@ def _section(path: Sequence[Any]) -> type[pydantic.BaseModel]:
         "model": Model,
         "data": Data,
         "augment": Augment,
+        "cache": Cache,
         "phases": Phase,
     }
     return sections.get(path[0], Config) if path else Config

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     predictor = load_run(given.run)
     config = predictor.config
     if given.data is None:
-        fraction, seed = config.data.val_fraction, config.seed
+        fraction, seed = config.data.val_fraction, config.data.seed
         where = predictor.facts["source"]
         source = open_splits(where, val_fraction=fraction, seed=seed).val
         if source.fingerprint != predictor.facts["data"]["val"]["sha256"]:

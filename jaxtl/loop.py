@@ -13,21 +13,30 @@ from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
-import optax
 from rich.console import Console
 
 from jaxtl.checkpoint import Checkpoints, Progress
-from jaxtl.config import Config, Phase
+from jaxtl.config import Augment, Config, Phase
 from jaxtl.data.loader import Loader
 from jaxtl.errors import UserError
 from jaxtl.freeze import Freezing, partition, running_momentum, training_graph
+from jaxtl.frontier import (
+    Feed,
+    FrozenPass,
+    has_work,
+    open_feed,
+    plan,
+    row_spec,
+    validation_plan,
+)
 from jaxtl.metrics import Sums, to_host
 from jaxtl.models import Network, Variables
-from jaxtl.optim import optimizer
+from jaxtl.optim import Hyperparameters, hyperparameters, optimizer
 from jaxtl.predictor import Classifier, Evaluation
 from jaxtl.report.log import MetricsLog
 from jaxtl.report.terminal import EpochProgress, metrics_text
-from jaxtl.steps import AXIS, TrainState, TrainStep, make_train_step, replicate, shard
+from jaxtl.steps import AXIS, TrainState, TrainStep, make_train_step, prefetch, replicate
+from jaxtl.store import Store
 
 _LAG = 2  # steps under way on the device before the host looks at the sums of an earlier one
 
@@ -51,6 +60,7 @@ class Training:
         log: where its measurements go.
         out: the terminal.
         devices: what batches are split over.
+        store: where the activations of frozen stages are kept.
     """
 
     config: Config
@@ -64,6 +74,8 @@ class Training:
     log: MetricsLog
     out: Console
     devices: Sequence[jax.Device]
+
+    store: Store
 
     def __post_init__(self) -> None:
         self.classifier = Classifier(self.network, self.devices)
@@ -84,7 +96,8 @@ class Training:
                 if index > self.progress.phase:
                     self.progress = self.progress.next_phase()
                 self._phase(index, asked)
-        return self.classifier.evaluate(self.variables, self.val_data)
+                self._restore_best(self.config.phases[index])
+        return self.classifier.evaluate(self.variables, Feed(self.val_data))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
@@ -93,41 +106,81 @@ class Training:
 
     def _phase(self, index: int, asked: list[int]) -> None:
         phase, frozen = self.config.phases[index], self.freezings[index]
-        transform = optimizer(phase, frozen, self.train_data.steps_per_epoch)
-        step = self._compile(phase, frozen, transform)
-        state = self._begin(frozen, transform)
+        if _finished(phase, self.progress):
+            return
+        train, val = self._feeds(phase, frozen, asked)
+        step = self._compile(phase, frozen, train)
+        state = self._begin(phase, frozen)
         fixed = partition(self.variables, frozen.changing)[1]
+        run = _PhaseRun(index, phase, train, val, step, fixed, self._hyperparameters(phase, train))
         while not _finished(phase, self.progress):
-            state = self._epoch(index, step, state, fixed, asked)
-        if phase.restore_best and self.progress.best_step is not None:
-            best = self.checkpoints.variables(self.progress.best_step, self.variables)
-            self.variables = replicate(best, self.devices)
-            if self.progress.best_step != self.progress.step:
-                result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
-                self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
-        else:
-            self.variables = fixed | state.changing
+            state = self._epoch(run, state, asked)
+        self.variables = fixed | state.changing
 
-    def _compile(
-        self, phase: Phase, frozen: Freezing, transform: optax.GradientTransformation
-    ) -> TrainStep:
+    def _restore_best(self, phase: Phase) -> None:
+        """Ends a phase with its best parameters, if it says so."""
+        best_step = self.progress.best_step
+        if not phase.restore_best or best_step is None or best_step == self.progress.step:
+            return
+        best = self.checkpoints.variables(best_step, self.variables)
+        self.variables = replicate(best, self.devices)
+        result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
+        self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
+
+    def _feeds(self, phase: Phase, frozen: Freezing, asked: list[int]) -> tuple[Feed, Feed]:
+        """What the phase trains on and is validated on: pictures, or cached activations."""
+        stage, size = frozen.frontier, self.config.model.image_size
+        if not has_work(self.network, stage):
+            views = 0 if self.config.views == "auto" else self.config.views
+            return Feed(self.train_data, views), Feed(self.val_data)
+        row = row_spec(self.network, stage, size)
+        planned = plan(self.config, phase, row, len(self.train_data))
+        self.out.print(f"{phase.name}: {planned.why}")
+        pairs = (
+            (planned, self.train_data, self.config.augment),
+            (validation_plan(self.config, row, len(self.val_data)), self.val_data, Augment()),
+        )
+        feeds = []
+        for how, loader, augmentation in pairs:
+            work = FrozenPass(
+                config=self.config,
+                network=self.network,
+                variables=self.variables,
+                loader=loader,
+                stage=stage,
+                views=how.views,
+                augmentation=augmentation,
+                devices=self.devices,
+            )
+            feed = open_feed(how, work, self.store, self.out, lambda: bool(asked))
+            if feed is None:
+                raise Interrupted
+            feeds.append(feed)
+        return feeds[0], feeds[1]
+
+    def _compile(self, phase: Phase, frozen: Freezing, train: Feed) -> TrainStep:
         momentum = phase.batch_norm_momentum
         if momentum is None:
             momentum = running_momentum(phase.epochs * self.train_data.steps_per_epoch)
         return make_train_step(
             training_graph(self.network, frozen, momentum=momentum, axis_name=AXIS),
             frozen,
-            transform,
-            phase=phase,
+            phase,
+            steps_per_epoch=self.train_data.steps_per_epoch,
             augmentation=self.config.augment,
-            seed=self.config.seed,
+            cached=train.dtype,
             devices=self.devices,
         )
 
-    def _begin(self, frozen: Freezing, transform: optax.GradientTransformation) -> TrainState:
+    def _hyperparameters(self, phase: Phase, train: Feed) -> Hyperparameters:
+        view_seed = self.config.data.seed if train.views else self.config.seed
+        return replicate(hyperparameters(phase, self.config.seed, view_seed), self.devices)
+
+    def _begin(self, phase: Phase, frozen: Freezing) -> TrainState:
         """The state of a phase where the run stands in it: at its start, or at a checkpoint."""
         parameters = {path: self.variables[path] for path in frozen.labels}
-        optimizer_state = jax.jit(transform.init)(parameters)
+        steps, hyper = self.train_data.steps_per_epoch, hyperparameters(phase, 0, 0)
+        optimizer_state = jax.jit(optimizer(phase, frozen, steps, hyper).init)(parameters)
         if self.progress.epoch or self.progress.batch:
             optimizer_state = self.checkpoints.optimizer(self.progress.step, optimizer_state)
         # Copies: the steps donate the state's arrays, and the variables must outlive them.
@@ -135,23 +188,20 @@ class Training:
         state = TrainState(jnp.int32(self.progress.step), changing, optimizer_state)
         return replicate(state, self.devices)
 
-    def _epoch(
-        self, index: int, step: TrainStep, state: TrainState, fixed: Variables, asked: list[int]
-    ) -> TrainState:
+    def _epoch(self, run: _PhaseRun, state: TrainState, asked: list[int]) -> TrainState:
         """One epoch or what is left of it: train, validate, log, and save, in this order.
 
         What is logged after the last checkpoint is measured again when a run is continued, so the
         log comes before the checkpoint.
         """
-        phase = self.config.phases[index]
+        phase = run.phase
         title = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
         batches = self.train_data.steps_per_epoch
         with EpochProgress(self.out, title, batches, self.progress.batch) as shown:
-            state = self._train_batches(index, step, state, fixed, shown, asked)
+            state = self._train_batches(run, state, shown, asked)
             shown.validating()
-            everything = fixed | state.changing
+            evaluation = self.classifier.evaluate(run.fixed | state.changing, run.val)
             num_classes = self.network.num_classes or 0
-            evaluation = self.classifier.evaluate(everything, self.val_data)
             train = self.progress.sums.means(num_classes)
             val = evaluation.sums.means(num_classes)
             _check_finite("validation", val["loss"], self.progress.step)
@@ -160,51 +210,62 @@ class Training:
         train["images_per_second"] = shown.images_per_second
         for split_name, metrics in (("train", train), ("val", val)):
             self.log.write(phase.name, self.progress.epoch, self.progress.step, split_name, metrics)
-        self._save(index, state, fixed)
+        self._save(run, state)
         if asked:
             raise Interrupted
         return state
 
     def _train_batches(
-        self,
-        index: int,
-        step: TrainStep,
-        state: TrainState,
-        fixed: Variables,
-        shown: EpochProgress,
-        asked: list[int],
+        self, run: _PhaseRun, state: TrainState, shown: EpochProgress, asked: list[int]
     ) -> TrainState:
-        past = sum(phase.epochs for phase in self.config.phases[:index])
-        loader = self.train_data.epoch(past + self.progress.epoch, self.progress.batch)
+        past = sum(phase.epochs for phase in self.config.phases[: run.index])
+        chunks = run.train.chunks(past + self.progress.epoch, self.progress.batch)
         waiting: deque[Sums] = deque()
-        for batch in loader:
+        for chunk in prefetch(chunks, self.devices):
             if asked:
                 break
-            state, sums = step(state, fixed, shard(batch, self.devices))
+            state, sums = run.step(state, run.fixed, run.train.table, run.hyper, chunk)
             waiting.append(sums)
             if len(waiting) > _LAG:
                 self._count(waiting.popleft(), shown)
         while waiting:
             self._count(waiting.popleft(), shown)
         if self.progress.batch < self.train_data.steps_per_epoch:
-            self._save(index, state, fixed)
+            self._save(run, state)
             raise Interrupted
         return state
 
     def _count(self, sums: Sums, shown: EpochProgress) -> None:
-        """Takes note of a step that the device has done."""
-        done = to_host(sums)
-        total = self.progress.sums + done
-        self.progress = dataclasses.replace(
-            self.progress, batch=self.progress.batch + 1, step=self.progress.step + 1, sums=total
-        )
-        _check_finite("training", float(total.loss), self.progress.step)
-        shown.batch(total, int(done.pictures))
+        """Takes note of steps that the device has done."""
+        for done in to_host(sums):
+            total = self.progress.sums + done
+            self.progress = dataclasses.replace(
+                self.progress,
+                batch=self.progress.batch + 1,
+                step=self.progress.step + 1,
+                sums=total,
+            )
+            _check_finite("training", float(total.loss), self.progress.step)
+            shown.batch(total, int(done.pictures))
 
-    def _save(self, index: int, state: TrainState, fixed: Variables) -> None:
-        changed = itertools.chain.from_iterable(f.changing for f in self.freezings[: index + 1])
-        everything = fixed | state.changing
+    def _save(self, run: _PhaseRun, state: TrainState) -> None:
+        earlier = self.freezings[: run.index + 1]
+        changed = itertools.chain.from_iterable(frozen.changing for frozen in earlier)
+        everything = run.fixed | state.changing
         self.checkpoints.save(self.progress, partition(everything, changed)[0], state.optimizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PhaseRun:
+    """What stays the same while a phase runs."""
+
+    index: int
+    phase: Phase
+    train: Feed
+    val: Feed
+    step: TrainStep
+    fixed: Variables
+    hyper: Hyperparameters
 
 
 def _check_finite(kind: str, loss: float, step: int) -> None:

@@ -37,10 +37,12 @@ class Sums(NamedTuple):
         return {"loss": loss, "accuracy": top1} | ({"top5": top5} if num_classes > 5 else {})
 
 
-def to_host(sums: Sums) -> Sums:
-    """Fetches sums from the device, as Python numbers, which add up without rounding."""
-    loss, *counts = jax.device_get(sums)
-    return Sums(float(loss), *map(int, counts))
+def to_host(sums: Sums) -> list[Sums]:
+    """Fetches the sums (S,) of each step as Python numbers, which add up without rounding."""
+    return [
+        Sums(float(loss), *map(int, counts))
+        for loss, *counts in zip(*jax.device_get(sums), strict=True)
+    ]
 
 
 def score(

@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import optax
+from jaxtyping import Array, Float, Int
 
 from jaxtl.config import Phase
 from jaxtl.freeze import FROZEN, Freezing
 
 
+class Hyperparameters(NamedTuple):
+    """What a compiled training step takes as numbers, so that runs that differ in it share one.
+
+    Attributes:
+        lr, weight_decay, label_smoothing: of the phase.
+        seed: of dropout, and of views that are drawn anew every epoch.
+        view_seed: of the views of a picture.
+    """
+
+    lr: float | Float[Array, ""]
+    weight_decay: float | Float[Array, ""]
+    label_smoothing: float | Float[Array, ""]
+    seed: int | Int[Array, ""]
+    view_seed: int | Int[Array, ""]
+
+
+def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
+    """Those of a phase, as arrays of the types that a step is compiled for."""
+    rates = (np.float32(n) for n in (phase.lr, phase.weight_decay, phase.label_smoothing))
+    return Hyperparameters(*rates, np.int32(seed), np.int32(view_seed))
+
+
 def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate of a phase by step, before multipliers.
+    """The share of the phase's learning rate that each step has, before multipliers.
 
     It rises linearly over `warmup_epochs`, then stays, or falls to zero as half a cosine
     (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
@@ -20,26 +45,34 @@ def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
     warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
     after: optax.Schedule
     if phase.schedule == "cosine":
-        after = optax.cosine_decay_schedule(phase.lr, max(steps - warmup, 1))
+        after = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
     else:
-        after = optax.constant_schedule(phase.lr)
+        after = optax.constant_schedule(1.0)
     if not warmup:
         return after
     # The first step has a rate already: at zero it would do nothing.
-    rise = optax.linear_schedule(phase.lr / warmup, phase.lr, max(warmup - 1, 1))
+    rise = optax.linear_schedule(1 / warmup, 1.0, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup])
 
 
-def optimizer(phase: Phase, frozen: Freezing, steps_per_epoch: int) -> optax.GradientTransformation:
+def optimizer(
+    phase: Phase, frozen: Freezing, steps_per_epoch: int, hyper: Hyperparameters
+) -> optax.GradientTransformation:
     """The optimizer of a phase over all of a network's parameters.
 
     One group for each learning-rate multiplier, and `set_to_zero` for what is frozen, which
     therefore has no optimizer state and no decay. Clipping comes before the groups, so that the
     norm is that of all trained gradients together; frozen gradients are zeros there.
+
+    Args:
+        phase: its optimizer, schedule and clipping.
+        frozen: what trains.
+        steps_per_epoch: of the schedule.
+        hyper: its learning rate and decay; they may be traced.
     """
-    rate = schedule(phase, steps_per_epoch)
+    share = schedule(phase, steps_per_epoch)
     groups = {
-        frozen.labels[path]: _group(phase, rate, multiplier)
+        frozen.labels[path]: _group(phase, share, multiplier, hyper)
         for path, multiplier in frozen.multipliers.items()
     }
     grouped = optax.multi_transform({**groups, FROZEN: optax.set_to_zero()}, frozen.labels)
@@ -48,16 +81,19 @@ def optimizer(phase: Phase, frozen: Freezing, steps_per_epoch: int) -> optax.Gra
     return optax.chain(optax.clip_by_global_norm(phase.clip_norm), grouped)
 
 
-def _group(phase: Phase, rate: optax.Schedule, multiplier: float) -> optax.GradientTransformation:
+def _group(
+    phase: Phase, share: optax.Schedule, multiplier: float, hyper: Hyperparameters
+) -> optax.GradientTransformation:
     rules = {
         "adam": optax.scale_by_adam,
         "sgd": lambda: optax.trace(phase.momentum, nesterov=True),
         "rmsprop": optax.scale_by_rms,
     }
-    parts = [rules[phase.optimizer]()]
-    if phase.weight_decay:
-        parts.append(optax.add_decayed_weights(phase.weight_decay, mask=_kernels))
-    return optax.chain(*parts, optax.scale_by_learning_rate(lambda step: rate(step) * multiplier))
+    return optax.chain(
+        rules[phase.optimizer](),
+        optax.add_decayed_weights(hyper.weight_decay, mask=_kernels),
+        optax.scale_by_learning_rate(lambda step: share(step) * (hyper.lr * multiplier)),
+    )
 
 
 def _kernels(parameters: Mapping[str, object]) -> dict[str, bool]:

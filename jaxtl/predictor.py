@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from jaxtl.data.folders import FolderSource
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.data.sources import ArraySource, Source
 from jaxtl.errors import UserError
+from jaxtl.frontier import Feed
 from jaxtl.metrics import NONE, Sums, score
 from jaxtl.models import Network, Variables, build, split
 from jaxtl.run import RunDirectory
@@ -49,29 +50,36 @@ class Classifier:
 
     def __init__(self, network: Network, devices: Sequence[jax.Device]):
         self._devices = devices
-        self._step = make_predict_step(split(network)[0], devices=devices)
+        self._graph = split(network)[0]
+        self._steps: dict[tuple, Callable[..., jax.Array]] = {}
 
     def log_probabilities(
-        self, variables: Variables, batches: Iterable[Batch]
+        self, variables: Variables, feed: Feed
     ) -> Iterator[tuple[Batch, Float[np.ndarray, "batch classes"]]]:
         """Yields each batch with its log probabilities, padding included."""
+        entry = (feed.stage, feed.dtype)
+        if entry not in self._steps:
+            self._steps[entry] = make_predict_step(
+                self._graph, devices=self._devices, start=feed.stage, cached=feed.dtype
+            )
         waiting: deque = deque()
-        for batch in batches:
-            waiting.append((batch, self._step(variables, shard(batch.images, self._devices))))
+        for batch in feed.epoch(0):
+            inputs = shard(batch.inputs, self._devices)
+            waiting.append((batch, self._steps[entry](variables, feed.table, inputs)))
             if len(waiting) > _LAG:
                 yield _fetch(*waiting.popleft())
         while waiting:
             yield _fetch(*waiting.popleft())
 
-    def evaluate(self, variables: Variables, loader: Loader) -> Evaluation:
-        """Classifies every picture of a loader once.
+    def evaluate(self, variables: Variables, feed: Feed) -> Evaluation:
+        """Classifies every picture of a feed once.
 
         Args:
             variables: of the network, on all devices.
-            loader: in the order of its source.
+            feed: in the order of its source.
         """
         sums, labels, predicted = NONE, [], []
-        for batch, log_probabilities in self.log_probabilities(variables, loader.epoch(0)):
+        for batch, log_probabilities in self.log_probabilities(variables, feed):
             sums += score(log_probabilities, batch.labels, batch.valid)
             labels.append(batch.labels[batch.valid])
             predicted.append(log_probabilities.argmax(axis=1)[batch.valid])
@@ -105,7 +113,12 @@ class Predictor:
         self.classes = tuple(self.facts["classes"])
         self._devices = jax.local_devices()
         model = self.config.model
-        network = build(model.name, num_classes=len(self.classes), width=model.width)
+        network = build(
+            model.name,
+            num_classes=len(self.classes),
+            width=model.width,
+            dtype=self.config.dtype,
+        )
         checkpoints = Checkpoints(run.checkpoints, read_only=True)
         newest = checkpoints.newest()
         if newest is None:
@@ -119,7 +132,7 @@ class Predictor:
 
     def evaluate(self, source: Source) -> Evaluation:
         """Classifies every picture of a labelled source once."""
-        return self._classifier.evaluate(self._variables, self._loader(source))
+        return self._classifier.evaluate(self._variables, Feed(self._loader(source)))
 
     def predict(
         self,
@@ -138,14 +151,11 @@ class Predictor:
             UserError: a file is missing or is no picture; it is named.
         """
         source = _unlabelled([pictures] if isinstance(pictures, str | Path) else pictures)
-        batches = self._loader(source).epoch(0) if len(source) else ()
-        parts = [
-            np.exp(log_probabilities)[batch.valid]
-            for batch, log_probabilities in self._classifier.log_probabilities(
-                self._variables, batches
-            )
-        ]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        if not len(source):
+            return np.zeros((0, len(self.classes)), np.float32)
+        feed = Feed(self._loader(source))
+        batches = self._classifier.log_probabilities(self._variables, feed)
+        return np.concatenate([np.exp(logs)[batch.valid] for batch, logs in batches])
 
     def _loader(self, source: Source) -> Loader:
         # A batch size that divides by the devices here, which need not be those of the training.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from jaxtl.config import Augment, Phase
 from jaxtl.data.augment import augment
@@ -22,8 +24,11 @@ from jaxtl.errors import UserError
 from jaxtl.freeze import Freezing, partition
 from jaxtl.metrics import Sums, cross_entropy, hits
 from jaxtl.models import Context, Variables, merge, split
+from jaxtl.optim import Hyperparameters, optimizer
 
 AXIS = "data"
+_PIXELS_AT_A_TIME = 2 * 224 * 224  # on a CPU
+_AHEAD = 2  # chunks on their way to the devices
 
 
 @jax.tree_util.register_dataclass
@@ -42,20 +47,20 @@ class TrainState:
     optimizer: optax.OptState
 
 
-TrainStep = Callable[[TrainState, Variables, Batch], tuple[TrainState, Sums]]
+TrainStep = Callable[..., tuple[TrainState, Sums]]
 
 
 def make_train_step(
     graph: nnx.GraphDef,
     frozen: Freezing,
-    transform: optax.GradientTransformation,
-    *,
     phase: Phase,
+    *,
+    steps_per_epoch: int,
     augmentation: Augment,
-    seed: int,
+    cached: jax.typing.DTypeLike | None,
     devices: Sequence[jax.Device],
 ) -> TrainStep:
-    """Compiles one training step, data parallel over `devices`.
+    """Compiles training steps, many in one call, data parallel over `devices`.
 
     Left of the frontier the network is a fixed function that is not differentiated. Gradients are
     taken of the trained parameters alone; they alone are summed over the devices.
@@ -63,31 +68,43 @@ def make_train_step(
     Args:
         graph: from `freeze.training_graph`.
         frozen: what trains.
-        transform: from `optim.optimizer`.
-        phase: for its label smoothing.
-        augmentation: made anew for every picture and step.
-        seed: of augmentation and dropout; each picture's key is folded from seed, step and position
-            in the global batch, so that it does not depend on the number of devices.
+        phase: its optimizer and schedule; the numbers in `Hyperparameters` are arguments instead.
+        steps_per_epoch: of the schedule.
+        augmentation: of pictures, as their view and the hyperparameters' `view_seed` say.
+        cached: the type of the activations that come in at the frontier; None where the batches
+            hold pictures.
         devices: what `shard` splits batches over.
 
     Returns:
-        A function of the state (donated), the frozen variables and a sharded batch that returns the
-        next state and the sums of the batch.
+        A function of the state (donated), the frozen variables, a table of activations or None, the
+        hyperparameters and a sharded chunk of S batches, in which the inputs are rows of the table,
+        if there is one. It returns the next state and the sums (S,) of each batch. Dropout draws
+        from the seed, the step and the position in the global batch, so that it does not depend on
+        the number of devices.
     """
 
-    def train_step(state: TrainState, fixed: Variables, batch: Batch) -> tuple[TrainState, Sums]:
-        images, labels, valid = map(jnp.asarray, batch)
-        augment_keys, dropout_keys = _keys(seed, state.step, len(labels))
-        context = Context(dropout_keys, valid)
-        images = augment(images, augment_keys, augmentation)
+    def train_step(
+        fixed: Variables,
+        table: Array | None,
+        hyper: Hyperparameters,
+        state: TrainState,
+        batch: Batch,
+    ) -> tuple[TrainState, Sums]:
+        inputs, labels, valid = batch.inputs, batch.labels, batch.valid
+        inputs = inputs if table is None else table[inputs]
         parameters, moving = partition(state.changing, frozen.multipliers)
-        features = merge(graph, fixed | state.changing)(images, stop=frozen.frontier)
+        if cached is None:
+            run = _frozen_stages(graph, fixed | state.changing, frozen.frontier, augmentation)
+            features = _in_pieces(run, (inputs, _view_keys(hyper.view_seed, batch)), devices)
+        else:
+            features = inputs.astype(cached)
+        context = Context(_dropout_keys(hyper.seed, state.step, len(labels)), valid)
         count = lax.psum(jnp.sum(valid), AXIS)
 
         def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
             network = merge(graph, fixed | moving | parameters)
             logits = network(features, start=frozen.frontier, context=context)
-            losses = cross_entropy(logits, labels, phase.label_smoothing)
+            losses = cross_entropy(logits, labels, hyper.label_smoothing)
             moved = partition(split(network)[1], frozen.moving)[0]
             return jnp.sum(losses, where=valid) / count, (logits, moved)
 
@@ -95,14 +112,26 @@ def make_train_step(
         (_, (logits, moved)), gradients = gradient_fn(parameters)
         gradients = lax.psum(gradients, AXIS)
         everything = {path: (fixed | parameters)[path] for path in frozen.labels}
-        updated, optimizer = _update(transform, gradients, state.optimizer, everything)
+        transform = optimizer(phase, frozen, steps_per_epoch, hyper)
+        updated, optimizer_state = _update(transform, gradients, state.optimizer, everything)
         sums = lax.psum(_sums(logits, labels, valid), AXIS)
-        return TrainState(state.step + 1, updated | moved, optimizer), sums
+        return TrainState(state.step + 1, updated | moved, optimizer_state), sums
+
+    return _mapped(train_step, devices)
+
+
+def _mapped(train_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -> TrainStep:
+    """Scans a step over the batches of a chunk, on all devices at once."""
+
+    def train_steps(
+        state: TrainState, fixed: Variables, table: Any, hyper: Any, chunk: Batch
+    ) -> tuple[TrainState, Sums]:
+        return lax.scan(partial(train_step, fixed, table, hyper), state, chunk)
 
     return jax.pmap(
-        train_step,
+        train_steps,
         axis_name=AXIS,
-        in_axes=(None, None, 0),
+        in_axes=(None, None, None, None, 0),
         out_axes=(None, None),
         donate_argnums=0,
         devices=devices,
@@ -110,38 +139,124 @@ def make_train_step(
 
 
 def make_predict_step(
-    graph: nnx.GraphDef, *, devices: Sequence[jax.Device]
-) -> Callable[[Variables, UInt8[np.ndarray, "devices batch h w 3"]], Array]:
+    graph: nnx.GraphDef,
+    *,
+    devices: Sequence[jax.Device],
+    start: str | None = None,
+    cached: jax.typing.DTypeLike | None = None,
+) -> Callable[..., Array]:
     """Compiles inference, data parallel over `devices`.
 
     Args:
         graph: from `models.split`; all BatchNorms use their running statistics.
         devices: what `shard` splits pictures over.
+        start: the stage at which activations come in; None for pictures.
+        cached: the type of these activations.
 
     Returns:
-        A function of all variables and sharded pictures (D, B / D, H, W, 3) that returns the log
-        probabilities (D, B / D, C).
+        A function of all variables, a table of activations or None, and sharded inputs (D, B / D,
+        ...), which are rows of the table, if there is one. It returns the log probabilities
+        (D, B / D, C).
     """
 
     def predict_step(
-        variables: Variables, images: UInt8[Array, "batch h w 3"]
+        variables: Variables, table: Array | None, inputs: Array
     ) -> Float[Array, "batch classes"]:
-        return jax.nn.log_softmax(merge(graph, variables)(images))
+        inputs = inputs if table is None else table[inputs]
+        if start is None:
+            logits = _in_pieces(merge(graph, variables), (inputs,), devices)
+        else:
+            logits = merge(graph, variables)(inputs.astype(cached), start=start)
+        return jax.nn.log_softmax(logits)
 
-    return jax.pmap(predict_step, axis_name=AXIS, in_axes=(None, 0), devices=devices)
+    return jax.pmap(predict_step, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
 
 
-def shard(batch: Any, devices: Sequence[jax.Device]) -> Any:
-    """Splits the leading axis of every array of a global batch over the devices.
+def make_activations_step(
+    graph: nnx.GraphDef, stop: str, *, augmentation: Augment, devices: Sequence[jax.Device]
+) -> Callable[[Variables, Int[Array, ""], Batch], Array]:
+    """Compiles the frozen stages of a network, data parallel over `devices`.
 
     Args:
-        batch: arrays (B, ...).
-        devices: D devices.
+        graph: from `models.split`; all BatchNorms use their running statistics.
+        stop: the stage before which they end.
+        augmentation: of the pictures, as their view says.
+        devices: what `shard` splits batches over.
 
     Returns:
-        Arrays (D, B / D, ...).
+        A function of all variables, the seed of the views and a sharded batch of pictures that
+        returns what the last stage returned (D, B / D, ...).
     """
-    return jax.tree.map(lambda x: x.reshape(len(devices), -1, *x.shape[1:]), batch)
+
+    def activations_step(variables: Variables, view_seed: Array, batch: Batch) -> Array:
+        run = _frozen_stages(graph, variables, stop, augmentation)
+        return _in_pieces(run, (batch.inputs, _view_keys(view_seed, batch)), devices)
+
+    return jax.pmap(activations_step, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
+
+
+def on_cpu(devices: Sequence[jax.Device]) -> bool:
+    """Whether the devices are a CPU's, real or simulated."""
+    return devices[0].platform == "cpu"
+
+
+def _frozen_stages(
+    graph: nnx.GraphDef, variables: Variables, stop: str, augmentation: Augment
+) -> Callable[[Array, Array], Array]:
+    """Views of pictures, and what the stages before `stop` make of them."""
+
+    def run(images: Array, keys: Array) -> Array:
+        return merge(graph, variables)(augment(images, keys, augmentation), stop=stop)
+
+    return run
+
+
+def _in_pieces(
+    function: Callable[..., Array], arrays: tuple[Array, ...], devices: Sequence[jax.Device]
+) -> Array:
+    """Applies a function of single pictures; on a CPU, to so few at a time that the cache holds
+    what lies between its layers (docs/decisions/0008-a-few-pictures-at-a-time.md)."""
+    count, height, width = arrays[0].shape[:3]
+    piece = count
+    if on_cpu(devices):
+        most = max(1, _PIXELS_AT_A_TIME // (height * width))
+        piece = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
+    if piece == count:
+        return function(*arrays)
+    pieces = [array.reshape(-1, piece, *array.shape[1:]) for array in arrays]
+    done = lax.map(lambda piece: function(*piece), tuple(pieces))
+    return done.reshape(count, *done.shape[2:])
+
+
+def shard(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
+    """Splits every array of a global batch, or of a chunk of batches, over the devices.
+
+    Args:
+        tree: arrays (B, ...), or (S, B, ...) with `axis` 1.
+        devices: D devices.
+        axis: that of the batch.
+
+    Returns:
+        Arrays (D, B / D, ...) or (D, S, B / D, ...), on their way to the devices.
+    """
+
+    def split_up(x: np.ndarray) -> np.ndarray:
+        shape = (*x.shape[:axis], len(devices), -1, *x.shape[axis + 1 :])
+        return np.moveaxis(x.reshape(shape), axis, 0)
+
+    mesh = Mesh(np.array(devices), (AXIS,))
+    parts = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.device_put(jax.tree.map(split_up, tree), parts)
+
+
+def prefetch(chunks: Iterable[Batch], devices: Sequence[jax.Device]) -> Iterator[Batch]:
+    """Shards chunks of batches, each on its way to the devices while the one before is used."""
+    waiting: deque[Batch] = deque()
+    for chunk in chunks:
+        waiting.append(shard(chunk, devices, axis=1))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -165,12 +280,18 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
         )
 
 
-def _keys(seed: int, step: Array, batch: int) -> tuple[Array, Array]:
-    """Two keys for each picture of this device's share of the batch."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
+def _view_keys(seed: Int[Array, ""], batch: Batch) -> Array:
+    """The key of each picture's view: a function of seed, picture and view alone."""
+    key = jax.random.split(jax.random.key(seed))[0]
+    of_picture = jax.vmap(partial(jax.random.fold_in, key))(batch.indices)
+    return jax.vmap(jax.random.fold_in)(of_picture, batch.views)
+
+
+def _dropout_keys(seed: Int[Array, ""], step: Array, batch: int) -> Array:
+    """A key for each picture of this device's share of the batch."""
+    key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
     positions = lax.axis_index(AXIS) * batch + jnp.arange(batch)
-    keys = jax.vmap(lambda position: jax.random.split(jax.random.fold_in(key, position)))(positions)
-    return keys[:, 0], keys[:, 1]
+    return jax.vmap(partial(jax.random.fold_in, key))(positions)
 
 
 def _sums(logits: Array, labels: Array, valid: Array) -> Sums:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import platformdirs
 from rich.console import Console
 
 from jaxtl import cli
@@ -24,6 +25,7 @@ from jaxtl.report.page import write_page
 from jaxtl.report.terminal import console, metrics_text, stage_table
 from jaxtl.run import RunDirectory
 from jaxtl.steps import check_batch_size
+from jaxtl.store import Store
 from jaxtl.weights import create
 
 _HELP = """Fine-tunes an image classifier.
@@ -70,12 +72,20 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
     """
     begun = time.perf_counter()
     check_batch_size(config.data.batch_size, jax.local_devices())
-    data = open_splits(config.data.source, val_fraction=config.data.val_fraction, seed=config.seed)
+    data = open_splits(
+        config.data.source, val_fraction=config.data.val_fraction, seed=config.data.seed
+    )
     for part in data:
         out.print(found_line(part))
 
     model, classes = config.model, data.train.classes
-    network = build(model.name, num_classes=len(classes), width=model.width, dropout=model.dropout)
+    network = build(
+        model.name,
+        num_classes=len(classes),
+        width=model.width,
+        dropout=model.dropout,
+        dtype=config.dtype,
+    )
     freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
 
     run = RunDirectory(workdir)
@@ -133,7 +143,16 @@ def _open(
         log=MetricsLog(run.metrics, run.tensorboard, until=progress.step),
         out=out,
         devices=jax.local_devices(),
+        store=Store(
+            platformdirs.user_cache_path("jaxtl") / "activations", config.cache.disk_gb * 1e9
+        ),
     )
+
+
+def activations_store(config: Config) -> Store:
+    """Where activations are kept, in the user's cache directory."""
+    folder = platformdirs.user_cache_path("jaxtl") / "activations"
+    return Store(folder, config.cache.disk_gb * 1e9)
 
 
 def _facts(config: Config, data: Splits) -> dict[str, Any]:

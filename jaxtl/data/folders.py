@@ -57,9 +57,21 @@ class FolderSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over relative paths, sizes in bytes, labels and class names."""
+        return self._of([status.st_size for status in self._status])
+
+    @functools.cached_property
+    def version(self) -> str:
+        """The same over the folder's path and the times of the last change too."""
+        times = [(status.st_size, status.st_mtime_ns) for status in self._status]
+        return self._of([str(self.root.resolve()), *times])
+
+    @functools.cached_property
+    def _status(self) -> list[os.stat_result]:
         with _readable():
-            sizes = [(self.root / path).stat().st_size for path in self.paths]
-        known = [self.classes, self.labels.tolist(), self.paths, sizes]
+            return [(self.root / path).stat() for path in self.paths]
+
+    def _of(self, facts: list) -> str:
+        known = [self.classes, self.labels.tolist(), self.paths, facts]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 

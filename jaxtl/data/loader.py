@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, Num, UInt8
 
 from jaxtl.data.pictures import Resize, decode
 from jaxtl.data.sources import Source
@@ -20,14 +20,19 @@ class Batch(NamedTuple):
     """A batch on the host.
 
     Attributes:
-        images: RGB, 0..255.
+        inputs: pictures, RGB, 0..255, uint8 (B, H, W, 3); or what stands for them: activations
+            (B, ...), or their rows in a table (B,).
         labels: indices into the classes of the source.
         valid: False for the zeros that fill up the last batch of an epoch.
+        indices: of the pictures in the source.
+        views: which random changes each picture gets: the same number means the same changes.
     """
 
-    images: UInt8[np.ndarray, "batch size size 3"]
+    inputs: Num[np.ndarray, "batch ..."]
     labels: Int32[np.ndarray, " batch"]
     valid: Bool[np.ndarray, " batch"]
+    indices: Int32[np.ndarray, " batch"]
+    views: Int32[np.ndarray, " batch"]
 
 
 class Loader:
@@ -58,10 +63,10 @@ class Loader:
         shuffle: bool,
         memory_bytes: float,
     ):
-        self._source = source
-        self._image_size = image_size
+        self.source = source
+        self.image_size = image_size
+        self.batch_size = batch_size
         self._resize = resize
-        self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
         self._fits = len(source) * image_size * image_size * 3 <= memory_bytes
@@ -69,33 +74,67 @@ class Loader:
 
     def __len__(self) -> int:
         """The number of pictures."""
-        return len(self._source)
+        return len(self.source)
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch, the last and perhaps short one included."""
-        return -(-len(self) // self._batch_size)
+        return -(-len(self) // self.batch_size)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def once_through(self, batch_size: int) -> Loader:
+        """A loader of the same pictures in the order of the source, which keeps nothing."""
+        return Loader(
+            self.source,
+            image_size=self.image_size,
+            resize=self._resize,
+            batch_size=batch_size,
+            seed=self._seed,
+            shuffle=False,
+            memory_bytes=0,
+        )
+
+    def epoch(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch, or the tail of the same sequence from `start_step` on.
+
+        Args:
+            epoch: since the run began.
+            start_step: batches to leave out.
+            views: how many views of a picture there are, see `rows`.
 
         Raises:
             UserError: a picture cannot be read or decoded; the message names it.
         """
-        order = self._order(epoch)[start_step * self._batch_size :]
-        groups = [
-            order[first : first + self._batch_size]
-            for first in range(0, len(order), self._batch_size)
-        ]
         if self._fits:
             if self._decoded is None:
                 self._decoded = self._decode_all()
-            for group in groups:
-                yield self._batch(group, self._decoded[group])
+            for batch in self.rows(epoch, start_step, views=views):
+                pictures = self._decoded[batch.indices[batch.valid]]
+                yield batch._replace(inputs=_filled_up(pictures, self.batch_size))
         else:
+            order = self._order(epoch)[start_step * self.batch_size :]
             with contextlib.closing(self._stream(order)) as pictures:
-                for group in groups:
-                    yield self._batch(group, np.stack([next(pictures) for _ in group]))
+                for batch in self.rows(epoch, start_step, views=views):
+                    decoded = np.stack([next(pictures) for _ in range(batch.valid.sum())])
+                    yield batch._replace(inputs=_filled_up(decoded, self.batch_size))
+
+    def rows(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
+        """Yields the same batches with the pictures' indices instead of the pictures.
+
+        With finite `views` the view of a picture moves on by one every epoch, beginning at its
+        index: so many epochs show every view of every picture once, and each epoch mixes them.
+        With 0 every epoch is a view of its own.
+        """
+        order = self._order(epoch).astype(np.int32)
+        for first in range(start_step * self.batch_size, len(order), self.batch_size):
+            group = order[first : first + self.batch_size]
+            indices = _filled_up(group, self.batch_size)
+            yield Batch(
+                inputs=indices,
+                labels=_filled_up(self.source.labels[group], self.batch_size),
+                valid=np.arange(self.batch_size) < len(group),
+                indices=indices,
+                views=(indices + epoch) % views if views else np.full_like(indices, epoch),
+            )
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " pictures"]:
         """The indices of an epoch. NumPy promises never to change the numbers of `RandomState`.
@@ -107,19 +146,8 @@ class Loader:
             return np.arange(len(self))
         return np.random.RandomState([self._seed, epoch]).permutation(len(self))
 
-    def _batch(
-        self,
-        indices: Int64[np.ndarray, " pictures"],
-        images: UInt8[np.ndarray, "pictures size size 3"],
-    ) -> Batch:
-        return Batch(
-            _filled_up(images, self._batch_size),
-            _filled_up(self._source.labels[indices], self._batch_size),
-            np.arange(self._batch_size) < len(indices),
-        )
-
     def _decode_all(self) -> UInt8[np.ndarray, "pictures size size 3"]:
-        decoded = np.empty((len(self), self._image_size, self._image_size, 3), np.uint8)
+        decoded = np.empty((len(self), self.image_size, self.image_size, 3), np.uint8)
         for index, picture in enumerate(self._stream(np.arange(len(self)))):
             decoded[index] = picture
         return decoded
@@ -129,7 +157,7 @@ class Loader:
     ) -> Generator[UInt8[np.ndarray, "size size 3"]]:
         """Decodes on threads, in order: Pillow lets go of the interpreter's lock while it works."""
         threads = min(16, os.cpu_count() or 1)
-        ahead = 2 * max(self._batch_size, threads)
+        ahead = 2 * max(self.batch_size, threads)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         pictures = grain.MapDataset.source(order).map(self._read).to_iter_dataset(options)
         with contextlib.closing(iter(pictures)) as iterator:
@@ -137,9 +165,9 @@ class Loader:
 
     def _read(self, index: np.int64) -> UInt8[np.ndarray, "size size 3"]:
         try:
-            return decode(self._source[int(index)], self._image_size, self._resize)
+            return decode(self.source[int(index)], self.image_size, self._resize)
         except UserError as error:
-            raise UserError(f"{self._source.describe(int(index))}: {error}") from error
+            raise UserError(f"{self.source.describe(int(index))}: {error}") from error
 
 
 def _filled_up(array: np.ndarray, length: int) -> np.ndarray:

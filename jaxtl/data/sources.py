@@ -32,6 +32,10 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of what makes these data these data, wherever they lie."""
 
+    @property
+    def version(self) -> str:
+        """SHA-256 of what changes whenever a picture may have changed, where these data lie."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
@@ -85,6 +89,11 @@ class ArraySource:
         known = [self.classes, self.labels.tolist(), self.pixels.shape]
         return hashlib.sha256(json.dumps(known).encode() + self.pixels.tobytes()).hexdigest()
 
+    @property
+    def version(self) -> str:
+        """The fingerprint: it covers every pixel."""
+        return self.fingerprint
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
@@ -116,7 +125,15 @@ class Subset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the source's fingerprint, the indices, labels and class names."""
-        known = [self.source.fingerprint, self.classes, self.labels.tolist(), self.indices.tolist()]
+        return self._of(self.source.fingerprint)
+
+    @functools.cached_property
+    def version(self) -> str:
+        """SHA-256 over the source's version, the indices, labels and class names."""
+        return self._of(self.source.version)
+
+    def _of(self, source: str) -> str:
+        known = [source, self.classes, self.labels.tolist(), self.indices.tolist()]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 

@@ -57,6 +57,11 @@ class TfdsSource:
         known = [self.name, self.num_bytes, self.classes, self.labels.tolist()]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
+    @property
+    def version(self) -> str:
+        """The fingerprint: a prepared version of a data set never changes."""
+        return self.fingerprint
+
 
 def open_tfds(name: str) -> tuple[TfdsSource, TfdsSource | None]:
     """Opens the split `train` of a data set and the first of `validation`, `val` and `test`.

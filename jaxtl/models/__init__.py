@@ -52,7 +52,13 @@ REGISTRY = {
 
 
 def build(
-    name: str, *, num_classes: int | None, width: float = 1.0, dropout: float = 0.0, seed: int = 0
+    name: str,
+    *,
+    num_classes: int | None,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+    seed: int = 0,
 ) -> Network:
     """Builds a network of the registry with random parameters.
 
@@ -61,6 +67,8 @@ def build(
         num_classes: how many logits it returns; None for pooled features.
         width: the multiplier of the channel counts; one that weights are published for.
         dropout: the share of pooled features that training drops before the head.
+        dtype: `float32` or `bfloat16`: of its feature maps; parameters, statistics, pooled features
+            and logits are float32.
         seed: of the random parameters.
 
     Raises:
@@ -75,6 +83,8 @@ def build(
     if width not in definition.widths:
         raise UserError(f"{name} does not come in width {width}; take one of {definition.widths}")
 
-    return definition.build(
+    network = definition.build(
         num_classes=num_classes, width=width, dropout=dropout, rng=np.random.default_rng(seed)
     )
+    network.preprocess.dtype = dtype
+    return network

@@ -24,11 +24,11 @@ def depthwise_conv(x: Images, kernel: Kernel, stride: int = 1) -> Images:
 
     Args:
         x: feature maps (B, H, W, C).
-        kernel: (h, w, 1, C).
+        kernel: (h, w, 1, C); it is rounded to the type of `x`, its gradient is not.
         stride: step of the window along both axes.
 
     Returns:
-        Feature maps (B, ceil(H / stride), ceil(W / stride), C).
+        Feature maps (B, ceil(H / stride), ceil(W / stride), C), of the type of `x`.
     """
     return lax.platform_dependent(
         x, kernel, cpu=partial(_shifted, stride=stride), default=partial(_native, stride=stride)
@@ -56,7 +56,7 @@ depthwise_conv.defvjp(_forward, _backward)
 def _native(x: Images, kernel: Kernel, stride: int) -> Images:
     return lax.conv_general_dilated(
         x,
-        kernel,
+        kernel.astype(x.dtype),
         window_strides=(stride, stride),
         padding="SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -71,7 +71,7 @@ def _native_pull_back(
 
 
 def _shifted(x: Images, kernel: Kernel, stride: int) -> Images:
-    padded = _pad(x, kernel, stride)
+    padded, kernel = _pad(x, kernel, stride), kernel.astype(x.dtype)
     size = (-(-x.shape[1] // stride), -(-x.shape[2] // stride))
     products = (
         _window(padded, place, size, stride) * kernel[*place, 0] for place in _places(kernel)
@@ -88,7 +88,9 @@ def _shifted_pull_back(
         picture, its_gradient = (array[None] for array in pair)
         sums = [
             jnp.sum(
-                _window(picture, place, gradient.shape[1:3], stride) * its_gradient, axis=(0, 1, 2)
+                _window(picture, place, gradient.shape[1:3], stride) * its_gradient,
+                axis=(0, 1, 2),
+                dtype=kernel.dtype,
             )
             for place in _places(kernel)
         ]

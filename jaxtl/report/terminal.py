@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -70,6 +71,21 @@ def _treatment(sizes: dict[str, int], phase: Phase, frozen: Freezing) -> str:
     rates = sorted({phase.lr * frozen.multipliers[p] for p in sizes if p in frozen.multipliers})
     partly = "partly " if FROZEN in labels else ""
     return f"{partly}trained, rate " + ", ".join(f"{rate:g}" for rate in rates)
+
+
+@contextlib.contextmanager
+def counter(out: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Counts pictures: a bar on a terminal that goes when all are done, nothing elsewhere."""
+    columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
+    with Progress(
+        *columns,
+        TimeRemainingColumn(compact=True),
+        console=out,
+        transient=True,
+        disable=not out.is_terminal,
+    ) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 class EpochProgress:

@@ -1,0 +1,311 @@
+"""The cache of frozen activations: what the stages left of a phase's frontier return, run once.
+
+Where the stages left of the frontier are frozen and a picture has a finite number of views, the
+frozen stages are a fixed function of a finite number of inputs. They are run once; training starts
+from what came out (docs/frontier-cache.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Num
+from rich.console import Console
+
+from jaxtl.config import Augment, Config, Phase
+from jaxtl.data.loader import Batch, Loader
+from jaxtl.models import Network, Variables, split
+from jaxtl.report.terminal import counter
+from jaxtl.steps import make_activations_step, on_cpu, replicate, shard
+from jaxtl.store import Store
+
+_VIEWS = 8  # what `auto` takes at most
+_STEPS_PER_CALL = 64  # of training on features, which take less time than Python does
+_LAG = 2  # batches under way on the device while earlier ones are written
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the pictures of a phase reach what trains.
+
+    Attributes:
+        views: of each picture; 0 for a new one every epoch.
+        cached: whether the frozen stages run once for each view, and not in every step.
+        resident: whether what they return is kept on every device; else it is read from disk.
+        why: in words.
+    """
+
+    views: int
+    cached: bool
+    resident: bool
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What goes into the network, batch by batch: pictures, or activations at a frontier.
+
+    Attributes:
+        loader: the pictures, and the order of an epoch.
+        views: of each picture; 0 for a new one every epoch.
+        stage: where the activations come in; None for pictures.
+        dtype: the type that the stage before it returned; None for pictures.
+        rows: the activations, those of a picture's views side by side.
+        table: the same on every device, where they fit.
+    """
+
+    loader: Loader
+    views: int = 0
+    stage: str | None = None
+    dtype: jax.typing.DTypeLike | None = None
+    rows: Num[np.ndarray, "rows ..."] | None = None
+    table: jax.Array | None = None
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch, or the tail of the same sequence from `start_step` on."""
+        if self.rows is None:
+            yield from self.loader.epoch(epoch, start_step, views=self.views)
+            return
+        for batch in self.loader.rows(epoch, start_step, views=self.views):
+            places = batch.indices * self.views + batch.views
+            yield batch._replace(inputs=places if self.table is not None else self.rows[places])
+
+    def chunks(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yields the same batches, many stacked in one (S, B, ...) where steps are short.
+
+        The chunks of an epoch begin at the same steps wherever one starts.
+        """
+        most = _STEPS_PER_CALL if self.table is not None and self.table.ndim == 2 else 1
+        calls = -(-self.loader.steps_per_epoch // most)
+        length = -(-self.loader.steps_per_epoch // calls)
+        waiting: list[Batch] = []
+        for step, batch in enumerate(self.epoch(epoch, start_step), start_step + 1):
+            waiting.append(batch)
+            if step % length == 0 or step == self.loader.steps_per_epoch:
+                yield Batch(*map(np.stack, zip(*waiting, strict=True)))
+                waiting = []
+
+
+def plan(
+    config: Config, phase: Phase, row: jax.ShapeDtypeStruct, pictures: int, *, runs: int = 1
+) -> Plan:
+    """Decides how many views the pictures of a phase have, and whether activations are cached.
+
+    It depends on the config and the data alone, so that the same command always does the same.
+
+    Args:
+        config: of the run.
+        phase: one of its phases.
+        row: what the stages left of the frontier return for one picture.
+        pictures: how many there are.
+        runs: how many runs share the activations.
+    """
+    changes = config.augment != Augment()
+    views, why = _views(config, phase, _bytes(config, row) * pictures, changes)
+    size = _bytes(config, row) * pictures * max(views, 1)
+    shape = " x ".join(f"{n:,}" for n in row.shape[1:])
+    fits = f"{shape} numbers for each, {_amount(size)}"
+    resident = size <= config.cache.memory_gb * 1e9
+    if views == 0:
+        return Plan(0, False, False, f"{why}; the frozen stages run in every step")
+    if size > config.cache.disk_gb * 1e9:
+        limit = f"more than cache.disk_gb={config.cache.disk_gb:g}"
+        return Plan(views, False, False, f"{why}; not cached: {fits}, {limit}")
+    if views >= max(phase.epochs * runs, 2):
+        reason = f"{phase.epochs} epochs would not use each more than once"
+        return Plan(views, False, False, f"{why}; not cached: {reason}")
+    where = "in memory" if resident else "on disk"
+    return Plan(views, True, resident, f"{why}; the frozen stages run once: {fits} {where}")
+
+
+def _views(config: Config, phase: Phase, size: float, changes: bool) -> tuple[int, str]:
+    """How many views, and why; `size` is that of the activations of one view of all pictures."""
+    if config.views != "auto":
+        if config.views == 0:
+            return 0, "a new view of each picture every epoch"
+        return config.views, f"{config.views} {'views' if config.views > 1 else 'view'} a picture"
+    if not changes:
+        return 1, "pictures as they are"
+    fitting = min(_VIEWS, int(config.cache.memory_gb * 1e9 // size))
+    if fitting < 2:
+        room = f"two would take {_amount(2 * size)} of cache.memory_gb={config.cache.memory_gb:g}"
+        return 0, f"a new view of each picture every epoch, since {room}"
+    if fitting >= phase.epochs:
+        return 0, "a new view of each picture every epoch, since there are so few epochs"
+    return fitting, f"{fitting} views a picture"
+
+
+def validation_plan(config: Config, row: jax.ShapeDtypeStruct, pictures: int) -> Plan:
+    """The same for validation, whose pictures are never changed."""
+    size = _bytes(config, row) * pictures
+    cached = size <= config.cache.disk_gb * 1e9
+    return Plan(1, cached, size <= config.cache.memory_gb * 1e9, "")
+
+
+def row_spec(network: Network, stage: str, image_size: int) -> jax.ShapeDtypeStruct:
+    """What the stages before `stage` return for one picture: shape (1, ...) and type."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
+    return jax.eval_shape(lambda image: network(image, stop=stage), image)
+
+
+def has_work(network: Network, stage: str) -> bool:
+    """Whether the stages before `stage` hold parameters, so that it pays to run them once."""
+    left = network.between(None, stage)
+    return any(path.partition("/")[0] in left for path in split(network)[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenPass:
+    """One run of the frozen stages over every view of every picture.
+
+    Attributes:
+        config: of the run.
+        network: its structure, in inference.
+        variables: of the network, on all devices.
+        loader: the pictures.
+        stage: the frontier.
+        views: of each picture.
+        augmentation: what makes the views.
+        devices: what batches are split over.
+    """
+
+    config: Config
+    network: Network
+    variables: Variables
+    loader: Loader
+    stage: str
+    views: int
+    augmentation: Augment
+    devices: Sequence[jax.Device]
+
+    @functools.cached_property
+    def facts(self) -> dict[str, Any]:
+        """All that the activations depend on; any difference makes them others."""
+        left = set(self.network.between(None, self.stage))
+        inside = {p: value for p, value in self.variables.items() if p.partition("/")[0] in left}
+        changes = self.augmentation != Augment()
+        return {
+            "network": [self.network.name, self.network.width, self.stage],
+            "weights": _sha256(inside),
+            "data": self.loader.source.version,
+            "pictures": [self.config.model.image_size, self.config.data.resize],
+            "augment": self.augmentation.model_dump() if changes else None,
+            "views": [self.views, self.config.data.seed if changes else None],
+            "dtype": [self.config.dtype, self.config.cache.dtype],
+            "versions": [importlib.metadata.version(name) for name in ("jaxtl", "jax", "jaxlib")],
+            "device": [self.devices[0].platform, self.devices[0].device_kind],
+        }
+
+    def run(self, store: Store) -> Generator[int]:
+        """Runs the frozen stages and keeps what they return.
+
+        Yields:
+            How many pictures are done, after each batch.
+
+        Raises:
+            OSError: there is no room on the disk, or no right to write there.
+        """
+        size = row_spec(self.network, self.stage, self.config.model.image_size).shape[1:]
+        dtype = jnp.dtype(self.config.cache.dtype)
+        waiting: deque[tuple[Batch, list[jax.Array]]] = deque()
+        done = 0
+        with store.writing(self.facts, (len(self.loader) * self.views, *size), dtype) as write:
+
+            def take() -> int:
+                batch, outputs = waiting.popleft()
+                rows = np.stack([np.asarray(out).reshape(-1, *size) for out in outputs], axis=1)
+                write(rows[batch.valid].astype(dtype))
+                return int(batch.valid.sum())
+
+            for pair in self._outputs():
+                waiting.append(pair)
+                if len(waiting) > _LAG:
+                    done += take()
+                    yield done
+            while waiting:
+                done += take()
+                yield done
+
+    def _outputs(self) -> Iterator[tuple[Batch, list[jax.Array]]]:
+        """Each batch with what the frozen stages make of each view of its pictures."""
+        graph = split(self.network)[0]
+        step = make_activations_step(
+            graph, self.stage, augmentation=self.augmentation, devices=self.devices
+        )
+        # Not the batch size of the config: runs that differ in it share activations.
+        batch_size = (32 if on_cpu(self.devices) else 256) * len(self.devices)
+        seed = replicate(np.int32(self.config.data.seed), self.devices)
+        for batch in self.loader.once_through(batch_size).epoch(0):
+            pictures = shard(batch, self.devices)
+            numbers = [np.full_like(batch.views, view) for view in range(self.views)]
+            views = [pictures._replace(views=shard(n, self.devices)) for n in numbers]
+            yield batch, [step(self.variables, seed, view) for view in views]
+
+
+def open_feed(
+    planned: Plan,
+    work: FrozenPass,
+    store: Store,
+    out: Console,
+    stop: Callable[[], bool],
+) -> Feed | None:
+    """What a phase trains on: pictures, or activations that are found or made now.
+
+    Args:
+        planned: how.
+        work: what would make the activations.
+        store: where they are kept.
+        out: the terminal.
+        stop: asks whether to stop making them.
+
+    Returns:
+        The feed; None where `stop` said so.
+    """
+    pictures = Feed(work.loader, planned.views)
+    if not planned.cached:
+        return pictures
+    rows = store.find(work.facts)
+    try:
+        if rows is None:
+            with counter(
+                out, f"running the frozen stages up to {work.stage}", len(work.loader)
+            ) as show:
+                for done in work.run(store):
+                    show(done)
+                    if stop():
+                        return None
+            rows = store.find(work.facts)
+    except OSError as error:
+        out.print(f"not cached after all: {error.filename}: {error.strerror}")
+    if rows is None:
+        return pictures
+    table = replicate(rows, work.devices) if planned.resident else None
+    dtype = row_spec(work.network, work.stage, work.config.model.image_size).dtype
+    return Feed(work.loader, planned.views, work.stage, dtype, rows, table)
+
+
+def _sha256(variables: Variables) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(variables):
+        value = np.asarray(variables[path])
+        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _bytes(config: Config, row: jax.ShapeDtypeStruct) -> int:
+    return int(np.prod(row.shape)) * jnp.dtype(config.cache.dtype).itemsize
+
+
+def _amount(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,96 @@
+"""Arrays on disk that are found again by what they were made from."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Num
+
+_PART = ".part"
+_DAY = 86_400.0  # seconds after which what a process left unfinished may be removed
+
+
+class Store:
+    """A folder of arrays, each in a folder of its own that is complete or not there.
+
+    Args:
+        folder: where they are.
+        limit: how many bytes all of them may take; those used longest ago make room for new ones.
+    """
+
+    def __init__(self, folder: Path, limit: float):
+        self._folder = folder
+        self._limit = limit
+
+    def find(self, facts: dict[str, Any]) -> Num[np.ndarray, "rows ..."] | None:
+        """Opens the array that was made from `facts`, memory-mapped; None where there is none."""
+        place = self._place(facts)
+        try:
+            about = json.loads((place / "about.json").read_text())
+            os.utime(place)  # used now
+            dtype, shape = jnp.dtype(about["dtype"]), tuple(about["shape"])
+            return np.memmap(place / "rows.bin", dtype=dtype, mode="r", shape=shape)
+        except (OSError, ValueError, KeyError):  # not there, or damaged: it will be made anew
+            return None
+
+    @contextlib.contextmanager
+    def writing(
+        self, facts: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
+    ) -> Iterator[Callable[[np.ndarray], None]]:
+        """Takes the rows of a new array one after the other; it is there once the block ends well.
+
+        Args:
+            facts: what it is made from, JSON-friendly.
+            shape: of the whole.
+            dtype: of its numbers.
+
+        Raises:
+            OSError: there is no room on the disk, or no right to write there.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_room(int(np.prod(shape)) * dtype.itemsize)
+        with tempfile.TemporaryDirectory(suffix=_PART, dir=self._folder) as part:
+            made = Path(part) / "made"
+            made.mkdir()
+            with (made / "rows.bin").open("wb") as file:
+                yield lambda rows: file.write(np.ascontiguousarray(rows).tobytes())
+                written = file.tell()
+            if written != int(np.prod(shape)) * dtype.itemsize:
+                raise RuntimeError(f"{written} bytes were written for an array of shape {shape}")
+            about = {"shape": shape, "dtype": dtype.name, "facts": facts}
+            (made / "about.json").write_text(json.dumps(about, indent=2))
+            place = self._place(facts)
+            shutil.rmtree(
+                place, ignore_errors=True
+            )  # damaged, or made by another process meanwhile
+            with contextlib.suppress(OSError):  # the other process was faster
+                made.rename(place)
+
+    def _place(self, facts: dict[str, Any]) -> Path:
+        words = json.dumps(facts, sort_keys=True)
+        return self._folder / hashlib.sha256(words.encode()).hexdigest()
+
+    def _make_room(self, size: int) -> None:
+        used = {path: path.stat().st_mtime for path in self._folder.iterdir() if path.is_dir()}
+        under_way = [p for p in used if p.suffix == _PART and used[p] > time.time() - _DAY]
+        taken = {path: sum(f.stat().st_size for f in path.rglob("*.bin")) for path in used}
+        for path in sorted(used.keys() - under_way, key=used.__getitem__):
+            free = shutil.disk_usage(self._folder).free
+            if sum(taken.values()) + size <= self._limit and size < free:
+                break
+            shutil.rmtree(path, ignore_errors=True)
+            del taken[path]
+        if size >= shutil.disk_usage(self._folder).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
