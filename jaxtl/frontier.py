@@ -277,10 +277,12 @@ def open_feed(
     rows = store.find(work.facts)
     try:
         if rows is None:
-            with counter(
-                out, f"running the frozen stages up to {work.stage}", len(work.loader)
-            ) as show:
-                for done in work.run(store):
+            title = f"running the frozen stages up to {work.stage}"
+            with (
+                counter(out, title, len(work.loader)) as show,
+                contextlib.closing(work.run(store)) as counts,
+            ):
+                for done in counts:
                     show(done)
                     if stop():
                         return None

@@ -64,7 +64,7 @@ NONE = Sums(0.0, 0, 0, 0)
 def cross_entropy(
     logits: Float[Array, "batch classes"],
     labels: Int[Array, "batch"],
-    smoothing: float = 0.0,
+    smoothing: float | Float[Array | np.ndarray, ""] = 0.0,
 ) -> Float[Array, "batch"]:
     """Softmax cross-entropy of each picture, in nats.
 

@@ -22,17 +22,22 @@ class Hyperparameters(NamedTuple):
         view_seed: of the views of a picture.
     """
 
-    lr: float | Float[Array, ""]
-    weight_decay: float | Float[Array, ""]
-    label_smoothing: float | Float[Array, ""]
-    seed: int | Int[Array, ""]
-    view_seed: int | Int[Array, ""]
+    lr: Float[Array | np.ndarray, ""]
+    weight_decay: Float[Array | np.ndarray, ""]
+    label_smoothing: Float[Array | np.ndarray, ""]
+    seed: Int[Array | np.ndarray, ""]
+    view_seed: Int[Array | np.ndarray, ""]
 
 
 def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
     """Those of a phase, as arrays of the types that a step is compiled for."""
-    rates = (np.float32(n) for n in (phase.lr, phase.weight_decay, phase.label_smoothing))
-    return Hyperparameters(*rates, np.int32(seed), np.int32(view_seed))
+    return Hyperparameters(
+        lr=np.asarray(phase.lr, np.float32),
+        weight_decay=np.asarray(phase.weight_decay, np.float32),
+        label_smoothing=np.asarray(phase.label_smoothing, np.float32),
+        seed=np.asarray(seed, np.int32),
+        view_seed=np.asarray(view_seed, np.int32),
+    )
 
 
 def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:

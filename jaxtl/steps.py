@@ -90,7 +90,7 @@ def make_train_step(
         state: TrainState,
         batch: Batch,
     ) -> tuple[TrainState, Sums]:
-        inputs, labels, valid = batch.inputs, batch.labels, batch.valid
+        inputs, labels, valid = map(jnp.asarray, batch[:3])
         inputs = inputs if table is None else table[inputs]
         parameters, moving = partition(state.changing, frozen.multipliers)
         if cached is None:
@@ -190,7 +190,8 @@ def make_activations_step(
 
     def activations_step(variables: Variables, view_seed: Array, batch: Batch) -> Array:
         run = _frozen_stages(graph, variables, stop, augmentation)
-        return _in_pieces(run, (batch.inputs, _view_keys(view_seed, batch)), devices)
+        images = jnp.asarray(batch.inputs)
+        return _in_pieces(run, (images, _view_keys(view_seed, batch)), devices)
 
     return jax.pmap(activations_step, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
 
@@ -280,14 +281,14 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
         )
 
 
-def _view_keys(seed: Int[Array, ""], batch: Batch) -> Array:
+def _view_keys(seed: Int[Array | np.ndarray, ""], batch: Batch) -> Array:
     """The key of each picture's view: a function of seed, picture and view alone."""
     key = jax.random.split(jax.random.key(seed))[0]
     of_picture = jax.vmap(partial(jax.random.fold_in, key))(batch.indices)
     return jax.vmap(jax.random.fold_in)(of_picture, batch.views)
 
 
-def _dropout_keys(seed: Int[Array, ""], step: Array, batch: int) -> Array:
+def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) -> Array:
     """A key for each picture of this device's share of the batch."""
     key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
     positions = lax.axis_index(AXIS) * batch + jnp.arange(batch)

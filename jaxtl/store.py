@@ -48,7 +48,7 @@ class Store:
     @contextlib.contextmanager
     def writing(
         self, facts: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
-    ) -> Iterator[Callable[[np.ndarray], None]]:
+    ) -> Iterator[Callable[[np.ndarray], int]]:
         """Takes the rows of a new array one after the other; it is there once the block ends well.
 
         Args:

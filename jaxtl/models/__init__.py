@@ -86,5 +86,5 @@ def build(
     network = definition.build(
         num_classes=num_classes, width=width, dropout=dropout, rng=np.random.default_rng(seed)
     )
-    network.preprocess.dtype = dtype
+    network.compute_in(dtype)
     return network

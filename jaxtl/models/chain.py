@@ -62,6 +62,10 @@ class Network(nnx.Module):
             x = getattr(self, stage)(x, context)
         return x
 
+    def compute_in(self, dtype: str) -> None:
+        """Sets the type of the feature maps: `float32` or `bfloat16`."""
+        getattr(self, self.stage_names[0]).dtype = dtype
+
     def between(self, start: str | None, stop: str | None) -> tuple[str, ...]:
         """The names of the stages from `start` up to, but not including, `stop`."""
         first = 0 if start is None else self.stage_names.index(start)
