@@ -8,10 +8,13 @@ ConfigDict sorts its keys (docs/decisions/0001-phases-are-typed-objects.md).
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import difflib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -196,24 +199,57 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
     Raises:
         UserError: the file is not there or cannot be read, or a key or value is not possible.
     """
+    return check(read(name, overrides)[1])
+
+
+def read(name: str, overrides: Mapping[str, str]) -> tuple[ModuleType, dict[str, Any]]:
+    """Reads a config file and applies flags to it.
+
+    Returns:
+        The file as a module, and what its `get_config()` and the flags make up, as plain values.
+
+    Raises:
+        UserError: the file is not there or cannot be read, or a key is not possible.
+    """
     path = find(name)
     spec = importlib.util.spec_from_file_location(f"jaxtl_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file: a config ends in .py")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with readable(path):
         spec.loader.exec_module(module)
-        tree = _plain(module.get_config())
+        tree = plain(module.get_config())
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: get_config() returns no ConfigDict but {tree!r}")
+    for key, text in overrides.items():
+        node, last = _place(tree, key, f"--cfg.{key}")
+        node[last] = _typed(key, text)
+    return module, tree
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns whatever the code of a config file raises into one line."""
+    try:
+        yield
     except pydantic.ValidationError as error:
         raise UserError(f"{path}: {_explain(error, Phase, {})}") from error
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: get_config() returns no ConfigDict but {tree!r}")
-    for key, text in overrides.items():
-        _override(tree, key, text)
-    return check(tree)
+
+
+def vary(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
+    """The config of a tree of plain values with other values at some dotted keys.
+
+    Raises:
+        UserError: a key or value is not possible.
+    """
+    varied = copy.deepcopy(dict(tree))
+    for key, value in values.items():
+        node, last = _place(varied, key, key)
+        node[last] = plain(value)
+    return check(varied)
 
 
 def check(tree: Mapping[str, Any]) -> Config:
@@ -248,7 +284,7 @@ def find(name: str) -> Path:
 
 def differences(old: Config, new: Config) -> list[str]:
     """The keys on which two configs differ, each as `key: old -> new`."""
-    before, after = _leaves(old), _leaves(new)
+    before, after = leaves(old), leaves(new)
     return [
         f"{key}: {before[key]} -> {after[key]}"
         for key in sorted(before.keys() & after.keys())  # `phases` tells of a phase more or less
@@ -256,42 +292,48 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turns the ConfigDicts and Phases of a config into dicts and tuples."""
     if isinstance(value, pydantic.BaseModel):
         return value.model_dump()
     if hasattr(value, "to_dict"):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return tuple(_plain(item) for item in value)
+        return tuple(plain(item) for item in value)
     return value
 
 
-def _override(tree: dict[str, Any], key: str, text: str) -> None:
-    """Sets one dotted key; a phase is reached by its name."""
+def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], str]:
+    """The dict that holds a dotted key, and the key in it; a phase is reached by its name."""
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
         if isinstance(node, tuple):
             names = [phase.get("name") for phase in node]
             if part not in names:
-                raise UserError(f"--cfg.{key}: no phase is called {part!r}; there are {names}")
+                raise UserError(f"{said}: no phase is called {part!r}; there are {names}")
             node = node[names.index(part)]
         elif isinstance(node, dict):
             node = node.setdefault(part, {})
         if not isinstance(node, dict | tuple):
-            raise UserError(f"--cfg.{key}: {'.'.join(parents[: depth + 1])} has no keys below it")
+            raise UserError(f"{said}: {'.'.join(parents[: depth + 1])} has no keys below it")
     if isinstance(node, tuple):
-        raise UserError(f"--cfg.{key}: name one of its keys too, such as --cfg.{key}.lr=0.001")
+        raise UserError(f"{said}: name one of its keys too, such as {said}.lr=0.001")
+    return node, last
+
+
+def _typed(key: str, text: str) -> Any:
+    """The value that a flag's text means."""
+    *parents, last = key.split(".")
+    if _field_type(parents, last) is str:
+        return text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    if _field_type(parents, last) is str:
-        value = text
-    node[last] = tuple(value) if isinstance(value, list) else value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _field_type(parents: list[str], last: str) -> Any:
@@ -340,16 +382,16 @@ def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
     return ".".join(parts[:depth])
 
 
-def _leaves(config: Config) -> dict[str, Any]:
+def leaves(config: Config) -> dict[str, Any]:
     """All values by dotted key; of phases and patterns the order counts too."""
-    leaves: dict[str, Any] = {"phases": [phase.name for phase in config.phases]}
+    found: dict[str, Any] = {"phases": [phase.name for phase in config.phases]}
     sections: dict[str, _Checked] = {f"phases.{phase.name}": phase for phase in config.phases}
     for name, value in config:
         if isinstance(value, _Checked):
             sections[name] = value
         elif name != "phases":
-            leaves[name] = value
+            found[name] = value
     for name, section in sections.items():
         for key, value in section:
-            leaves[f"{name}.{key}"] = list(value.items()) if isinstance(value, dict) else value
-    return leaves
+            found[f"{name}.{key}"] = list(value.items()) if isinstance(value, dict) else value
+    return found

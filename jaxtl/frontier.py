@@ -174,6 +174,7 @@ class FrozenPass:
         variables: of the network, on all devices.
         loader: the pictures.
         stage: the frontier.
+        row: what the stages before it return for one picture.
         views: of each picture.
         augmentation: what makes the views.
         devices: what batches are split over.
@@ -184,6 +185,7 @@ class FrozenPass:
     variables: Variables
     loader: Loader
     stage: str
+    row: jax.ShapeDtypeStruct
     views: int
     augmentation: Augment
     devices: Sequence[jax.Device]
@@ -215,7 +217,7 @@ class FrozenPass:
         Raises:
             OSError: there is no room on the disk, or no right to write there.
         """
-        size = row_spec(self.network, self.stage, self.config.model.image_size).shape[1:]
+        size = self.row.shape[1:]
         dtype = jnp.dtype(self.config.cache.dtype)
         waiting: deque[tuple[Batch, list[jax.Array]]] = deque()
         done = 0
@@ -288,12 +290,12 @@ def open_feed(
                         return None
             rows = store.find(work.facts)
     except OSError as error:
-        out.print(f"not cached after all: {error.filename}: {error.strerror}")
+        where = f"{error.filename}: " if error.filename else ""
+        out.print(f"not cached after all: {where}{error.strerror}")
     if rows is None:
         return pictures
     table = replicate(rows, work.devices) if planned.resident else None
-    dtype = row_spec(work.network, work.stage, work.config.model.image_size).dtype
-    return Feed(work.loader, planned.views, work.stage, dtype, rows, table)
+    return Feed(work.loader, planned.views, work.stage, work.row.dtype, rows, table)
 
 
 def _sha256(variables: Variables) -> str:

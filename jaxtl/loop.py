@@ -7,6 +7,7 @@ import itertools
 import math
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,10 +40,15 @@ from jaxtl.steps import AXIS, TrainState, TrainStep, make_train_step, prefetch, 
 from jaxtl.store import Store
 
 _LAG = 2  # steps under way on the device before the host looks at the sums of an earlier one
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # a checkpoint an epoch would slow short epochs down
 
 
 class Interrupted(Exception):
     """The user or the cluster asked the run to stop; it is saved."""
+
+
+class Diverged(UserError):
+    """A loss is not finite any more."""
 
 
 @dataclasses.dataclass
@@ -80,6 +86,8 @@ class Training:
     def __post_init__(self) -> None:
         self.classifier = Classifier(self.network, self.devices)
         self.variables = replicate(self.variables, self.devices)
+        self._saved_at = -math.inf
+        self._unsaved_best: tuple[Progress, TrainState] | None = None
 
     def run(self) -> Evaluation:
         """Trains what is left to train.
@@ -91,7 +99,7 @@ class Training:
             Interrupted: a signal asked for it; the run is saved and can be continued.
             UserError: a loss is not finite any more.
         """
-        with _signals() as asked:
+        with signals() as asked:
             for index in range(self.progress.phase, len(self.config.phases)):
                 if index > self.progress.phase:
                     self.progress = self.progress.next_phase()
@@ -106,14 +114,14 @@ class Training:
 
     def _phase(self, index: int, asked: list[int]) -> None:
         phase, frozen = self.config.phases[index], self.freezings[index]
-        if _finished(phase, self.progress):
+        if finished(phase, self.progress):
             return
         train, val = self._feeds(phase, frozen, asked)
         step = self._compile(phase, frozen, train)
         state = self._begin(phase, frozen)
         fixed = partition(self.variables, frozen.changing)[1]
         run = _PhaseRun(index, phase, train, val, step, fixed, self._hyperparameters(phase, train))
-        while not _finished(phase, self.progress):
+        while not finished(phase, self.progress):
             state = self._epoch(run, state, asked)
         self.variables = fixed | state.changing
 
@@ -148,6 +156,7 @@ class Training:
                 variables=self.variables,
                 loader=loader,
                 stage=stage,
+                row=row,
                 views=how.views,
                 augmentation=augmentation,
                 devices=self.devices,
@@ -204,13 +213,13 @@ class Training:
             num_classes = self.network.num_classes or 0
             train = self.progress.sums.means(num_classes)
             val = evaluation.sums.means(num_classes)
-            _check_finite("validation", val["loss"], self.progress.step)
+            check_finite("validation", val["loss"], self.progress.step)
             self.progress = self.progress.after_epoch(val["accuracy"], val["loss"])
             shown.done(train, val, best=self.progress.best_step == self.progress.step)
         train["images_per_second"] = shown.images_per_second
         for split_name, metrics in (("train", train), ("val", val)):
             self.log.write(phase.name, self.progress.epoch, self.progress.step, split_name, metrics)
-        self._save(run, state)
+        self._save(run, state, at_once=bool(asked) or finished(phase, self.progress))
         if asked:
             raise Interrupted
         return state
@@ -225,18 +234,20 @@ class Training:
             if asked:
                 break
             state, sums = run.step(state, run.fixed, run.train.table, run.hyper, chunk)
+            jax.tree.map(lambda array: array.copy_to_host_async(), sums)
             waiting.append(sums)
             if len(waiting) > _LAG:
                 self._count(waiting.popleft(), shown)
         while waiting:
             self._count(waiting.popleft(), shown)
         if self.progress.batch < self.train_data.steps_per_epoch:
-            self._save(run, state)
+            self._save(run, state, at_once=True)
             raise Interrupted
         return state
 
     def _count(self, sums: Sums, shown: EpochProgress) -> None:
         """Takes note of steps that the device has done."""
+        before = self.progress
         for done in to_host(sums):
             total = self.progress.sums + done
             self.progress = dataclasses.replace(
@@ -245,14 +256,31 @@ class Training:
                 step=self.progress.step + 1,
                 sums=total,
             )
-            _check_finite("training", float(total.loss), self.progress.step)
-            shown.batch(total, int(done.pictures))
+            check_finite("training", float(total.loss), self.progress.step)
+        pictures = int(self.progress.sums.pictures - before.sums.pictures)
+        shown.batches(self.progress.batch - before.batch, self.progress.sums, pictures)
 
-    def _save(self, run: _PhaseRun, state: TrainState) -> None:
+    def _save(self, run: _PhaseRun, state: TrainState, *, at_once: bool) -> None:
+        """Writes a checkpoint, unless there was one a moment ago.
+
+        A best epoch that gets no checkpoint of its own is remembered until the next one.
+        """
+        if not at_once and time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS:
+            if self.progress.best_step == self.progress.step:
+                # A copy: the next step takes the state's arrays for its own.
+                self._unsaved_best = self.progress, jax.tree.map(jnp.copy, state)
+            return
+        best, self._unsaved_best = self._unsaved_best, None
+        if best is not None and best[0].step == self.progress.best_step:
+            self._write(run, *best)
+        self._write(run, self.progress, state)
+        self._saved_at = time.monotonic()
+
+    def _write(self, run: _PhaseRun, progress: Progress, state: TrainState) -> None:
         earlier = self.freezings[: run.index + 1]
         changed = itertools.chain.from_iterable(frozen.changing for frozen in earlier)
         everything = run.fixed | state.changing
-        self.checkpoints.save(self.progress, partition(everything, changed)[0], state.optimizer)
+        self.checkpoints.save(progress, partition(everything, changed)[0], state.optimizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,21 +296,27 @@ class _PhaseRun:
     hyper: Hyperparameters
 
 
-def _check_finite(kind: str, loss: float, step: int) -> None:
+def check_finite(kind: str, loss: float, step: int) -> None:
+    """Refuses to go on with a loss that is no number.
+
+    Raises:
+        Diverged: it says which loss, `training` or `validation`, and after which step.
+    """
     if not math.isfinite(loss):
-        raise UserError(
+        raise Diverged(
             f"the {kind} loss is {loss} after step {step}; "
             "try a lower learning rate, or phases.NAME.clip_norm=1.0, in a new --workdir"
         )
 
 
-def _finished(phase: Phase, progress: Progress) -> bool:
+def finished(phase: Phase, progress: Progress) -> bool:
+    """Whether a phase is out of epochs or of patience."""
     out_of_patience = phase.patience is not None and progress.stale >= phase.patience
     return progress.epoch >= phase.epochs or out_of_patience
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collects the signals that ask to stop; a second one stops at once, as usual."""
     asked: list[int] = []
 

@@ -52,7 +52,7 @@ def score(
 ) -> Sums:
     """The sums of a batch on the host, where `valid` is False for padding."""
     right = log_probabilities[np.arange(len(labels)), labels][valid]
-    top1, top5 = (np.asarray(h)[valid] for h in hits(jnp.asarray(log_probabilities), labels))
+    top1, top5 = (np.asarray(h)[valid] for h in _hits(log_probabilities, labels))
     return Sums(
         -float(right.sum(dtype=np.float64)), int(top1.sum()), int(top5.sum()), int(valid.sum())
     )
@@ -88,6 +88,9 @@ def hits(
     best_logits, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     found = (best == labels[:, None]) & ~jnp.isnan(best_logits)
     return found[:, 0], jnp.any(found, axis=1)
+
+
+_hits = jax.jit(hits)
 
 
 def confusion(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -85,13 +86,8 @@ class RunDirectory:
             config: all of it.
             facts: JSON-friendly facts: classes, weights, data, and where these lie.
         """
-        _write(self._config, config.model_dump())
-        machine = {
-            "versions": {"python": platform.python_version()}
-            | {name: importlib.metadata.version(name) for name in _PACKAGES},
-            "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
-        }
-        _write(self._run, {**facts, **machine})
+        write_json(self._config, config.model_dump())
+        write_json(self._run, {**facts, **_machine()})
 
     def check_same(self, config: Config, facts: Mapping[str, Any]) -> None:
         """Refuses to continue a run as something that it is not.
@@ -138,10 +134,20 @@ class RunDirectory:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes down the result of a complete run."""
-        _write(self._run, {**self.facts(), "result": dict(result)})
+        write_json(self._run, {**self.facts(), "result": dict(result)})
 
 
-def _write(path: Path, content: Any) -> None:
+@functools.cache
+def _machine() -> dict[str, Any]:
+    """What this process runs on."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that a crash leaves either the old file or the new one."""
     with _part(path).open("w") as file:
         file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -59,6 +59,7 @@ def make_train_step(
     augmentation: Augment,
     cached: jax.typing.DTypeLike | None,
     devices: Sequence[jax.Device],
+    together: bool = False,
 ) -> TrainStep:
     """Compiles training steps, many in one call, data parallel over `devices`.
 
@@ -74,6 +75,7 @@ def make_train_step(
         cached: the type of the activations that come in at the frontier; None where the batches
             hold pictures.
         devices: what `shard` splits batches over.
+        together: many runs at once, see `_over_runs`.
 
     Returns:
         A function of the state (donated), the frozen variables, a table of activations or None, the
@@ -117,7 +119,35 @@ def make_train_step(
         sums = lax.psum(_sums(logits, labels, valid), AXIS)
         return TrainState(state.step + 1, updated | moved, optimizer_state), sums
 
-    return _mapped(train_step, devices)
+    return _mapped(_over_runs(train_step, frozen.frontier) if together else train_step, devices)
+
+
+def _over_runs(
+    train_step: Callable[..., tuple[TrainState, Sums]], stage: str
+) -> Callable[..., tuple[TrainState, Sums]]:
+    """The same step for K x M runs at once: K that see other batches, each with M settings.
+
+    Batches have a leading axis K, and so have the seed and the state's step, which say what dropout
+    drops. What else the state holds, the variables of `stage` and the rates have leading axes K and
+    M; all other variables and the table are shared.
+    """
+    axis: Any = 0
+    no_axis: Any = None
+    rates = Hyperparameters(axis, axis, axis, seed=no_axis, view_seed=no_axis)
+    state = TrainState(step=no_axis, changing=axis, optimizer=axis)
+
+    def step(fixed: Variables, *rest: Any) -> tuple[TrainState, Sums]:
+        own = _run_axes(fixed, stage)
+        inner = (own, None, rates, state, None)
+        outer = (own, None, rates._replace(seed=axis), 0, 0)
+        return jax.vmap(jax.vmap(train_step, inner, (state, 0)), outer)(fixed, *rest)
+
+    return step
+
+
+def _run_axes(variables: Variables, stage: str) -> dict[str, int | None]:
+    """The axis of runs of each variable: only those of `stage` have one."""
+    return {path: 0 if path.partition("/")[0] == stage else None for path in variables}
 
 
 def _mapped(train_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -> TrainStep:
@@ -170,6 +200,42 @@ def make_predict_step(
         return jax.nn.log_softmax(logits)
 
     return jax.pmap(predict_step, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
+
+
+def make_score_step(
+    graph: nnx.GraphDef,
+    stage: str,
+    *,
+    cached: jax.typing.DTypeLike,
+    devices: Sequence[jax.Device],
+) -> Callable[..., tuple[Sums, Int[Array, "..."]]]:
+    """Compiles the validation of K x M runs at once on cached activations.
+
+    Args:
+        graph: from `models.split`; all BatchNorms use their running statistics.
+        stage: at which the activations come in; its variables have leading axes K and M.
+        cached: the type of the activations.
+        devices: what `shard` splits batches over.
+
+    Returns:
+        A function of all variables, a table of activations, and a sharded chunk of S batches, in
+        which the inputs are rows of the table. It returns the sums (S, K, M) of each batch and the
+        likeliest classes (D, S, K, M, B / D).
+    """
+
+    def score_step(variables: Variables, table: Array, batch: Batch) -> tuple[Sums, Array]:
+        inputs, labels, valid = map(jnp.asarray, batch[:3])
+        logits = merge(graph, variables)(table[inputs].astype(cached), start=stage)
+        return lax.psum(_sums(logits, labels, valid), AXIS), jnp.argmax(logits, axis=-1)
+
+    def score_steps(variables: Variables, table: Array, chunk: Batch) -> tuple[Sums, Array]:
+        own = _run_axes(variables, stage)
+        step = jax.vmap(jax.vmap(score_step, (own, None, None)), (own, None, None))
+        return lax.map(lambda batch: step(variables, table, batch), chunk)
+
+    return jax.pmap(
+        score_steps, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, 0), devices=devices
+    )
 
 
 def make_activations_step(

@@ -41,8 +41,10 @@ class Store:
             about = json.loads((place / "about.json").read_text())
             os.utime(place)  # used now
             dtype, shape = jnp.dtype(about["dtype"]), tuple(about["shape"])
-            return np.memmap(place / "rows.bin", dtype=dtype, mode="r", shape=shape)
-        except (OSError, ValueError, KeyError):  # not there, or damaged: it will be made anew
+            # A file that is too short or too long fits no shape.
+            return np.memmap(place / "rows.bin", dtype=dtype, mode="r").reshape(shape)
+        # Not there, or damaged in whatever way: it will be made anew.
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     @contextlib.contextmanager
@@ -83,14 +85,23 @@ class Store:
         return self._folder / hashlib.sha256(words.encode()).hexdigest()
 
     def _make_room(self, size: int) -> None:
-        used = {path: path.stat().st_mtime for path in self._folder.iterdir() if path.is_dir()}
-        under_way = [p for p in used if p.suffix == _PART and used[p] > time.time() - _DAY]
-        taken = {path: sum(f.stat().st_size for f in path.rglob("*.bin")) for path in used}
-        for path in sorted(used.keys() - under_way, key=used.__getitem__):
+        """Removes what died unfinished, and what was used longest ago until `size` bytes fit."""
+        used, taken = {}, {}
+        for path in self._folder.glob("*/"):
+            with contextlib.suppress(OSError):  # gone: other processes are at it too
+                used[path] = path.stat().st_mtime
+                taken[path] = sum(file.stat().st_size for file in path.rglob("*.bin"))
+        unfinished = [path for path in taken if path.suffix == _PART]
+        for path in unfinished:
+            if used[path] < time.time() - _DAY:
+                shutil.rmtree(path, ignore_errors=True)
+                del taken[path]
+        mine = sorted(taken.keys() - unfinished, key=used.__getitem__)
+        if size >= shutil.disk_usage(self._folder).free + sum(taken[path] for path in mine):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
+        for path in mine:
             free = shutil.disk_usage(self._folder).free
             if sum(taken.values()) + size <= self._limit and size < free:
                 break
             shutil.rmtree(path, ignore_errors=True)
             del taken[path]
-        if size >= shutil.disk_usage(self._folder).free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))

@@ -78,16 +78,8 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
     for part in data:
         out.print(found_line(part))
 
-    model, classes = config.model, data.train.classes
-    network = build(
-        model.name,
-        num_classes=len(classes),
-        width=model.width,
-        dropout=model.dropout,
-        dtype=config.dtype,
-    )
-    freezings = [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
-
+    classes = data.train.classes
+    network, freezings = structure(config, len(classes))
     run = RunDirectory(workdir)
     with run.locked():
         training = _open(run, config, network, freezings, data, out)
@@ -96,14 +88,31 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
         finally:
             training.close()
         metrics = evaluation.sums.means(len(classes))
-        run.finish({"step": training.progress.step, **metrics})
         write_page(run, evaluation, classes)
+        run.finish({"step": training.progress.step, **metrics})
     right = f"({evaluation.sums.top1}/{evaluation.sums.pictures} right)"
     out.print(
         f"{metrics_text(metrics, 'val_')}  {right} after "
         f"{training.progress.step:,} steps and {time.perf_counter() - begun:.0f} s  {workdir}"
     )
     return metrics
+
+
+def structure(config: Config, num_classes: int) -> tuple[Network, list[Freezing]]:
+    """The network of a run, whose parameters do not count, and what trains in each phase.
+
+    Raises:
+        UserError: there is no such network, or a phase's patterns do not fit it.
+    """
+    model = config.model
+    network = build(
+        model.name,
+        num_classes=num_classes,
+        width=model.width,
+        dropout=model.dropout,
+        dtype=config.dtype,
+    )
+    return network, [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
 
 
 def _open(
@@ -115,7 +124,7 @@ def _open(
     out: Console,
 ) -> Training:
     """A new run, or the run in the directory where it was left."""
-    facts = _facts(config, data)
+    facts = run_facts(data)
     checkpoints = Checkpoints(run.checkpoints) if run.exists() else None
     progress = checkpoints.newest() if checkpoints else None
     if checkpoints and progress:
@@ -125,10 +134,10 @@ def _open(
         out.print(f"continuing {run.path} in phase {phase} after epoch {progress.epoch}")
     else:
         run.check_empty()
-        variables, record = _pretrained(config, len(data.train.classes))
+        variables, origin = pretrained(config, len(data.train.classes))
         checkpoints = checkpoints or Checkpoints(run.checkpoints)
         checkpoints.save_initial(variables)
-        run.begin(config, {**facts, "source": absolute(config.data.source), "weights": record})
+        run.begin(config, {**facts, **origin})
         progress = Progress()
     out.print(stage_table(network, config.phases, freezings))
     return Training(
@@ -137,15 +146,13 @@ def _open(
         freezings=freezings,
         variables=variables,
         progress=progress,
-        train_data=_loader(data.train, config, shuffle=True),
-        val_data=_loader(data.val, config, shuffle=False),
+        train_data=loader(data.train, config, shuffle=True),
+        val_data=loader(data.val, config, shuffle=False),
         checkpoints=checkpoints,
         log=MetricsLog(run.metrics, run.tensorboard, until=progress.step),
         out=out,
         devices=jax.local_devices(),
-        store=Store(
-            platformdirs.user_cache_path("jaxtl") / "activations", config.cache.disk_gb * 1e9
-        ),
+        store=activations_store(config),
     )
 
 
@@ -155,7 +162,7 @@ def activations_store(config: Config) -> Store:
     return Store(folder, config.cache.disk_gb * 1e9)
 
 
-def _facts(config: Config, data: Splits) -> dict[str, Any]:
+def run_facts(data: Splits) -> dict[str, Any]:
     """What must not change while a run lasts, besides its config."""
     return {
         "classes": list(data.train.classes),
@@ -166,8 +173,8 @@ def _facts(config: Config, data: Splits) -> dict[str, Any]:
     }
 
 
-def _pretrained(config: Config, num_classes: int) -> tuple[Variables, dict[str, Any] | None]:
-    """The variables that a new run begins with, its head a fresh one, and where they come from."""
+def pretrained(config: Config, num_classes: int) -> tuple[Variables, dict[str, Any]]:
+    """The variables that a new run begins with, its head a fresh one, and where all comes from."""
     network, record = create(
         config.model.name,
         num_classes=num_classes,
@@ -178,10 +185,12 @@ def _pretrained(config: Config, num_classes: int) -> tuple[Variables, dict[str, 
         fresh_head=True,
         seed=config.seed,
     )
-    return split(network)[1], dataclasses.asdict(record) if record else None
+    weights = dataclasses.asdict(record) if record else None
+    return split(network)[1], {"source": absolute(config.data.source), "weights": weights}
 
 
-def _loader(source: Source, config: Config, *, shuffle: bool) -> Loader:
+def loader(source: Source, config: Config, *, shuffle: bool) -> Loader:
+    """The pictures of one split, in the order of a run."""
     return Loader(
         source,
         image_size=config.model.image_size,

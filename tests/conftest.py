@@ -1,12 +1,29 @@
 """Eight simulated devices, Keras on JAX, and compiled programs that all tests share."""
 
 import os
+import sys
 from pathlib import Path
 
 import platformdirs
+import pytest
 
-_CACHE = Path(platformdirs.user_cache_dir("jaxtl")) / "xla"
+_CACHE = Path(platformdirs.user_cache_dir("jaxtl"))
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["KERAS_BACKEND"] = "jax"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """The user's cache directory for all tests and their processes: downloaded weights are the
+    user's, activations are not."""
+    home = tmp_path_factory.mktemp("cache")
+    (home / "jaxtl").mkdir()
+    (_CACHE / "weights").mkdir(parents=True, exist_ok=True)
+    (home / "jaxtl" / "weights").symlink_to(_CACHE / "weights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield home

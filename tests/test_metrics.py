@@ -6,7 +6,7 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
-from jaxtl.metrics import NONE, Sums, confusion, cross_entropy, hits, score
+from jaxtl.metrics import NONE, Sums, confusion, cross_entropy, hits, score, to_host
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(40, 7)).astype(np.float32)
@@ -35,6 +35,16 @@ def test_sums_of_parts_are_the_sums_of_the_whole():
     whole = score(logs, LABELS, np.ones(40, bool))
     assert parts[1:] == whole[1:]
     assert parts.loss == pytest.approx(whole.loss)
+
+
+def test_the_sums_of_many_steps_come_to_the_host_as_numbers_that_add_up_exactly():
+    """In float32 the loss of a long epoch would lose its last digits, and 2**24 + 1 is 2**24."""
+    on_device = Sums(
+        jnp.asarray([2.0**24, 1.0, 0.5]),
+        *jnp.asarray([[2**24, 1, 0], [2**24, 1, 1], [2**24, 1, 2]]),
+    )
+    one, two, three = to_host(on_device)
+    assert one + two + three == Sums(2**24 + 1.5, 2**24 + 1, 2**24 + 2, 2**24 + 3)
 
 
 def test_top5_is_left_out_where_it_says_nothing():

@@ -7,7 +7,7 @@ import pytest
 
 from jaxtl.config import Phase
 from jaxtl.freeze import Freezing
-from jaxtl.optim import optimizer, schedule
+from jaxtl.optim import hyperparameters, optimizer, schedule
 
 PATHS = ("stem/kernel", "top/kernel", "top/bias", "head/kernel")
 FREEZING = Freezing(
@@ -31,9 +31,18 @@ def gradients_with_frozen_zeros(seed):
     return draw(seed) | {"stem/kernel": np.zeros((3, 2), np.float32)}
 
 
+def optimizer_of(settings):
+    return optimizer(settings, FREEZING, 10, hyperparameters(settings, 0, 0))
+
+
+def rate(settings, steps_per_epoch, step):
+    """The learning rate of a step, before multipliers."""
+    return settings.lr * float(schedule(settings, steps_per_epoch)(step))
+
+
 def run(settings, steps=3):
     """The parameters after some steps with fixed gradients, and those gradients."""
-    transform = optimizer(settings, FREEZING, steps_per_epoch=10)
+    transform = optimizer_of(settings)
     parameters = {path: jnp.asarray(value) for path, value in draw(0).items()}
     state = transform.init(parameters)
     all_gradients = [gradients_with_frozen_zeros(seed) for seed in range(1, steps + 1)]
@@ -95,7 +104,7 @@ def test_clipping_uses_the_norm_of_all_trained_gradients_together():
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
 def test_nothing_is_stored_for_what_is_frozen(name):
-    transform = optimizer(phase(optimizer=name, clip_norm=1.0, weight_decay=0.1), FREEZING, 10)
+    transform = optimizer_of(phase(optimizer=name, clip_norm=1.0, weight_decay=0.1))
     shapes = {path: (index + 2, 5) for index, path in enumerate(PATHS)}
     state = transform.init({path: jnp.zeros(shape) for path, shape in shapes.items()})
     stored = [leaf.shape for leaf in jax.tree.leaves(state)]
@@ -105,15 +114,15 @@ def test_nothing_is_stored_for_what_is_frozen(name):
 
 
 def test_the_rate_is_constant_without_a_schedule():
-    rate = schedule(phase(lr=0.3), steps_per_epoch=7)
-    assert [float(rate(s)) for s in (0, 35, 69)] == pytest.approx([0.3] * 3)
+    assert [rate(phase(lr=0.3), 7, s) for s in (0, 35, 69)] == pytest.approx([0.3] * 3)
 
 
 def test_the_rate_warms_up_linearly_and_falls_as_half_a_cosine():
-    rate = schedule(phase(lr=0.4, schedule="cosine", warmup_epochs=2), steps_per_epoch=5)
-    assert [float(rate(s)) for s in (0, 4, 9, 10)] == pytest.approx([0.04, 0.2, 0.4, 0.4])
+    settings = phase(lr=0.4, schedule="cosine", warmup_epochs=2)
+    rising = [rate(settings, 5, s) for s in (0, 4, 9, 10)]
+    assert rising == pytest.approx([0.04, 0.2, 0.4, 0.4])
     expected = [0.4 * 0.5 * (1 + np.cos(np.pi * (s - 10) / 40)) for s in (20, 30, 50)]
-    assert [float(rate(s)) for s in (20, 30, 50)] == pytest.approx(expected, abs=1e-7)
+    assert [rate(settings, 5, s) for s in (20, 30, 50)] == pytest.approx(expected, abs=1e-7)
 
 
 def test_the_multiplier_scales_the_schedule():
@@ -122,3 +131,23 @@ def test_the_multiplier_scales_the_schedule():
     moves = [rate * g["top/kernel"] for rate, g in zip((0.05, 0.1), gradients, strict=True)]
     expected = draw(0)["top/kernel"] - 0.1 * sum(moves)
     np.testing.assert_allclose(parameters["top/kernel"], expected, rtol=1e-5)
+
+
+def test_runs_that_differ_in_rate_and_decay_share_one_program():
+    """Both are arguments of what is compiled, and do there what they do outside."""
+    traced = []
+
+    @jax.jit
+    def moved(hyper, gradients, parameters):
+        traced.append(hyper)
+        transform = optimizer(phase(), FREEZING, 10, hyper)
+        return transform.update(gradients, transform.init(parameters), parameters)[0]
+
+    gradients, parameters = gradients_with_frozen_zeros(1), draw(0)
+    for settings in (phase(lr=0.5, weight_decay=0.2), phase(lr=0.01), phase(lr=0.01)):
+        transform = optimizer_of(settings)
+        expected, _ = transform.update(gradients, transform.init(parameters), parameters)
+        found = moved(hyperparameters(settings, 0, 0), gradients, parameters)
+        for path, value in expected.items():
+            np.testing.assert_allclose(found[path], value, rtol=1e-5, atol=1e-7)
+    assert len(traced) == 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt8
@@ -175,6 +174,8 @@ def _jitter_colours(
     pixels: Float[Array, "height width 3"], key: Key[Array, ""], config: Augment
 ) -> Float[Array, "height width 3"]:
     """Brightness, contrast, saturation, hue, in this order, on pixels in 0..1."""
+    import dm_pix  # takes a while, and most runs leave colours alone
+
     keys = _keys(key)
 
     def factor(name: str, spread: float) -> Float[Array, ""]:

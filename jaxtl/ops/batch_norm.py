@@ -1,42 +1,110 @@
-"""exp"""
+"""Batch normalisation by the batch's own statistics, with its gradient in closed form.
+
+Differentiating the plain formula reads and writes whole feature maps several times more often than
+needed (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md).
+"""
+
+from __future__ import annotations
+
 from functools import partial
-import jax, jax.numpy as jnp
+
+import jax
+import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
-def _total(values, axis_name):
-    return lax.psum(values, axis_name) if axis_name else values
+from jaxtl.ops.pictures import each_picture
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def batch_norm(x, scale, bias, shift, weights, epsilon, axis_name, act):
-    return _forward(x, scale, bias, shift, weights, epsilon, axis_name, act)[0]
+Maps = Float[Array, "batch height width channels"]
+PerChannel = Float[Array, "channels"]
+Normalised = tuple[Maps, PerChannel, PerChannel]
 
-def _forward(x, scale, bias, shift, weights, epsilon, axis_name, act):
-    z = x.astype(jnp.float32) - shift
-    sums = jnp.stack([weights @ jnp.sum(z, (1, 2)), weights @ jnp.sum(jnp.square(z), (1, 2))])
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def batch_norm(
+    x: Maps,
+    scale: PerChannel,
+    bias: PerChannel,
+    center: PerChannel,
+    weights: Float[Array, "batch"],
+    epsilon: float,
+    axis_name: str | None,
+) -> Normalised:
+    """Normalises feature maps by their own statistics (Ioffe and Szegedy 2015, arXiv:1502.03167).
+
+    All sums are float32. No gradient flows through the mean and variance that it returns, nor to
+    `center` and `weights`.
+
+    Args:
+        x: feature maps (B, H, W, C).
+        scale: gamma of the paper.
+        bias: beta of the paper.
+        center: about where the mean lies, for instance the running mean: squares are summed around
+            it in the same pass as the mean, and the closer it is the less the rounding.
+        weights: 1 for the pictures that count, 0 for padding; padding is normalised all the same.
+        epsilon: added to the variance.
+        axis_name: the mapped axis over which statistics are shared, if any.
+
+    Returns:
+        The normalised maps in the type of `x`, and the mean and the (biased) variance.
+    """
+    return _forward(x, scale, bias, center, weights, epsilon, axis_name)[0]
+
+
+def normalise(x: Maps, mean: PerChannel, factor: PerChannel, bias: PerChannel) -> Maps:
+    """(x - mean) * factor + bias, computed in float32, in the type of `x`."""
+    return ((x - mean) * factor + bias).astype(x.dtype)
+
+
+def _forward(
+    x: Maps,
+    scale: PerChannel,
+    bias: PerChannel,
+    center: PerChannel,
+    weights: Array,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Normalised, tuple[Array, ...]]:
+    def sums(picture: Array) -> tuple[Array, Array]:
+        from_center = picture - center
+        return jnp.sum(from_center, (0, 1)), jnp.sum(jnp.square(from_center), (0, 1))
+
+    first, second = (jnp.tensordot(weights, of, 1) for of in each_picture(sums, x))
     count = jnp.sum(weights) * (x.shape[1] * x.shape[2])
-    sums, count = _total((sums, count), axis_name)
-    off, square = sums / count
-    mean, var = shift + off, jnp.maximum(square - jnp.square(off), 0)
-    rstd = lax.rsqrt(var + epsilon)
-    y = _apply(x, mean, rstd * scale, bias, act)
-    return (y, mean, var), (x, scale, bias, weights, mean, rstd, count)
+    first, second, count = _over_devices((first, second, count), axis_name)
+    offset = first / count
+    mean, var = center + offset, jnp.maximum(second / count - jnp.square(offset), 0)
+    inverse = lax.rsqrt(var + epsilon)
+    y = normalise(x, mean, scale * inverse, bias)
+    return (y, mean, var), (x, scale, weights, mean, inverse, count)
 
-def _apply(x, mean, factor, bias, act):
-    y = (x - mean) * factor + bias
-    return (jnp.clip(y, 0, 6) if act else y).astype(x.dtype)
 
-def _backward(epsilon, axis_name, act, res, cts):
-    x, scale, bias, weights, mean, rstd, count = res
-    g = cts[0].astype(jnp.float32)
-    z = x - mean
-    if act:
-        pre = z * (scale * rstd) + bias
-        g = jnp.where((pre > 0) & (pre < 6), g, 0)
-    of_bias = jnp.sum(g, (0, 1, 2))
-    of_scale = jnp.sum(g * z, (0, 1, 2)) * rstd
-    mg, mgx = _total((of_bias, of_scale), axis_name)
-    w = weights[:, None, None, None]
-    dx = scale * rstd * (g - w * ((mg + z * (rstd * mgx)) / count))
+def _backward(
+    epsilon: float, axis_name: str | None, residuals: tuple[Array, ...], cotangents: Normalised
+) -> tuple[Array | None, ...]:
+    """With xhat = (x - mean) * inverse: scale * inverse * (dy - mean(dy) - xhat * mean(dy * xhat)).
+
+    The means run over what counts on all devices. Padding moves no statistics, so that its own
+    gradient is that of a constant mean and variance.
+    """
+    x, scale, weights, mean, inverse, count = residuals
+    dy = cotangents[0]
+
+    def sums(picture: Array, dy: Array) -> tuple[Array, Array]:
+        dy = dy.astype(jnp.float32)
+        return jnp.sum(dy, (0, 1)), jnp.sum(dy * (picture - mean), (0, 1))
+
+    of_bias, of_scale = (jnp.sum(of, 0) for of in each_picture(sums, x, dy))
+    of_scale = of_scale * inverse
+    # Each device keeps its share of the gradients of the parameters, as for every other layer.
+    mean_dy, mean_product = (of / count for of in _over_devices((of_bias, of_scale), axis_name))
+    through_statistics = mean_dy + (x - mean) * (inverse * mean_product)
+    dx = (scale * inverse) * (dy - weights[:, None, None, None] * through_statistics)
     return dx.astype(x.dtype), of_scale, of_bias, None, None
 
+
 batch_norm.defvjp(_forward, _backward)
+
+
+def _over_devices(values: tuple[Array, ...], axis_name: str | None) -> tuple[Array, ...]:
+    return lax.psum(values, axis_name) if axis_name else values

@@ -82,24 +82,20 @@ def _shifted(x: Images, kernel: Kernel, stride: int) -> Images:
 def _shifted_pull_back(
     x: Images, kernel: Kernel, gradient: Images, stride: int
 ) -> tuple[Images, Kernel]:
-    """The gradients; the kernel's is summed picture by picture, which stays within the cache."""
+    """Both gradients picture by picture: what lies between stays within the cache."""
 
-    def add_picture(total: Kernel, pair: tuple[Images, Images]) -> tuple[Kernel, None]:
+    def of_one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         picture, its_gradient = (array[None] for array in pair)
-        sums = [
-            jnp.sum(
-                _window(picture, place, gradient.shape[1:3], stride) * its_gradient,
-                axis=(0, 1, 2),
-                dtype=kernel.dtype,
-            )
-            for place in _places(kernel)
-        ]
-        return total + jnp.stack(sums).reshape(kernel.shape), None
+        padded, size = _pad(picture, kernel, stride), its_gradient.shape[1:3]
+        products = (
+            _window(padded, place, size, stride) * its_gradient for place in _places(kernel)
+        )
+        sums = [jnp.sum(product, axis=(0, 1, 2), dtype=kernel.dtype) for product in products]
+        pull_back = jax.vjp(lambda x: _shifted(x, kernel, stride), picture)[1]
+        return pull_back(its_gradient)[0][0], jnp.stack(sums).reshape(kernel.shape)
 
-    pairs = (_pad(x, kernel, stride), gradient)
-    of_kernel, _ = lax.scan(add_picture, jnp.zeros_like(kernel), pairs)
-    (of_x,) = jax.vjp(lambda x: _shifted(x, kernel, stride), x)[1](gradient)
-    return of_x, of_kernel
+    of_x, of_kernel = lax.map(of_one, (x, gradient))
+    return of_x, jnp.sum(of_kernel, axis=0)
 
 
 def _places(kernel: Kernel) -> list[tuple[int, int]]:

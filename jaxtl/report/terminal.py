@@ -128,23 +128,24 @@ class EpochProgress:
     ) -> None:
         self._bar.stop()
 
-    def batch(self, sums: Sums, pictures: int) -> None:
-        """Shows that another training batch is done.
+    def batches(self, count: int, sums: Sums, pictures: int) -> None:
+        """Shows that more training batches are done.
 
         Args:
+            count: how many.
             sums: of the epoch so far.
-            pictures: in this batch.
+            pictures: in these batches.
         """
         self._last = time.perf_counter()
         self._pictures += pictures
-        if self._first is None:  # the first batch may have waited for the compiler
+        if self._first is None:  # the first ones may have waited for the compiler
             self._first = (self._last, self._pictures)
         text = f"{metrics_text(sums.means(0))} {self.images_per_second:,.0f} images/s"
-        self._bar.update(self._task, advance=1, metrics=text)
+        self._bar.update(self._task, advance=count, metrics=text)
 
     @property
     def images_per_second(self) -> float:
-        """Training pictures a second, without the first batch where there are more."""
+        """Training pictures a second, without those noted first where there are more."""
         if self._first is None:
             return 0.0
         since, pictures = self._first

@@ -39,10 +39,6 @@ class KerasPeer:
         forward = _forward(model)
         return model.train_on_batch, lambda pictures: forward(tf.constant(pictures)).numpy()
 
-    def cost(self, row: str) -> dict[str, float]:
-        """Not counted."""
-        raise NotImplementedError
-
     def _model(self, row: str) -> keras.Model:
         size = self._setup.image_size
         base = trunk(self._setup.weights, size)

@@ -7,6 +7,7 @@ a time and sleeps in between:
     {"do": "time", "row": "frozen"}       the median seconds of a few calls
     {"do": "learn", "row": "frozen"}      trains by the same operation; the validation accuracy
     {"do": "cost", "row": "frozen"}       operations and bytes of one call (jaxtl alone)
+    {"do": "peaks", "row": ""}            the machine's operations and bytes a second (jaxtl alone)
 """
 
 from __future__ import annotations
@@ -80,10 +81,6 @@ class Peer(Protocol):
         """A fresh network with the weights, by its training step and its inference."""
         ...
 
-    def cost(self, row: str) -> dict[str, float]:
-        """Operations and bytes of one call, as the compiler counts them."""
-        ...
-
 
 def serve(make: Callable[[Setup], Peer]) -> None:
     """Answers requests until stdin ends.
@@ -105,12 +102,13 @@ def serve(make: Callable[[Setup], Peer]) -> None:
             for _ in range(2):
                 prepared[1]()
         elif request["do"] == "time":
-            assert prepared and prepared[0] == row, f"{row} was not prepared"
+            if prepared is None or prepared[0] != row:
+                raise ValueError(f"{row} was not prepared")
             answer = _median(prepared[1], setup)
         elif request["do"] == "learn":
             answer = _learn(peer, row, setup)
         else:
-            answer = peer.cost(row)
+            answer = getattr(peer, request["do"])(row)
         print(json.dumps(answer), file=answers, flush=True)
 
 

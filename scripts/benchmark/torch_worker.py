@@ -51,10 +51,6 @@ class TorchPeer:
 
         return lambda pictures, labels: step(_channels_last(pictures), _labels(labels)), predict
 
-    def cost(self, row: str) -> dict[str, float]:
-        """Not counted."""
-        raise NotImplementedError
-
     def _network(self, row: str) -> nn.Module:
         """Everything in inference mode except for `full`, and gradients for what trains."""
         network = timm.create_model("mobilenetv2_100", num_classes=CLASSES, bn_eps=1e-3)

@@ -36,7 +36,7 @@ def loader(source, **options):
 
 def values(batches):
     """The numbers of the pictures in the batches, padding left out."""
-    return [int(v) for batch in batches for v in batch.images[batch.valid][:, 0, 0, 0]]
+    return [int(v) for batch in batches for v in batch.inputs[batch.valid][:, 0, 0, 0]]
 
 
 def same(left, right):
@@ -66,10 +66,10 @@ def test_the_last_batch_is_filled_up_with_zeros_that_are_not_valid():
     *full, last = loader(numbered(6), shuffle=False).epoch(0)
     assert all(batch.valid.all() for batch in full)
     np.testing.assert_array_equal(last.valid, [True, True, False, False])
-    assert last.images.shape == (4, 4, 4, 3)
-    assert last.images.dtype == np.uint8
+    assert last.inputs.shape == (4, 4, 4, 3)
+    assert last.inputs.dtype == np.uint8
     assert last.labels.dtype == np.int32
-    assert not last.images[2:].any()
+    assert not last.inputs[2:].any()
     assert not last.labels[2:].any()
 
 
@@ -100,6 +100,63 @@ def test_starting_in_the_middle_gives_the_tail_of_the_same_epoch(start, memory_b
     same(tail, whole[start:])
 
 
+@pytest.mark.parametrize("views", [1, 2, 3, 7])
+@pytest.mark.parametrize("first", [0, 5])
+def test_so_many_epochs_show_every_view_of_every_picture_once(views, first):
+    load = loader(numbered(11))
+    seen = [
+        (int(index), int(view))
+        for epoch in range(first, first + views)
+        for batch in load.rows(epoch, views=views)
+        for index, view in zip(batch.indices[batch.valid], batch.views[batch.valid], strict=True)
+    ]
+    assert sorted(seen) == [(index, view) for index in range(11) for view in range(views)]
+
+
+def test_each_epoch_mixes_the_views():
+    for epoch in range(4):
+        batches = list(loader(numbered(30)).rows(epoch, views=3))
+        views = np.concatenate([batch.views[batch.valid] for batch in batches])
+        np.testing.assert_array_equal(np.bincount(views), [10, 10, 10])
+
+
+def test_without_a_number_of_views_every_epoch_is_one_of_its_own():
+    for epoch in (0, 1, 6):
+        for batch in loader(numbered(11)).rows(epoch):
+            np.testing.assert_array_equal(batch.views, np.full(4, epoch))
+
+
+@pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
+@pytest.mark.parametrize("views", [0, 1, 3])
+def test_rows_name_the_pictures_of_the_same_epoch(views, memory_bytes):
+    load = loader(numbered(18), memory_bytes=memory_bytes)
+    for start in (0, 2):
+        batches = list(load.epoch(7, start, views=views))
+        rows = list(load.rows(7, start, views=views))
+        same([row[1:] for row in rows], [batch[1:] for batch in batches])
+        for row, batch in zip(rows, batches, strict=True):
+            np.testing.assert_array_equal(row.inputs, row.indices)
+            pictures = batch.inputs[batch.valid][:, 0, 0, 0]
+            np.testing.assert_array_equal(pictures, row.indices[row.valid])
+
+
+def test_a_loader_reads_once_through_in_the_order_of_its_source_and_keeps_nothing():
+    load = loader(numbered(10), memory_bytes=MEMORY, seed=3)
+    through = load.once_through(6)
+    assert (len(through), through.steps_per_epoch, through.batch_size) == (10, 2, 6)
+    assert values(through.epoch(0)) == list(range(10))
+    load.source.pixels[:] = 7
+    assert values(through.epoch(0)) == [7] * 10
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_once_through_decodes_as_the_epochs_do(tmp_path, resize):
+    load = loader(open_all(photographs(tmp_path, 7)), resize=resize, image_size=16, shuffle=False)
+    (batch,) = load.once_through(7).epoch(0)
+    expected = np.concatenate([b.inputs[b.valid] for b in load.epoch(0)])
+    np.testing.assert_array_equal(batch.inputs, expected)
+
+
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
 def test_memory_and_stream_give_the_same_bits(tmp_path, resize):
     source = open_all(photographs(tmp_path, 11))
@@ -108,7 +165,7 @@ def test_memory_and_stream_give_the_same_bits(tmp_path, resize):
     for epoch in range(3):
         same(stream.epoch(epoch), memory.epoch(epoch))
     expected = {decode(source[i], 16, resize).tobytes() for i in range(11)}
-    seen = [p.tobytes() for b in memory.epoch(0) for p in b.images[b.valid]]
+    seen = [p.tobytes() for b in memory.epoch(0) for p in b.inputs[b.valid]]
     assert set(seen) == expected
 
 

@@ -86,7 +86,7 @@ assert "tensorflow_datasets" not in sys.modules
 train = open_splits("tfds:tiny", val_fraction=0.2, seed=0).train
 loader = Loader(train, image_size=4, resize="stretch", batch_size=6, seed=0, shuffle=False,
                 memory_bytes=0)
-print(next(loader.epoch(0)).images[:, 0, 0, 0].tolist())
+print(next(loader.epoch(0)).inputs[:, 0, 0, 0].tolist())
 assert "tensorflow" not in sys.modules
 """
     done = subprocess.run(

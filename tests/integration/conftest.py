@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
 
+from in_process import Run
 from workplace import CONFIG, Ended, Workplace, write_pictures, write_weights
 
 
@@ -36,3 +37,14 @@ def whole(workplace):
     ended = workplace.train("whole")
     assert ended.code == 0, ended.err
     return Finished(workplace.path / "whole", ended)
+
+
+@pytest.fixture(scope="session")
+def begin(workplace, tmp_path_factory):
+    """A function that trains in this process with flags, and returns the run."""
+
+    def begin(flags, *, home=None, phases=2):
+        folder = tmp_path_factory.mktemp("run")
+        return Run(workplace, folder / "run", home or folder / "home", flags, phases)
+
+    return begin

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxtl.models.layers import BatchNorm, Context, Head, glorot_uniform
+from jaxtl.models import build, merge, split
+from jaxtl.models.layers import BatchNorm, Context, Conv, Head, Preprocess, glorot_uniform
 
 RNG = np.random.default_rng(0)
 
@@ -57,6 +58,65 @@ def test_batch_norm_in_training_counts_every_picture_once_and_no_padding(devices
     np.testing.assert_allclose(np.asarray(y).reshape(x.shape), expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(mean, 0.7 * old_mean + 0.3 * real.mean(0), rtol=1e-5)
     np.testing.assert_allclose(var, 0.7 * old_var + 0.3 * real.var(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_of_bfloat16_maps_is_computed_in_float32(training):
+    norm, wide = trained_norm(), trained_norm()
+    nnx.update(wide, nnx.state(norm))
+    norm.training = wide.training = training
+    x = jnp.asarray(RNG.normal(2, 3, size=(8, 5, 5, 4)), "bfloat16")
+    y, expected = norm(x, Context()), wide(x.astype("float32"), Context())
+    assert y.dtype == "bfloat16"
+    np.testing.assert_array_equal(y, expected.astype("bfloat16"))
+    np.testing.assert_array_equal(norm.mean[...], wide.mean[...])
+    np.testing.assert_array_equal(norm.var[...], wide.var[...])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_pointwise_convolution_is_a_convolution_with_its_gradients(dtype):
+    conv = Conv(3, 5, rng=RNG)
+    graph, state = nnx.split(conv)
+    x = jnp.asarray(RNG.normal(size=(2, 4, 7, 3)), dtype)
+
+    def reference(x, kernel):
+        kernel = kernel.astype(dtype)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def ours(x, kernel):
+        return nnx.merge(graph, nnx.State({"kernel": nnx.Param(kernel)}))(x)
+
+    kernel, cotangent = state["kernel"][...], jnp.asarray(RNG.normal(size=(2, 4, 7, 5)), dtype)
+    (y, pull_back), (expected, reference_back) = (
+        jax.vjp(function, x, kernel) for function in (ours, reference)
+    )
+    pairs = zip((y, *pull_back(cotangent)), (expected, *reference_back(cotangent)), strict=True)
+    for got, want in pairs:
+        assert got.dtype == want.dtype
+        rounding = 1e-5 if dtype == "float32" else 2e-2
+        np.testing.assert_allclose(np.float32(got), np.float32(want), rtol=rounding, atol=rounding)
+
+
+def test_the_type_of_the_feature_maps_is_chosen_where_pictures_come_in():
+    preprocess = Preprocess((127.5,) * 3, (127.5,) * 3)
+    pictures = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    assert preprocess(pictures, Context()).dtype == "float32"
+    network = build("mobilenet_v2", num_classes=3, width=0.35)
+    network.preprocess.dtype = "bfloat16"
+    graph, variables = split(network)
+    assert (
+        jax.eval_shape(partial(merge(graph, variables), stop="top"), pictures).dtype == "bfloat16"
+    )
+
+    def loss(variables):
+        logits = merge(graph, variables)(pictures)
+        assert logits.dtype == "float32"
+        return jnp.sum(logits)
+
+    gradients = jax.eval_shape(jax.grad(loss), variables)
+    assert {gradient.dtype for gradient in gradients.values()} == {jnp.dtype("float32")}
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():

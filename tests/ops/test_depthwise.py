@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,6 +51,26 @@ def test_gradients_are_those_of_xla(shape, stride, size):
     _, reference = jax.vjp(lambda x, k: depthwise._native(x, k, stride), x, kernel)
     for ours, theirs in zip(pull_back(cotangent), reference(cotangent), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("lowering", ["cpu", "default"])
+def test_bfloat16_maps_go_with_a_float32_kernel_whose_gradient_is_float32(lowering, stride):
+    x, kernel, cotangent = draw((6, 9), stride, 3)
+    x, cotangent = jnp.asarray(x, "bfloat16"), jnp.asarray(cotangent, "bfloat16")
+    _, reference = jax.vjp(lambda x, k: depthwise._native(x, k, stride), np.float32(x), kernel)
+    forward, pull_back = {
+        "cpu": (depthwise._shifted, depthwise._shifted_pull_back),
+        "default": (depthwise._native, depthwise._native_pull_back),
+    }[lowering]
+    y = forward(x, kernel, stride)
+    assert y.dtype == "bfloat16"
+    np.testing.assert_allclose(np.float32(y), brute_force(x, kernel, stride), rtol=0.03, atol=0.06)
+    ours = pull_back(x, kernel, cotangent, stride)
+    assert [gradient.dtype for gradient in ours] == ["bfloat16", "float32"]
+    for got, want in zip(ours, reference(np.float32(cotangent)), strict=True):
+        limit = 0.02 * np.abs(want).max()
+        np.testing.assert_allclose(np.float32(got), want, atol=limit)
 
 
 def test_on_a_cpu_no_grouped_convolution_is_compiled():

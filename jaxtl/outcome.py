@@ -1,0 +1,85 @@
+"""What a run that trained together with others came to, and its run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import optax
+
+from jaxtl.checkpoint import Checkpoints, Progress
+from jaxtl.config import Config
+from jaxtl.models import Variables
+from jaxtl.predictor import Evaluation
+from jaxtl.report.log import MetricsLog
+from jaxtl.report.page import write_page
+from jaxtl.run import RunDirectory
+
+
+class Measurement(NamedTuple):
+    """One split after one epoch, as `MetricsLog.write` takes it."""
+
+    phase: str
+    epoch: int
+    step: int
+    split: str
+    metrics: dict[str, float]
+
+
+class Saved(NamedTuple):
+    """One checkpoint, as `Checkpoints.save` takes it."""
+
+    progress: Progress
+    changed: Variables
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        evaluation: the validation of its result.
+        measurements: of every epoch, in order.
+        checkpoints: the best epoch of the last phase, unless it is the newest, and the newest.
+    """
+
+    evaluation: Evaluation
+    measurements: Sequence[Measurement]
+    checkpoints: Sequence[Saved]
+
+
+def write_run(
+    run: RunDirectory,
+    config: Config,
+    facts: Mapping[str, Any],
+    outcome: Outcome,
+    initial: Variables | RunDirectory,
+) -> None:
+    """Writes the directory of a complete run, as `jaxtl.train` leaves it.
+
+    Args:
+        run: a directory that is not there yet.
+        config: of the run.
+        facts: as `RunDirectory.begin` takes them.
+        outcome: what the run came to.
+        initial: all variables as it began, or a run that began with the same.
+    """
+    run.path.mkdir(parents=True)
+    run.begin(config, facts)
+    checkpoints = Checkpoints(run.checkpoints)
+    if isinstance(initial, RunDirectory):
+        checkpoints.share_initial(initial.checkpoints)
+    else:
+        checkpoints.save_initial(initial)
+    for saved in outcome.checkpoints:
+        checkpoints.save(*saved)  # goes on while the rest is written
+    log = MetricsLog(run.metrics, run.tensorboard, until=0)
+    for measurement in outcome.measurements:
+        log.write(*measurement)
+    log.close()
+    write_page(run, outcome.evaluation, facts["classes"])
+    checkpoints.close()
+    means = outcome.evaluation.sums.means(len(facts["classes"]))
+    run.finish({"step": outcome.checkpoints[-1].progress.step, **means})

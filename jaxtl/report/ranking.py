@@ -1,0 +1,87 @@
+"""The runs of a sweep, best first: a table for the terminal and a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+_SHOWN = 20  # rows on the terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """A run of a sweep.
+
+    Attributes:
+        name: of its directory.
+        varied: the values of the keys that vary, the same keys for all runs.
+        result: what `run.json` says; None for a run whose loss was no number in the end.
+    """
+
+    name: str
+    varied: Mapping[str, Any]
+    result: Mapping[str, float] | None
+
+
+def ranked(runs: Sequence[Ranked]) -> list[Ranked]:
+    """Sorts runs by validation accuracy, then loss, then as they were; the best is first."""
+
+    def rank(run: Ranked) -> tuple[float, float]:
+        if run.result is None:
+            return math.inf, math.inf
+        return -run.result["accuracy"], run.result["loss"]
+
+    return sorted(runs, key=rank)
+
+
+def ranking_table(runs: Sequence[Ranked], rest: Path) -> Table:
+    """The best runs as a table.
+
+    Args:
+        runs: from `ranked`.
+        rest: the file that holds them all.
+    """
+    more = len(runs) - _SHOWN
+    table = Table(caption=f"and {more:,} more in {rest}" if more > 0 else None)
+    for key in runs[0].varied:
+        table.add_column(key)
+    for column in ("val_accuracy", "val_loss", "steps"):
+        table.add_column(column, justify="right")
+    table.add_column("run")
+    for run in runs[:_SHOWN]:
+        result = ("diverged", "", "")
+        if run.result is not None:
+            accuracy, loss = f"{run.result['accuracy']:.4f}", f"{run.result['loss']:.4f}"
+            result = (accuracy, loss, f"{run.result['step']:,}")
+        table.add_row(*map(value_text, run.varied.values()), *result, run.name)
+    return table
+
+
+def write_ranking(path: Path, runs: Sequence[Ranked]) -> None:
+    """Writes all runs as CSV; what diverged has `nan` for its metrics.
+
+    Args:
+        path: of the file; one that is there is replaced.
+        runs: from `ranked`.
+    """
+    metrics = next((list(run.result) for run in runs if run.result is not None), [])
+    metrics = [name for name in ("accuracy", "loss", "top5") if name in metrics]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", *runs[0].varied, *(f"val_{name}" for name in metrics), "steps"])
+        for run in runs:
+            measured: list[Any] = [math.nan for _ in metrics] + [""]
+            if run.result is not None:
+                measured = [run.result[name] for name in (*metrics, "step")]
+            writer.writerow([run.name, *run.varied.values(), *measured])
+
+
+def value_text(value: Any) -> str:
+    """A value of a config as people read it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

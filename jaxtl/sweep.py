@@ -1,0 +1,308 @@
+"""Trains the variations of a config: `python -m jaxtl.sweep --cfg sweep_heads.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pydantic
+from rich.console import Console
+
+from jaxtl import cli
+from jaxtl.config import Config, differences, leaves
+from jaxtl.data.sources import Splits, open_splits
+from jaxtl.errors import UserError
+from jaxtl.freeze import Freezing, partition
+from jaxtl.frontier import plan, row_spec, validation_plan
+from jaxtl.loop import Diverged, Interrupted
+from jaxtl.models import Network, Variables, build, split
+from jaxtl.outcome import Outcome, write_run
+from jaxtl.report.ranking import Ranked, ranked, ranking_table, write_ranking
+from jaxtl.report.terminal import console, counter, metrics_text
+from jaxtl.run import RunDirectory, write_json
+from jaxtl.steps import check_batch_size
+from jaxtl.together import Together
+from jaxtl.train import activations_store, loader, pretrained, run_facts, structure, train
+from jaxtl.variations import Variation, load_sweep
+
+_HELP = """Trains the variations that a config's sweep() yields, one run directory each.
+
+Any other key of the config can be set by a flag, as in jaxtl.train.
+
+Runs that only train a head, on features that fit in memory, and differ only in learning rate,
+weight decay, label smoothing or seed, train together in one program. Run the same command with
+the same --workdir to continue a sweep that was stopped."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command."""
+    flags = cli.parser("jaxtl.sweep", _HELP)
+    flags.add_argument("--cfg", required=True, metavar="FILE", help="a config with a sweep()")
+    flags.add_argument(
+        "--workdir",
+        type=Path,
+        metavar="DIR",
+        help="where the run directories lie [runs/CONFIG-sweep-DATE-TIME]",
+    )
+    given, rest = flags.parse_known_args(arguments)
+    variations = load_sweep(given.cfg, cli.overrides(rest))
+    now = time.strftime("%Y%m%d-%H%M%S")
+    workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-sweep-{now}"
+    try:
+        sweep(variations, workdir, console())
+    except Interrupted:
+        print(f"stopped; to continue: the same command with --workdir {workdir}")
+        return 130
+    return 0
+
+
+def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> list[Ranked]:
+    """Trains what is left to train of a sweep.
+
+    Args:
+        variations: its runs.
+        workdir: where their directories lie; a new one, or that of the same sweep.
+        out: the terminal.
+
+    Returns:
+        The runs, best first.
+
+    Raises:
+        UserError: something that the user can mend.
+        Interrupted: a signal asked the sweep to stop.
+    """
+    families = _families(variations)
+    with RunDirectory(workdir).locked():
+        _begin(workdir, variations)
+        results: dict[str, Any] = {}
+        for family in families:
+            results |= _known(family, workdir)
+        out.print(f"{len(variations)} runs in {workdir}, {len(results)} of them complete")
+        for family in families:
+            results |= _train(family, workdir, results.keys(), out)
+        keys = list(dict.fromkeys(key for variation in variations for key in variation.values))
+        runs = []
+        for variation in variations:
+            values = leaves(variation.config) | variation.values
+            varied = {key: values.get(key, "") for key in keys}
+            runs.append(Ranked(variation.name, varied, results[variation.name]))
+        runs = ranked(runs)
+        table = workdir / "sweep.csv"
+        write_ranking(table, runs)
+    best = runs[0]
+    if best.result is None:
+        raise UserError(f"every run of {workdir} diverged; try lower learning rates")
+    out.print(ranking_table(runs, table))
+    means = {name: best.result[name] for name in ("accuracy", "loss")}
+    out.print(f"best: {workdir / best.name}  {metrics_text(means, 'val_')}")
+    return runs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """Runs that differ in learning rates, weight decays, label smoothings and seeds alone."""
+
+    variations: list[Variation]
+    data: Splits
+    network: Network
+    freezings: list[Freezing]
+
+
+def _families(variations: Sequence[Variation]) -> list[_Family]:
+    """All runs, by what they have in common; what is wrong with one shows before the first trains.
+
+    Raises:
+        UserError: a config does not fit its network, data or devices.
+    """
+    members: dict[Hashable, list[Variation]] = {}
+    for variation in variations:
+        members.setdefault(_common(variation.config), []).append(variation)
+    splits = functools.cache(open_splits)
+    families = []
+    for group in members.values():
+        config = group[0].config
+        try:
+            check_batch_size(config.data.batch_size, jax.local_devices())
+            data = splits(
+                config.data.source, val_fraction=config.data.val_fraction, seed=config.data.seed
+            )
+            network, freezings = structure(config, len(data.train.classes))
+        except UserError as error:
+            raise UserError(f"variation {group[0].name}: {error}") from error
+        families.append(_Family(group, data, network, freezings))
+    return families
+
+
+def _common(config: Config) -> Hashable:
+    """The config without what the runs of a family may differ in."""
+    free = {"lr": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}
+    phases = tuple(phase.model_copy(update=free) for phase in config.phases)
+    # Without weights the seed makes the frozen stages too.
+    seed = config.seed if config.model.weights is None else 0
+    return config.model_copy(update={"phases": phases, "seed": seed}).model_dump_json()
+
+
+def _begin(workdir: Path, variations: Sequence[Variation]) -> None:
+    """Writes down what the sweep is, or refuses to continue one as something that it is not.
+
+    Raises:
+        UserError: the directory holds other files, or another sweep; what differs is named.
+    """
+    path = workdir / "sweep.json"
+    if not path.exists():
+        if set(workdir.iterdir()) - {path.with_suffix(".part")}:
+            raise UserError(f"{workdir} holds other files; name a new directory with --workdir")
+        write_json(path, {run.name: run.config.model_dump() for run in variations})
+        return
+    try:
+        known = {
+            name: Config.model_validate_json(json.dumps(config))
+            for name, config in json.loads(path.read_text()).items()
+        }
+    except (ValueError, pydantic.ValidationError) as error:
+        raise UserError(f"{path} is damaged, or of another version of this package") from error
+    if what := _other_sweep(known, {run.name: run.config for run in variations}):
+        raise UserError(
+            f"{workdir} is a sweep of other runs ({what}); name another --workdir, or give the "
+            "same command to continue it"
+        )
+
+
+def _other_sweep(known: dict[str, Config], asked: dict[str, Config]) -> str:
+    """How two sweeps differ; empty if they do not."""
+    if len(known) != len(asked):
+        return f"{len(known)} runs, and not {len(asked)}"
+    for (name, before), (new_name, after) in zip(known.items(), asked.items(), strict=True):
+        if changed := differences(before, after):
+            return f"{name}: {'; '.join(changed)}"
+        if name != new_name:
+            return f"{name} is called {new_name} now"
+    return ""
+
+
+def _known(family: _Family, workdir: Path) -> dict[str, Any]:
+    """The results of the runs that are complete."""
+    results = {}
+    for variation in family.variations:
+        run = RunDirectory(workdir / variation.name)
+        if run.exists() and (result := run.facts().get("result")):
+            run.check_same(variation.config, run_facts(family.data))
+            results[variation.name] = result
+    return results
+
+
+def _train(family: _Family, workdir: Path, done: Any, out: Console) -> dict[str, Any]:
+    """Trains what is left to train of a family: new runs together where they can be."""
+    left = [variation for variation in family.variations if variation.name not in done]
+    new = [variation for variation in left if not (workdir / variation.name).exists()]
+    results: dict[str, Any] = {}
+    if _together(family, len(new)):
+        results = _train_together(dataclasses.replace(family, variations=new), workdir, out)
+    for variation in left:
+        if variation.name in results:
+            continue
+        out.print(f"\n{variation.name}")
+        run = workdir / variation.name
+        try:
+            train(variation.config, run, out)
+            results[variation.name] = RunDirectory(run).facts()["result"]
+        except Diverged as error:
+            out.print(f"{variation.name}: {error}")
+            results[variation.name] = None
+    return results
+
+
+def _together(family: _Family, runs: int) -> bool:
+    """Whether so many runs only train a head, on features that are kept in memory."""
+    config, stage = family.variations[0].config, family.network.stage_names[-1]
+    if runs < 2 or any(frozen.frontier != stage for frozen in family.freezings):
+        return False
+    row = row_spec(family.network, stage, config.model.image_size)
+    pictures = len(family.data.train)
+    plans = [plan(config, phase, row, pictures, runs=runs) for phase in config.phases]
+    plans.append(validation_plan(config, row, len(family.data.val)))
+    return all(planned.cached and planned.resident for planned in plans)
+
+
+def _train_together(family: _Family, workdir: Path, out: Console) -> dict[str, Any]:
+    """Trains all runs of a family in one program; none of them where that could not be."""
+    keys = dict.fromkeys(key for variation in family.variations for key in variation.values)
+    out.print(f"\n{len(family.variations)} runs train together: they differ in {', '.join(keys)}")
+    configs = {variation.name: variation.config for variation in family.variations}
+    by_seed = {config.seed: config for config in configs.values()}
+    first, data = family.variations[0].config, family.data
+    variables, origin = pretrained(first, len(data.train.classes))
+    heads = {seed: _head(config, family) for seed, config in by_seed.items()}
+    each = [heads[config.seed] for config in configs.values()]
+    group = Together(
+        configs=list(configs.values()),
+        network=family.network,
+        freezings=family.freezings,
+        variables=variables,
+        heads={path: jnp.stack([head[path] for head in each]) for path in each[0]},
+        train_data={
+            seed: loader(data.train, config, shuffle=True) for seed, config in by_seed.items()
+        },
+        val_data=loader(data.val, first, shuffle=False),
+        out=out,
+        devices=jax.local_devices(),
+        store=activations_store(first),
+    )
+    outcomes = group.run()
+    if outcomes is None:
+        return {}
+    facts = {**run_facts(data), **origin}
+    begun = {seed: variables | head for seed, head in heads.items()}
+    return _write_runs(configs, outcomes, facts, begun, workdir, out)
+
+
+def _head(config: Config, family: _Family) -> Variables:
+    """The fresh head that a run begins with."""
+    model, classes = config.model, len(family.data.train.classes)
+    network = build(model.name, num_classes=classes, width=model.width, seed=config.seed)
+    variables = split(network)[1]
+    stage = network.stage_names[-1]
+    return partition(variables, (p for p in variables if p.partition("/")[0] == stage))[0]
+
+
+def _write_runs(
+    configs: dict[str, Config],
+    outcomes: Sequence[Outcome | Diverged],
+    facts: dict[str, Any],
+    begun: dict[int, Variables],
+    workdir: Path,
+    out: Console,
+) -> dict[str, Any]:
+    """Writes the directory of each run, which is complete or not there."""
+    results: dict[str, Any] = {}
+    shared: dict[int, RunDirectory] = {}  # files of what runs of a seed began with
+    part = workdir / ".part"
+    with counter(out, "writing the run directories", len(configs)) as show:
+        for (name, config), outcome in zip(configs.items(), outcomes, strict=True):
+            results[name] = None
+            if isinstance(outcome, Diverged):
+                out.print(f"{name}: {outcome}")
+                continue
+            shutil.rmtree(part, ignore_errors=True)
+            run = RunDirectory(part / name)
+            initial = shared.get(config.seed) or begun[config.seed]
+            write_run(run, config, facts, outcome, initial)
+            results[name] = run.facts()["result"]
+            os.rename(run.path, workdir / name)
+            shared[config.seed] = RunDirectory(workdir / name)
+            show(len(results))
+    shutil.rmtree(part, ignore_errors=True)
+    return results
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,29 @@
+"""The variations of configs/sweep_heads.py one after the other; `scripts/bench.py` runs it.
+
+    python -m benchmark.single_runs FOLDER COUNT EPOCHS WEIGHTS
+
+It trains the first COUNT of them in one process, each as `python -m jaxtl.train` would.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jaxtl.cli import keep_compiled_programs
+from jaxtl.report.terminal import console
+from jaxtl.train import train
+from jaxtl.variations import load_sweep
+
+
+def main() -> None:
+    """Trains."""
+    folder, count, epochs, weights = sys.argv[1:]
+    keep_compiled_programs()
+    flags = {"phases.head.epochs": epochs, "model.weights": weights}
+    for variation in load_sweep("sweep_heads.py", flags)[: int(count)]:
+        train(variation.config, Path(folder) / variation.name, console())
+
+
+if __name__ == "__main__":
+    main()

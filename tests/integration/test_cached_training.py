@@ -1,0 +1,92 @@
+"""Training from cached activations is training from pictures: the same numbers, without the work."""
+
+import re
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Four epochs of 45 pictures in batches of 16, which see every one of three views and one again.
+VIEWS = {
+    "views": "3",
+    "augment.zoom": "0.2",
+    "augment.brightness": "0.2",
+    "phases.head.epochs": "4",
+    "phases.finetune.epochs": "4",
+    "phases.finetune.train": "{'(head|top|block_1[4-6])/.*': 1.0}",
+    "phases.finetune.batch_norm": "frozen",
+    "phases.finetune.batch_norm_momentum": "None",
+}
+KINDS = {
+    "memory": {},
+    "disk": {"cache.memory_gb": "0"},
+    "nowhere": {"cache.disk_gb": "0"},
+    "bfloat16": {"cache.dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(begin):
+    """The same training from each kind of cache."""
+    return {kind: begin(VIEWS | flags) for kind, flags in KINDS.items()}
+
+
+def test_each_kind_of_run_says_what_it_does(runs):
+    words = {
+        "memory": "3 views a picture; the frozen stages run once: {} numbers for each, .* in memory",
+        "disk": "3 views a picture; the frozen stages run once: {} numbers for each, .* on disk",
+        "nowhere": "3 views a picture; not cached: {} numbers .* more than cache.disk_gb=0",
+    }
+    for kind, text in words.items():
+        for phase, shape in (("head", "1,280"), ("finetune", "1 x 1 x 56")):
+            assert re.search(f"^{phase}: {text.format(shape)}", runs[kind].said, re.M), kind
+    assert runs["nowhere"].caches == []
+    sizes = sorted(size for *_, size in runs["disk"].caches)
+    pictures = 3 * 45 + 18, 3 * 45 + 18
+    assert sum(sizes) == 4 * (pictures[0] * 56 + pictures[1] * 1280)
+    assert sum(size for *_, size in runs["bfloat16"].caches) * 2 == sum(sizes)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_training_from_a_cache_gives_the_losses_of_training_from_pictures(runs, kind):
+    assert len(runs[kind].losses) == 16
+    np.testing.assert_allclose(runs[kind].losses, runs["nowhere"].losses, rtol=1e-5)
+    assert len({round(loss, 4) for loss in runs[kind].losses}) > 12  # it does train
+
+
+def test_activations_in_bfloat16_stay_close(runs):
+    np.testing.assert_allclose(runs["bfloat16"].losses, runs["nowhere"].losses, rtol=0.02)
+    assert runs["bfloat16"].losses != runs["memory"].losses
+
+
+def test_another_run_finds_the_cache_and_writes_nothing(runs, begin):
+    """It has another seed, and so another head and another order, other rates and batches."""
+    before = runs["memory"].caches
+    other = {"seed": "3", "phases.head.lr": "0.01", "data.batch_size": "8", "model.dropout": "0.4"}
+    again = begin(VIEWS | other, home=runs["memory"].home)
+    assert "the frozen stages run once" in again.said
+    assert again.losses != runs["memory"].losses
+    assert again.caches == before
+
+
+def test_nothing_is_compiled_after_the_first_epoch_of_a_phase(runs):
+    for kind, run in runs.items():
+        epochs = [
+            (match[1], int(match[2]), count)
+            for line, count in run.lines
+            if (match := re.match(r"(head|finetune) (\d)/4 ", line))
+        ]
+        assert len(epochs) == 8, kind
+        for phase in ("head", "finetune"):
+            counts = [count for name, _, count in epochs if name == phase]
+            assert counts == counts[:1] * 4, (kind, phase)
+        assert epochs[4][2] > epochs[3][2] > 0  # the listener does hear
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(runs, begin, tmp_path):
+    (tmp_path / "jaxtl").write_text("a file in place of the folder")
+    run = begin(VIEWS, home=tmp_path, phases=1)
+    assert "not cached after all: " in run.said
+    assert len(run.losses) == 8
+    np.testing.assert_allclose(run.losses, runs["nowhere"].losses[:8], rtol=1e-5)
