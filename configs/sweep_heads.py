@@ -1,6 +1,6 @@
 """64 heads on a frozen MobileNetV2: learning rates, weight decays and seeds.
 
-    python -m jaxtl.sweep --cfg sweep_heads.py
+python -m jaxtl.sweep --cfg sweep_heads.py
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,10 @@
-"""Times the two operations that are written differently from what the libraries offer.
+"""Times the operations that are written differently from what the libraries offer.
 
     python scripts/time_operations.py
 
-For each the fastest of seven calls, in milliseconds, batch 32: the gradients of the depthwise
-convolution on a CPU (docs/decisions/0003), and the resampling of 224 px pictures with a matrix each
+For each the fastest of seven calls, in milliseconds, batch 32, on a CPU: the gradients of the
+depthwise convolution (docs/decisions/0003), of the 1x1 convolution and of BatchNorm
+(docs/decisions/0009), and the resampling of 224 px pictures with a matrix each
 (docs/decisions/0007).
 """
 
@@ -15,20 +16,39 @@ from collections.abc import Callable
 import dm_pix
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
 
 from jaxtl.data.augment import warp
+from jaxtl.models.layers import Conv
 from jaxtl.ops import depthwise
+from jaxtl.ops.batch_norm import batch_norm
 
 _BATCH = 32
 
 
 def main() -> None:
     """Prints a line a comparison."""
-    for side, channels in ((28, 192), (14, 576)):
+    for side, channels in ((56, 144), (28, 192), (14, 576)):
         x, kernel = jnp.ones((_BATCH, side, side, channels)), jnp.ones((3, 3, 1, channels))
-        autodiff = _fastest(_autodiff, x, kernel, x)
+        autodiff = _fastest(_depthwise_by_autodiff, x, kernel, x)
         ours = _fastest(lambda *of: depthwise._shifted_pull_back(*of, stride=1), x, kernel, x)
         print(f"depthwise gradients {side}x{side}x{channels}: {ours:.0f}, autodiff {autodiff:.0f}")
+
+    for side, channels, out in ((112, 16, 96), (56, 24, 144), (14, 96, 576)):
+        x, gradient = (jnp.ones((_BATCH, side, side, size)) for size in (channels, out))
+        ours = _fastest(_conv_pull_back(channels, out), x, gradient)
+        straight = _fastest(_product_pull_back, x, jnp.ones((channels, out)), gradient)
+        print(
+            f"1x1 gradients {side}x{side}x{channels} to {out}: {ours:.0f}, "
+            f"of a product in four dimensions {straight:.0f}"
+        )
+
+    for side, channels in ((112, 96), (14, 384)):
+        x, one = jnp.ones((_BATCH, side, side, channels)), jnp.ones(channels)
+        ours, plain = (_fastest(_there_and_back(norm), x, one) for norm in (_norm, _plain_norm))
+        print(f"BatchNorm and gradients {side}x{side}x{channels}: {ours:.0f}, autodiff {plain:.0f}")
 
     pictures = jnp.ones((_BATCH, 224, 224, 3))
     matrices = jnp.eye(3) + 0.01 * jax.random.normal(jax.random.key(0), (_BATCH, 3, 3))
@@ -37,8 +57,42 @@ def main() -> None:
     print(f"resampling 224 px: {ours:.0f}, dm_pix.affine_transform {theirs:.0f}")
 
 
-def _autodiff(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
+def _depthwise_by_autodiff(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, ...]:
     return jax.vjp(lambda x, kernel: depthwise._shifted(x, kernel, 1), x, kernel)[1](gradient)
+
+
+def _conv_pull_back(channels: int, out: int) -> Callable[..., tuple[jax.Array, ...]]:
+    graph, state = nnx.split(Conv(channels, out, rng=np.random.default_rng(0)))
+
+    def pull_back(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, x)[1](gradient)
+
+    return pull_back
+
+
+def _product_pull_back(
+    x: jax.Array, kernel: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, ...]:
+    return jax.vjp(jnp.matmul, x, kernel)[1](gradient)
+
+
+def _there_and_back(norm: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+    def both(x: jax.Array, one: jax.Array) -> tuple[jax.Array, ...]:
+        y, pull_back = jax.vjp(norm, x, one, one)
+        return y, *pull_back(x)
+
+    return both
+
+
+def _norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    return batch_norm(x, scale, bias, bias, jnp.ones(len(x)), 1e-3, None)[0]
+
+
+def _plain_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    mean, var = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+    return (x - mean) * (scale * lax.rsqrt(var + 1e-3)) + bias
 
 
 def _dm_pix(picture: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -61,8 +61,9 @@ class Conv(nnx.Module):
     def __call__(self, x: Maps) -> Maps:
         kernel = self.kernel[...].astype(x.dtype)
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
-            # The same product, which jax 0.10 runs twice as fast on a CPU as the convolution; in two
-            # dimensions, as XLA else copies whole feature maps to transpose them for the gradient.
+            # The same product, which jax 0.10 runs twice as fast on a CPU as the convolution. In
+            # two dimensions: with more, XLA transposes whole feature maps for the kernel's gradient
+            # (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md).
             return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
         return lax.conv_general_dilated(
             x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

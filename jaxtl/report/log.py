@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from jaxtl.errors import UserError
+
+_SECONDS_BETWEEN_FLUSHES = 10.0  # of what TensorBoard reads
 
 
 class MetricsLog:
@@ -30,7 +35,12 @@ class MetricsLog:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(part, path)
         self._lines = path.open("a")
-        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=until + 1)
+        # Not by a SummaryWriter, whose thread and queue take longer than all that they write.
+        tensorboard.mkdir(exist_ok=True)
+        self._tensorboard = EventsWriter(str(tensorboard / "events"))
+        self._flushed_at = time.monotonic()
+        forget = SessionLog(status=SessionLog.START)  # what TensorBoard knows from this step on
+        self._write_event(until + 1, session_log=forget)
 
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
@@ -47,8 +57,17 @@ class MetricsLog:
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        values = [
+            Summary.Value(tag=f"{split}/{name}", simple_value=value)
+            for name, value in metrics.items()
+        ]
+        self._write_event(step, summary=Summary(value=values))
+        if time.monotonic() > self._flushed_at + _SECONDS_BETWEEN_FLUSHES:
+            self._tensorboard.flush()
+            self._flushed_at = time.monotonic()
+
+    def _write_event(self, step: int, **content: Any) -> None:
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         """Writes what is left to disk."""

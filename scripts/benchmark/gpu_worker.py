@@ -65,11 +65,12 @@ def _row(weights: str, row: str, batch: int, limits: dict[str, float]) -> dict[s
     pictures, labels = Setup(batch, SIZE, weights, "", "", 0.0, 1, 1).batch()
     if row == "forward":
         sharded = shard(pictures, training.devices)
-        cost, call = training.predict_cost(sharded), lambda: training.predict(sharded)
+        cost = training.predict_cost(sharded)
+        seconds = _seconds(lambda: training.predict(sharded))
     else:
         chunk = training.chunk(pictures, labels)
-        cost, call = training.train_cost(chunk), lambda: training.train(chunk)
-    seconds = _seconds(call)
+        cost = training.train_cost(chunk)
+        seconds = _seconds(lambda: training.train(chunk))
     return {
         "row": row,
         "batch": batch,
@@ -82,7 +83,7 @@ def _head(weights: str, batch: int) -> dict[str, object]:
     """Training on cached features: features a second."""
     phase = _PHASES["frozen"]
     training = Training(weights, SIZE, phase, steps_per_epoch=100, cached=True, dtype=DTYPE)
-    features = build(NETWORK, num_classes=CLASSES).head.kernel.shape[0]
+    features = training.variables["head/kernel"].shape[0]
     random = np.random.default_rng(0)
     table = jnp.asarray(random.standard_normal((batch, features), np.float32))
     labels = random.integers(0, CLASSES, batch, dtype=np.int32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ class Training:
         one = batch(inputs, labels)
         return shard(jax.tree.map(lambda x: np.stack([x] * steps), one), self.devices, axis=1)
 
-    def _everywhere(self, tree: object) -> object:
+    def _everywhere(self, tree: Any) -> Any:
         return replicate(tree, self.devices)
 
 

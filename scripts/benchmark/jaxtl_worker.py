@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from benchmark.jaxtl_model import NETWORK, Training
@@ -15,7 +14,7 @@ from benchmark.roofline import peaks
 from jaxtl.cli import keep_compiled_programs
 from jaxtl.config import Phase
 from jaxtl.data.folders import FolderSource
-from jaxtl.data.loader import Loader
+from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import build
 from jaxtl.steps import shard
 
@@ -108,12 +107,12 @@ class JaxtlPeer:
 
 def _given(
     training: Training, row: str, pictures: np.ndarray, labels: np.ndarray
-) -> tuple[object, ...]:
+) -> tuple[Batch, jax.Array | None]:
     """What the training step of a row is called with."""
     if not _is_cached(row):
-        return (training.chunk(pictures, labels),)
+        return training.chunk(pictures, labels), None
     rows = np.arange(len(labels), dtype=np.int32)
-    return training.chunk(rows, labels), jnp.asarray(training.activations()(pictures))
+    return training.chunk(rows, labels), training.activations()(pictures)
 
 
 def _is_cached(row: str) -> bool:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from typing import IO
 
 from benchmark.workers import environment
 
@@ -79,7 +80,7 @@ def run_until(arguments: Sequence[str], line: str, extra: Mapping[str, str] | No
 
 
 def _start(
-    arguments: Sequence[str], extra: Mapping[str, str] | None, output: object
+    arguments: Sequence[str], extra: Mapping[str, str] | None, output: IO[str] | int
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *arguments],

@@ -113,7 +113,8 @@ def serve(make: Callable[[Setup], Peer]) -> None:
 
 
 def _median(operation: Callable[[], object], setup: Setup) -> float:
-    begun, seconds = time.perf_counter(), []
+    begun = time.perf_counter()
+    seconds: list[float] = []
     while len(seconds) < setup.calls or time.perf_counter() - begun < setup.seconds:
         call_begun = time.perf_counter()
         operation()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 
-def program_cost(function: Callable, *given: Any) -> dict[str, float]:
+def program_cost(function: Any, *given: Any) -> dict[str, float]:
     """The operations and the bytes of a call, as XLA counts them.
 
     Its bytes are what its fused operations read and write, whether or not a cache holds them. XLA
@@ -55,7 +55,7 @@ def peaks(dtype: str, *, side: int, numbers: int) -> dict[str, float]:
 
 
 def _counted(lowered: jax.stages.Lowered) -> dict[str, float]:
-    counted = lowered.compile().cost_analysis()
+    counted: Any = lowered.compile().cost_analysis()
     return {"flops": float(counted["flops"]), "bytes": float(counted["bytes accessed"])}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import signal
 import threading
 from dataclasses import dataclass
@@ -51,17 +52,45 @@ def begin(workplace, name, **options):
     return workplace.start("jaxtl.train", "--cfg", "tiny.py", "--workdir", name, **options)
 
 
+def shown_until(ended, process, terminal):
+    """What a process shows on a terminal; `ended` is told all of it each time there is more."""
+    shown = ""
+    with contextlib.suppress(OSError):  # how Linux says that the terminal's other side is closed
+        while block := os.read(terminal, 65536):
+            shown += block.decode()
+            ended(shown)
+    os.close(terminal)
+    _, err = process.communicate(timeout=60)
+    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown), err
+
+
+def begin_on_a_terminal(workplace, name, **options):
+    ours, its = pty.openpty()
+    process = begin(workplace, name, stdout=its, **options)
+    os.close(its)
+    return process, ours
+
+
 @pytest.fixture(scope="module")
 def killed(workplace):
-    """A run that was killed after the first epoch of its second phase."""
-    path = workplace.path / "killed"
-    process = begin(workplace, "killed")
-    wait_until(lambda: 3 * STEPS in saved_steps(path), process)
+    """A run that was killed after the first epoch of its second phase, and whose activations are
+    gone since."""
+    path, home = workplace.path / "killed", workplace.path / "home-of-killed"
+    process = begin(workplace, "killed", home=home)
+    wait_until(lambda: len(measurements(path)) >= 6, process)
     process.kill()
     ended = finish(process)
     assert ended.code == -signal.SIGKILL
     assert len(measurements(path)) < 20  # there was something left to do
+    assert len(caches(home)) == 3  # of validation in both phases, and of training in the second
+    shutil.rmtree(home)
     return path
+
+
+def caches(home, suffix=""):
+    """The activations that are complete, or the folders of those under way (`.part`)."""
+    folders = (home / "jaxtl" / "activations").glob(f"*{suffix}")
+    return {folder.name for folder in folders if folder.suffix == suffix}
 
 
 @dataclass(frozen=True)
@@ -81,27 +110,73 @@ def stopped(workplace):
     The signal comes just after the epoch's bar appears, while the phase's first step is compiled,
     which takes a second at least.
     """
-    ours, its = pty.openpty()
-    process = begin(workplace, "stopped", stdout=its)
-    os.close(its)
-    shown, stop = "", threading.Timer(0.2, process.terminate)
-    with contextlib.suppress(OSError):  # how Linux says that the terminal's other side is closed
-        while block := os.read(ours, 65536):
-            shown += block.decode()
-            if "finetune 1/8" in shown and stop.ident is None:
-                stop.start()
-    os.close(ours)
-    _, err = process.communicate(timeout=60)
-    plain = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown)
-    return Stopped(workplace.path / "stopped", process.returncode, plain, err)
+    process, terminal = begin_on_a_terminal(workplace, "stopped")
+    stop = threading.Timer(0.2, process.terminate)
+
+    def watch(shown):
+        if "finetune 1/8" in shown and stop.ident is None:
+            stop.start()
+
+    shown, err = shown_until(watch, process, terminal)
+    return Stopped(workplace.path / "stopped", process.returncode, shown, err)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(workplace, whole, killed):
-    continued = workplace.train("killed")
+@pytest.fixture(scope="module")
+def stopped_early(workplace):
+    """A run that was killed while the frozen stages ran for its first phase, and then asked to stop
+    while they ran for its second."""
+    home = workplace.path / "home-of-early"
+    process = begin(workplace, "early", home=home)
+    wait_until(lambda: caches(home, ".part"), process)
+    process.kill()
+    finish(process)
+    assert (caches(home), len(caches(home, ".part"))) == (set(), 1)
+    left = caches(home, ".part")
+
+    process, terminal = begin_on_a_terminal(workplace, "early", home=home)
+    asked = []
+
+    def watch(shown):
+        if "running the frozen stages up to block_15" in shown and not asked:
+            asked.append(process.terminate())
+
+    shown, err = shown_until(watch, process, terminal)
+    assert len(caches(home)) == 1  # of validation in the first phase
+    assert caches(home, ".part") == left
+    return Stopped(workplace.path / "early", process.returncode, shown, err)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits_even_without_its_activations(
+    workplace, whole, killed
+):
+    home = workplace.path / "home-of-killed"
+    continued = workplace.train("killed", home=home)
     assert continued.code == 0, continued.err
-    assert "continuing killed in phase finetune after epoch " in continued.out
+    where = r"continuing killed in phase (head after epoch 2|finetune after epoch \d)"
+    assert re.search(where, continued.out)
     assert not any(line.startswith("head ") for line in continued.out.splitlines())
     assert_same_bits(killed, whole.path)
+    assert result(continued) == result(whole.ended)
+    assert len(caches(home)) == 2
+
+
+def test_a_run_that_is_asked_to_stop_while_frozen_stages_run_stops(stopped_early):
+    assert stopped_early.code == 130, stopped_early.err
+    assert "Traceback" not in stopped_early.err
+    assert max(saved_steps(stopped_early.path)) == 2 * STEPS
+    last = stopped_early.shown.splitlines()[-1]
+    assert last == "stopped and saved; to continue: the same command with --workdir early"
+    assert "finetune 1/8" not in stopped_early.shown
+
+
+def test_a_run_that_was_stopped_while_frozen_stages_ran_goes_on_to_the_same_bits(
+    workplace, whole, stopped_early
+):
+    continued = workplace.train("early", home=workplace.path / "home-of-early")
+    assert continued.code == 0, continued.err
+    assert "continuing early in phase head after epoch 2" in continued.out
+    assert "finetune: 3 views a picture; the frozen stages run once" in continued.out
+    assert_same_bits(stopped_early.path, whole.path)
     assert result(continued) == result(whole.ended)
 
 

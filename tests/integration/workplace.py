@@ -28,6 +28,7 @@ def get_config():
         "model": {"width": 0.35, "image_size": 32, "weights": "weights.h5", "dropout": 0.2},
         "data": {"source": "data", "batch_size": 8},
         "augment": {"horizontal_flip": True},
+        "views": 3,  # too many to keep for the first phase, few enough for the second
         "phases": (
             Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=2e-3),
             Phase(
@@ -44,19 +45,35 @@ def get_config():
 """
 
 
+# `jaxtl.train` with a checkpoint after every epoch, as runs with long epochs have.
+SAVING_OFTEN = """
+from jaxtl import cli, loop, train
+loop._SECONDS_BETWEEN_CHECKPOINTS = 0
+cli.run(train.main)
+"""
+
+
 class Workplace:
     """A folder with `data/`, `weights.h5` and `tiny.py`, and processes that run in it."""
 
     def __init__(self, path):
         self.path = path
 
-    def start(self, module, *arguments, devices=1, stdout=subprocess.PIPE):
-        """Starts `python -m MODULE ARGUMENTS` on so many simulated devices."""
-        flags = f"--xla_force_host_platform_device_count={devices}"
+    def start(
+        self, module, *arguments, devices=1, stdout=subprocess.PIPE, home=None, saving_often=False
+    ):
+        """Starts `python -m MODULE ARGUMENTS` on so many simulated devices.
+
+        With `home` it has a cache directory of its own.
+        """
+        variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        if home is not None:
+            variables["XDG_CACHE_HOME"] = str(home)
+        program = ("-c", SAVING_OFTEN) if saving_often else ("-m", module)
         return subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             cwd=self.path,
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=os.environ | variables,
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
