@@ -12,9 +12,7 @@ import platformdirs
 from benchmark.goals import SINGLE_RUNS
 from benchmark.material import WEIGHTS, Material
 from benchmark.processes import Finished, run, run_until
-
-FIRST_STEP = "first step"
-"""What both programs print once they have trained a step."""
+from benchmark.protocol import FIRST_STEP
 
 
 class Caches:

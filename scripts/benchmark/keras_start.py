@@ -17,9 +17,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from benchmark.keras_model import trunk
+from benchmark.protocol import FIRST_STEP
 
 SIZE = 96
-FIRST_STEP = "first step"
 
 
 class SayFirst(keras.callbacks.Callback):

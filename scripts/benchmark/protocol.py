@@ -31,6 +31,9 @@ LEARNING_RATE = {"forward": 1e-3, "frozen": 1e-3, "full": 1e-4, "block_14": 1e-4
 
 CLASSES = 10
 
+FIRST_STEP = "first step"
+"""What jaxtl and its peer say once they have trained a step."""
+
 Step = Callable[[np.ndarray, np.ndarray], object]
 """Trains on host arrays: pictures (B, H, W, 3) uint8 and labels (B,) int32."""
 
