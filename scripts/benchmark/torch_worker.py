@@ -1,6 +1,6 @@
 """PyTorch with timm, channels_last; `scripts/bench.py` starts it.
 
-Eager mode with the fused Adam. timm pads stride-2 convolutions symmetrically where Keras does not;
+The fused Adam; eager, or compiled by torch_compiled_worker.py. timm pads stride-2 convolutions symmetrically where Keras does not;
 the weights are those of Keras all the same.
 """
 
@@ -23,9 +23,15 @@ _KERAS_GROUP = "model_weights/mobilenetv2_1.00_160"
 
 
 class TorchPeer:
-    """The operations in PyTorch."""
+    """The operations in PyTorch.
 
-    def __init__(self, setup: Setup):
+    Args:
+        setup: what they work on.
+        compiled: by `torch.compile`.
+    """
+
+    def __init__(self, setup: Setup, *, compiled: bool = False):
+        self._compiled = compiled
         torch.set_num_threads(os.cpu_count() or 1)
         self._setup = setup
 
@@ -68,7 +74,8 @@ class TorchPeer:
         network.requires_grad_(False)
         for module in trained[row]:
             module.requires_grad_(True)
-        return network.train(row == "full").to(memory_format=torch.channels_last)
+        network.train(row == "full").to(memory_format=torch.channels_last)
+        return torch.compile(network) if self._compiled else network
 
     def _decoder(self) -> Callable[[], object]:
         paths = sorted(Path(self._setup.jpegs).iterdir())

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmark.goals import COMPILED
 from benchmark.protocol import Setup
 
 SCRIPTS = Path(__file__).parents[1]
@@ -23,6 +25,7 @@ PEERS = {
     "jaxtl": ("benchmark.jaxtl_worker", ("jaxtl",)),
     "Keras": ("benchmark.keras_worker", ("keras", "tensorflow")),
     "PyTorch": ("benchmark.torch_worker", ("torch", "timm")),
+    COMPILED: ("benchmark.torch_compiled_worker", ("torch", "timm")),
 }
 """The module and what it needs, by the name in the document."""
 
@@ -41,8 +44,10 @@ def environment() -> dict[str, str]:
 
 
 def missing(peer: str) -> list[str]:
-    """The packages that a peer needs and that are not installed."""
-    return [name for name in PEERS[peer][1] if importlib.util.find_spec(name) is None]
+    """What a peer needs and is not installed."""
+    packages = [name for name in PEERS[peer][1] if importlib.util.find_spec(name) is None]
+    compiler = ["g++"] if peer == COMPILED and shutil.which("g++") is None else []
+    return packages + compiler
 
 
 class Worker:

@@ -34,13 +34,13 @@ def runs(begin):
 
 def test_each_kind_of_run_says_what_it_does(runs):
     words = {
-        "memory": "3 views a picture; the frozen stages run once: {} numbers .* in memory",
-        "disk": "3 views a picture; the frozen stages run once: {} numbers for each, .* on disk",
-        "nowhere": "3 views a picture; not cached: {} numbers .* more than cache.disk_gb=0",
+        "memory": "the frozen stages run once: {} numbers .* in memory",
+        "disk": "the frozen stages run once: {} numbers for each, .* on disk",
+        "nowhere": "not cached: {} numbers .* more than cache.disk_gb=0",
     }
     for kind, text in words.items():
         for phase, shape in (("head", "1,280"), ("finetune", "1 x 1 x 56")):
-            line = f"^{phase}: 3 views a picture; {text.format(shape)}"
+            line = f"^{phase}: {text.format(shape)}"
             assert re.search(line, runs[kind].said, re.MULTILINE), kind
     assert runs["nowhere"].caches == []
     sizes = sorted(size for *_, size in runs["disk"].caches)
