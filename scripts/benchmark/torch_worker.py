@@ -1,7 +1,7 @@
 """PyTorch with timm, channels_last; `scripts/bench.py` starts it.
 
-The fused Adam; eager, or compiled by torch_compiled_worker.py. timm pads stride-2 convolutions symmetrically where Keras does not;
-the weights are those of Keras all the same.
+The fused Adam; eager, or compiled by torch_compiled_worker.py. timm pads stride-2 convolutions
+symmetrically where Keras does not; the weights are those of Keras all the same.
 """
 
 from __future__ import annotations

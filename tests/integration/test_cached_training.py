@@ -40,7 +40,7 @@ def test_each_kind_of_run_says_what_it_does(runs):
     }
     for kind, text in words.items():
         for phase, shape in (("head", "1,280"), ("finetune", "1 x 1 x 56")):
-            line = f"^{phase}: {text.format(shape)}"
+            line = f"^{phase}: 3 views a picture; {text.format(shape)}"
             assert re.search(line, runs[kind].said, re.MULTILINE), kind
     assert runs["nowhere"].caches == []
     sizes = sorted(size for *_, size in runs["disk"].caches)
