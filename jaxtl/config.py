@@ -365,11 +365,13 @@ def _explain(error: pydantic.ValidationError, root: type, tree: Mapping[str, Any
         return f"config key {_dotted(place, tree)!r} is not known; {hint}"
     if first["type"] == "missing":
         return f"config key {_dotted(place, tree)!r} is missing"
+    key = _dotted(place, tree)
     if first["input"] is None:
-        return (
-            f"config key {_dotted(place, tree)!r} is not set; add --cfg.{_dotted(place, tree)}=..."
-        )
-    return f"config key {_dotted(place, tree)!r}: {first['msg']}, not {first['input']!r}"
+        return f"config key {key!r} is not set; add --cfg.{key}=..."
+    # A value that may be of several types has a message for each.
+    all_of_it = (e["msg"] for e in error.errors() if _dotted(list(e["loc"]), tree) == key)
+    reasons = ", or ".join(dict.fromkeys(all_of_it)).replace(", or Input should be", ", or")
+    return f"config key {key!r}: {reasons}, not {first['input']!r}"
 
 
 def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
@@ -378,7 +380,7 @@ def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
     if parts[0] == "phases" and len(parts) > 1:
         phase = tree["phases"][int(parts[1])]
         parts[1] = str(phase.get("name", parts[1])) if isinstance(phase, Mapping) else parts[1]
-    depth = {"phases": 4 if "train" in parts else 3}.get(parts[0], 2)
+    depth = {"phases": 4 if "train" in parts else 3, "views": 1}.get(parts[0], 2)
     return ".".join(parts[:depth])
 
 

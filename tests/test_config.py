@@ -71,6 +71,8 @@ def refused(what, *arguments, **named):
         ({"data": {"batchsize": 8}}, "data.batchsize", "batch_size"),
         ({"model": {"drop_out": 0.1}}, "model.drop_out", "dropout"),
         ({"augment": {"horizontalflip": True}}, "augment.horizontalflip", "horizontal_flip"),
+        ({"cache": {"disc_gb": 1.0}}, "cache.disc_gb", "disk_gb"),
+        ({"view": 3}, "view", "views"),
         ({"modle": {"width": 1.0}}, "modle", "model"),
         ({"phases": (phase(name="a"), phase(epoch=3))}, "phases.head.epoch", "epochs"),
     ],
@@ -102,6 +104,10 @@ def test_an_unknown_key_that_resembles_none_is_refused_with_all_known_ones():
         ({"phases": (phase(train={"head/.*": "1"}),)}, "phases.head.train.head/.*"),
         ({"phases": "head"}, "phases"),
         ({"seed": 1.5}, "seed"),
+        ({"data": {"seed": "1"}}, "data.seed"),
+        ({"views": "8"}, "views"),
+        ({"views": 2.0}, "views"),
+        ({"cache": {"disk_gb": "20"}}, "cache.disk_gb"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_its_key(changes, place):
@@ -132,6 +138,13 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(changes, place):
         ({"phases": (phase(optimizer="lion"),)}, "phases.head.optimizer"),
         ({"phases": (phase(name="a.b"),)}, "phases.a.b.name"),
         ({"seed": -1}, "seed"),
+        ({"data": {"seed": 2**31}}, "data.seed"),
+        ({"views": -1}, "views"),
+        ({"views": "many"}, "views"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"cache": {"dtype": "int8"}}, "cache.dtype"),
+        ({"cache": {"memory_gb": -1.0}}, "cache.memory_gb"),
+        ({"cache": {"disk_gb": float("inf")}}, "cache.disk_gb"),
     ],
 )
 def test_an_impossible_value_is_refused_by_its_key(changes, place):
@@ -144,6 +157,15 @@ def test_the_message_about_a_value_says_what_it_is_and_what_is_possible():
     assert "less than 1" in message
     message = refused(config, phases=(phase(optimizer="lion"),))
     assert all(word in message for word in ("'adam'", "'sgd'", "'rmsprop'", "'lion'"))
+
+
+def test_the_message_about_views_names_both_things_that_they_may_be():
+    for value in (-1, "many", 2.5):
+        message = refused(config, views=value)
+        assert message.startswith("config key 'views': ")
+        assert "'auto'" in message
+        assert message.endswith(f", not {value!r}")
+    assert "integer" in refused(config, views="many")
 
 
 def test_two_phases_of_one_name_are_refused():
@@ -178,6 +200,15 @@ def test_flags_set_numbers_words_switches_and_nothing(set_flags):
     assert changed.augment.horizontal_flip is True
     assert changed.augment.vertical_flip is True
     assert changed.seed == 7
+
+
+def test_flags_set_views_types_and_the_cache(set_flags):
+    assert (set_flags().views, set_flags().dtype) == ("auto", "float32")
+    changed = set_flags(views="3", dtype="bfloat16", cache__dtype="bfloat16", cache__disk_gb="0")
+    assert (changed.views, changed.dtype) == (3, "bfloat16")
+    assert (changed.cache.dtype, changed.cache.disk_gb) == ("bfloat16", 0.0)
+    assert set_flags(views="auto").views == "auto"
+    assert set_flags(data__seed="4").data.seed == 4
 
 
 def test_flags_leave_everything_else_as_it_was(set_flags):
@@ -296,6 +327,10 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path):
     loaded = load(str(path), {"data.source": "somewhere"})
     assert loaded.data.source == "somewhere"
     assert f"--cfg {path.name}" in path.read_text().split('"""')[1]
+
+
+def test_views_that_are_not_set_say_so():
+    assert "'views' is not set; add --cfg.views=" in refused(config, views=None)
 
 
 def test_a_placeholder_must_be_filled_by_a_flag():

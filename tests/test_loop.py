@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxtl import loop
 from jaxtl.checkpoint import Checkpoints
 from jaxtl.config import check
 from jaxtl.errors import UserError
@@ -80,6 +81,27 @@ def test_patience_ends_a_phase_and_its_best_parameters_go_on(tmp_path):
     result = directory.facts()["result"]
     assert result["accuracy"] == best["accuracy"]
     assert result["loss"] == pytest.approx(best["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_how_often_checkpoints_are_written_changes_no_result(tmp_path, monkeypatch):
+    """The best epoch of the second phase is not its last, and without a checkpoint of its own it
+    has to be remembered."""
+    config = settings(
+        {"train": {"head/.*": 1.0}, "epochs": 2, "lr": 1e-3},
+        {"train": {"head/.*": 1.0}, "epochs": 9, "lr": 1e-12, "patience": 2},
+    )
+    like = split(build("mobilenet_v2", num_classes=10, width=0.35))[1]
+    ended = []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
+        directory, checkpoints = run(config, tmp_path / str(seconds))
+        newest = checkpoints.newest()
+        assert newest.best_step < newest.step
+        kept = [checkpoints.variables(step, like) for step in (newest.best_step, newest.step)]
+        bits = [{p: np.asarray(value).tobytes() for p, value in v.items()} for v in kept]
+        ended.append((newest, bits, directory.facts()["result"]))
+    assert ended[0] == ended[1]
 
 
 @pytest.mark.slow

@@ -99,6 +99,11 @@ def test_each_view_has_its_own_augmentation_and_keeps_it():
     assert again == others[0]
 
 
+def test_without_augmentation_all_views_are_the_picture_as_it_is():
+    one, other = losses(Setup(HEAD_ONLY, 1, **STILL), make_batch(view=0), make_batch(view=7))
+    assert one == other
+
+
 def test_a_view_is_of_the_picture_wherever_that_is_in_a_batch():
     batch = make_batch()
     order = np.random.default_rng(0).permutation(BATCH)

@@ -295,6 +295,36 @@ def test_the_fingerprint_changes_with_a_path_a_size_or_a_class(tmp_path):
     assert len(seen) == 5
 
 
+def test_the_version_changes_too_where_a_file_was_written_again_or_lies_elsewhere(tmp_path):
+    """What was computed from pictures is not used for others that happen to be as long."""
+    cats_and_dogs(tmp_path / "here", 3)
+
+    def now(folder="here"):
+        source = open_all(str(tmp_path / folder))
+        assert source.fingerprint == fingerprint
+        return source.version
+
+    picture = tmp_path / "here" / "cats" / "0.jpg"
+    os.utime(picture, (1e9, 1e9))  # so that it is not written again in the same instant
+    fingerprint = open_all(str(tmp_path / "here")).fingerprint
+    seen = [now(), now()]
+    assert seen[0] == seen[1]
+    picture.write_bytes(picture.read_bytes()[::-1])
+    seen.append(now())
+    os.utime(picture, ns=(0, 1))
+    seen.append(now())
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    seen.append(now("there"))
+    assert len(set(seen)) == 4
+    assert len({part.version for part in split(tmp_path / "here")}) == 2
+
+
+def test_the_version_of_pictures_in_memory_is_their_content():
+    versions = {part.version for seed in (0, 1) for part in split("digits", seed=seed)}
+    assert len(versions) == 4
+    assert split("digits").val.version in versions
+
+
 def test_the_fingerprint_of_digits_follows_the_split():
     prints = [
         open_all("digits").fingerprint,

@@ -1,0 +1,61 @@
+"""A run that computes in bfloat16 is measured and used in bfloat16."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import jaxtl
+from jaxtl.checkpoint import Checkpoints
+from jaxtl.data.loader import Loader
+from jaxtl.data.sources import open_splits
+from jaxtl.models import build, merge, split
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(begin):
+    return begin({"dtype": "bfloat16", "phases.finetune.epochs": "2"})
+
+
+@pytest.fixture(scope="module")
+def val(workplace):
+    return open_splits(str(workplace.path / "data"), val_fraction=0.2, seed=0).val
+
+
+@pytest.fixture(scope="module")
+def pictures(val):
+    load = Loader(
+        val, image_size=32, resize="stretch", batch_size=18, seed=0, shuffle=False, memory_bytes=0
+    )
+    (batch,) = load.epoch(0)
+    return batch.inputs
+
+
+def test_the_loss_of_a_run_is_that_of_its_evaluation(run, val):
+    result = json.loads((run.path / "run.json").read_text())["result"]
+    sums = jaxtl.load_run(run.path).evaluate(val).sums
+    assert sums.loss / 18 == pytest.approx(result["loss"], rel=1e-4)
+    assert sums.top1 / 18 == result["accuracy"]
+
+
+def test_pictures_are_classified_in_bfloat16(run, pictures):
+    """By the network with the saved variables, which comes out otherwise in float32."""
+    networks = {
+        dtype: build("mobilenet_v2", num_classes=3, width=0.35, dtype=dtype)
+        for dtype in ("float32", "bfloat16")
+    }
+    checkpoints = Checkpoints(run.path / "checkpoints", read_only=True)
+    best = checkpoints.newest().best_step
+    variables = checkpoints.variables(best, split(networks["float32"])[1])
+    assert {value.dtype.name for value in variables.values()} == {"float32"}
+    predicted = jaxtl.load_run(run.path).predict(pictures)
+    apart = {}
+    for dtype, network in networks.items():
+        graph = split(network)[0]
+        apply = jax.jit(lambda v, x, graph=graph: jax.nn.softmax(merge(graph, v)(x)))
+        apart[dtype] = float(np.abs(apply(variables, pictures) - predicted).max())
+    assert apart["bfloat16"] < apart["float32"] / 4
+    assert apart["float32"] < 0.1
