@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
             },
             "data": {"source": "data/elpv", "batch_size": 32},
             "augment": {"horizontal_flip": True, "vertical_flip": True},
+            "views": 0,
             "phases": (
                 Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=1e-3),
                 Phase(

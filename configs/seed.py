@@ -6,7 +6,8 @@ The directory holds `train/` and `val/` with a folder for each class. MobileNetV
 frozen, 224 px, batch 32; a new dense layer trained by Adam at 1e-3 for 100 epochs; pictures
 sheared, zoomed and flipped; no dropout, no early stopping, and the last parameters are the
 result. Three things differ from Keras: pictures are normalised as the weights want, resized by an
-antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 1e-8, not 1e-7.
+antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 1e-8, not 1e-7. With
+`--cfg.views=8` the frozen stages run eight times over each picture and not a hundred.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -28,6 +29,7 @@ def get_config() -> ConfigDict:
             },
             "data": {"source": config_dict.placeholder(str), "batch_size": 32},
             "augment": {"shear": 0.2, "zoom": 0.2, "horizontal_flip": True},
+            "views": 0,
             "phases": (
                 Phase(
                     name="head",

@@ -39,7 +39,7 @@ from jaxtl.report.terminal import EpochProgress, metrics_text
 from jaxtl.steps import AXIS, TrainState, TrainStep, make_train_step, prefetch, replicate
 from jaxtl.store import Store
 
-_LAG = 2  # steps under way on the device before the host looks at the sums of an earlier one
+_LAG = 2  # calls under way on the device before the host looks at the sums of an earlier one
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0  # a checkpoint an epoch would slow short epochs down
 
 
@@ -80,7 +80,6 @@ class Training:
     log: MetricsLog
     out: Console
     devices: Sequence[jax.Device]
-
     store: Store
 
     def __post_init__(self) -> None:
@@ -97,7 +96,7 @@ class Training:
 
         Raises:
             Interrupted: a signal asked for it; the run is saved and can be continued.
-            UserError: a loss is not finite any more.
+            Diverged: a loss is not finite any more.
         """
         with signals() as asked:
             for index in range(self.progress.phase, len(self.config.phases)):

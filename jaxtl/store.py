@@ -74,10 +74,9 @@ class Store:
             about = {"shape": shape, "dtype": dtype.name, "facts": facts}
             (made / "about.json").write_text(json.dumps(about, indent=2))
             place = self._place(facts)
-            shutil.rmtree(
-                place, ignore_errors=True
-            )  # damaged, or made by another process meanwhile
-            with contextlib.suppress(OSError):  # the other process was faster
+            # What is there is damaged, or another process made it meanwhile.
+            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a process is just now faster
                 made.rename(place)
 
     def _place(self, facts: dict[str, Any]) -> Path:

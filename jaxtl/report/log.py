@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX import SummaryWriter
 
 from jaxtl.errors import UserError
-
-_SECONDS_BETWEEN_FLUSHES = 10.0  # of what TensorBoard reads
 
 
 class MetricsLog:
@@ -35,12 +30,7 @@ class MetricsLog:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(part, path)
         self._lines = path.open("a")
-        # Not by a SummaryWriter, whose thread and queue take longer than all that they write.
-        tensorboard.mkdir(exist_ok=True)
-        self._tensorboard = EventsWriter(str(tensorboard / "events"))
-        self._flushed_at = time.monotonic()
-        forget = SessionLog(status=SessionLog.START)  # what TensorBoard knows from this step on
-        self._write_event(until + 1, session_log=forget)
+        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=until + 1)
 
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
@@ -57,17 +47,8 @@ class MetricsLog:
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
-        values = [
-            Summary.Value(tag=f"{split}/{name}", simple_value=value)
-            for name, value in metrics.items()
-        ]
-        self._write_event(step, summary=Summary(value=values))
-        if time.monotonic() > self._flushed_at + _SECONDS_BETWEEN_FLUSHES:
-            self._tensorboard.flush()
-            self._flushed_at = time.monotonic()
-
-    def _write_event(self, step: int, **content: Any) -> None:
-        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         """Writes what is left to disk."""
