@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,11 +21,12 @@ from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
 from jaxtl.freeze import Freezing, freezing
 from jaxtl.loop import Interrupted, Training
 from jaxtl.models import Network, Variables, build, split
+from jaxtl.report.hints import allocator_hint
 from jaxtl.report.log import MetricsLog
 from jaxtl.report.page import write_page
 from jaxtl.report.terminal import console, metrics_text, stage_table
 from jaxtl.run import RunDirectory
-from jaxtl.steps import check_batch_size
+from jaxtl.steps import check_batch_size, on_cpu
 from jaxtl.store import Store
 from jaxtl.weights import create
 
@@ -140,6 +142,11 @@ def _open(
         run.begin(config, {**facts, **origin})
         progress = Progress()
     out.print(stage_table(network, config.phases, freezings))
+    deep = any(frozen.frontier != network.stage_names[-1] for frozen in freezings)
+    if deep and on_cpu(jax.local_devices()):
+        hint = allocator_hint(os.environ, Path("/proc/self/maps"))
+        if hint:
+            out.print(hint)
     return Training(
         config=config,
         network=network,

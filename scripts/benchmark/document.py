@@ -47,8 +47,9 @@ _HOW = """## How
 - Sweep: `jaxtl.sweep --cfg sweep_heads.py`, {sweep_epochs} epochs on digits, and the same heads by
   `jaxtl.train.train` one after the other in one process; start to exit, programs and activations
   cached before, with the accuracy of the best head.
-- Start: from the command `jaxtl.train --cfg mnv2.py` to its line about the first step, all caches
-  warm; Keras: the same network, data and augmentation, to the first batch's callback.
+- Start: from the command `jaxtl.train --cfg mnv2.py` until the loop has the sums of its first
+  call of steps, all caches warm; Keras: the same network, data and augmentation, to the first
+  batch's callback.
 - JPEG: {jpegs} files of 500 x 375 pixels, quality 90, to {image_size} px. jaxtl's loader with
   antialiasing, tf.data without, PyTorch's DataLoader with {cores} workers and Pillow.
 - Peak memory: what the kernel counts for the process of the seed job.

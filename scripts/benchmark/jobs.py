@@ -93,12 +93,12 @@ def start_row(
         repeats: runs of either.
         keras: whether Keras is there.
     """
-    arguments = ["-m", "jaxtl.train", "--cfg", "mnv2.py", f"--cfg.model.weights={WEIGHTS}"]
+    flags = ["--cfg", "mnv2.py", f"--cfg.model.weights={WEIGHTS}"]
     warm = caches.empty(programs=True)
-    run([*arguments, "--cfg.phases.finetune.epochs=1", *_into(caches)], warm)
+    run(["-m", "jaxtl.train", *flags, "--cfg.phases.finetune.epochs=1", *_into(caches)], warm)
     ours, theirs = [], []
     for _ in range(repeats):
-        ours.append(run_until([*arguments, *_into(caches)], FIRST_STEP, warm))
+        ours.append(run_until(["-m", "benchmark.jaxtl_start", *flags, *_into(caches)], FIRST_STEP, warm))
         if keras:
             program = ["-m", "benchmark.keras_start", str(material.weights)]
             theirs.append(run_until(program, FIRST_STEP))
