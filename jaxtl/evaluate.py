@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
@@ -11,7 +12,9 @@ from jaxtl.data.sources import found_line, open_all, open_splits
 from jaxtl.errors import UserError
 from jaxtl.metrics import confusion
 from jaxtl.predictor import load_run
+from jaxtl.report.page import write_page
 from jaxtl.report.terminal import console, metrics_text
+from jaxtl.run import RunDirectory
 
 _HELP = """Measures a trained run: loss, accuracy, and how each class fares.
 
@@ -23,7 +26,12 @@ def main(arguments: Sequence[str]) -> int:
     flags = cli.parser("jaxtl.evaluate", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     flags.add_argument("--data", metavar="SOURCE", help="other pictures with the same classes")
+    flags.add_argument(
+        "--report", action="store_true", help="draw report.html in the run directory again"
+    )
     given = flags.parse_args(arguments)
+    if given.report and given.data is not None:
+        raise UserError("--report is about the run's own validation pictures; leave --data out")
     out = console()
     predictor = load_run(given.run)
     config = predictor.config
@@ -51,6 +59,10 @@ def main(arguments: Sequence[str]) -> int:
     out.print(table)
     means = evaluation.sums.means(len(predictor.classes))
     out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.pictures} right)")
+    if given.report:
+        run = RunDirectory(Path(given.run))
+        write_page(run, evaluation, predictor.classes)
+        out.print(str(run.report))
     return 0
 
 

@@ -49,6 +49,11 @@ class Outcome:
     measurements: Sequence[Measurement]
     checkpoints: Sequence[Saved]
 
+    def result(self, num_classes: int) -> dict[str, float]:
+        """What `run.json` says: the steps of the run and the validation of its result."""
+        step = self.checkpoints[-1].progress.step
+        return {"step": step, **self.evaluation.sums.means(num_classes)}
+
 
 def write_run(
     run: RunDirectory,
@@ -56,6 +61,8 @@ def write_run(
     facts: Mapping[str, Any],
     outcome: Outcome,
     initial: Variables | RunDirectory,
+    *,
+    page: bool,
 ) -> None:
     """Writes the directory of a complete run, as `jaxtl.train` leaves it.
 
@@ -65,6 +72,7 @@ def write_run(
         facts: as `RunDirectory.begin` takes them.
         outcome: what the run came to.
         initial: all variables as it began, or a run that began with the same.
+        page: with its page, which takes longer than all the rest.
     """
     run.path.mkdir(parents=True)
     run.begin(config, facts)
@@ -79,7 +87,7 @@ def write_run(
     for measurement in outcome.measurements:
         log.write(*measurement)
     log.close()
-    write_page(run, outcome.evaluation, facts["classes"])
+    if page:
+        write_page(run, outcome.evaluation, facts["classes"])
     checkpoints.close()
-    means = outcome.evaluation.sums.means(len(facts["classes"]))
-    run.finish({"step": outcome.checkpoints[-1].progress.step, **means})
+    run.finish(outcome.result(len(facts["classes"])))

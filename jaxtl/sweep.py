@@ -39,8 +39,10 @@ _HELP = """Trains the variations that a config's sweep() yields, one run directo
 Any other key of the config can be set by a flag, as in jaxtl.train.
 
 Runs that only train a head, on features that fit in memory, and differ only in learning rate,
-weight decay, label smoothing or seed, train together in one program. Run the same command with
-the same --workdir to continue a sweep that was stopped."""
+weight decay, label smoothing or seed, train together in one program. The best of them gets a
+report.html; `python -m jaxtl.evaluate --run DIR --report` draws that of another one.
+
+Run the same command with the same --workdir to continue a sweep that was stopped."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -282,8 +284,17 @@ def _write_runs(
     workdir: Path,
     out: Console,
 ) -> dict[str, Any]:
-    """Writes the directory of each run, which is complete or not there."""
+    """Writes the directory of each run, which is complete or not there.
+
+    The best one alone gets a page: 64 pages would take longer than all that comes before them.
+    """
     results: dict[str, Any] = {}
+    classes = len(facts["classes"])
+    done = [
+        Ranked(name, {}, None if isinstance(outcome, Diverged) else outcome.result(classes))
+        for name, outcome in zip(configs, outcomes, strict=True)
+    ]
+    best = ranked(done)[0].name
     shared: dict[int, RunDirectory] = {}  # files of what runs of a seed began with
     part = workdir / ".part"
     with counter(out, "writing the run directories", len(configs)) as show:
@@ -295,7 +306,7 @@ def _write_runs(
             shutil.rmtree(part, ignore_errors=True)
             run = RunDirectory(part / name)
             initial = shared.get(config.seed) or begun[config.seed]
-            write_run(run, config, facts, outcome, initial)
+            write_run(run, config, facts, outcome, initial, page=name == best)
             results[name] = run.facts()["result"]
             os.rename(run.path, workdir / name)
             shared[config.seed] = RunDirectory(workdir / name)

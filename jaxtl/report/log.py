@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
 
 from jaxtl.errors import UserError
 
@@ -47,8 +49,11 @@ class MetricsLog:
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
+        summary = Summary()
         for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+            summary.MergeFrom(scalar(f"{split}/{name}", value))
+        # One event for all of them: each goes through a queue between processes.
+        self._tensorboard.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
         """Writes what is left to disk."""
