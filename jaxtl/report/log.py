@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
+from typing import TYPE_CHECKING, Any
 
 from jaxtl.errors import UserError
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class MetricsLog:
@@ -32,7 +31,8 @@ class MetricsLog:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(part, path)
         self._lines = path.open("a")
-        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=until + 1)
+        self._folder, self._until = tensorboard, until
+        self._tensorboard: SummaryWriter | None = None
 
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
@@ -49,6 +49,13 @@ class MetricsLog:
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
+        # Not before a first epoch is done: this imports PyTorch where that is installed.
+        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import scalar
+
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self._folder), purge_step=self._until + 1)
         summary = Summary()
         for name, value in metrics.items():
             summary.MergeFrom(scalar(f"{split}/{name}", value))
@@ -58,7 +65,8 @@ class MetricsLog:
     def close(self) -> None:
         """Writes what is left to disk."""
         self._lines.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ _HOW = """## How
 - From block_14 up the statistics of BatchNorm stay as they are in all three, as configs/mnv2.py
   has it. The peers have no cache: their step runs the frozen trunk.
 - The full step trains all parameters, with BatchNorm in training mode.
+- Large pages: every framework with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`.
 - In brackets: accuracy on the {val} validation pictures of the seed job after {epochs} epochs with
   that very step on its {train} training pictures, the same batches for all; for the forward pass
   that of the head that the frozen step trained. BatchNorm's momentum is each framework's own.
@@ -50,8 +51,11 @@ _HOW = """## How
 - Start: from the command `jaxtl.train --cfg mnv2.py` until the loop has the sums of its first
   call of steps, all caches warm; Keras: the same network, data and augmentation, to the first
   batch's callback.
-- JPEG: {jpegs} files of 500 x 375 pixels, quality 90, to {image_size} px. jaxtl's loader with
-  antialiasing, tf.data without, PyTorch's DataLoader with {cores} workers and Pillow.
+- JPEG: {jpegs} files of 500 x 375 pixels, quality 90, to {image_size} px. jaxtl's loader and
+  PyTorch's DataLoader with {cores} workers and Pillow, both antialiased; tf.data without
+  antialiasing, as Keras loads pictures, and with it.
+- Steps with data: an epoch of frozen-trunk steps on these files, decoded in an epoch before and
+  kept, and as many steps on one of its batches.
 - Peak memory: what the kernel counts for the process of the seed job.
 """
 

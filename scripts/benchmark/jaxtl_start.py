@@ -1,15 +1,14 @@
 """`jaxtl.train`, which says when the first training step is done; `scripts/bench.py` runs it.
 
-    python -m benchmark.jaxtl_start --cfg FILE ...
+python -m benchmark.jaxtl_start --cfg FILE ...
 """
 
 from __future__ import annotations
 
+from benchmark.protocol import FIRST_STEP
 from jaxtl import cli, loop, train
 from jaxtl.metrics import Sums
 from jaxtl.report.terminal import EpochProgress
-
-from benchmark.protocol import FIRST_STEP
 
 
 class SayFirst(EpochProgress):

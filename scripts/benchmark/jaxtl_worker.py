@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,15 +16,17 @@ from jaxtl.cli import keep_compiled_programs
 from jaxtl.config import Phase
 from jaxtl.data.folders import FolderSource
 from jaxtl.data.loader import Batch, Loader
+from jaxtl.frontier import Feed
 from jaxtl.models import build
-from jaxtl.steps import shard
+from jaxtl.steps import prefetch, shard
 
 
 class JaxtlPeer:
     """The operations in jaxtl.
 
     Besides the rows of every framework there are `from:STAGE` and `cached:STAGE`: everything from
-    that stage on trains, from pictures or from cached activations.
+    that stage on trains, from pictures or from cached activations; and `data` and `data:one`: an
+    epoch of steps on files, or on one batch.
     """
 
     def __init__(self, setup: Setup):
@@ -32,8 +35,10 @@ class JaxtlPeer:
 
     def operation(self, row: str) -> Callable[[], object]:
         """Builds what is timed."""
-        if row == "jpeg":
+        if row.startswith("jpeg"):
             return self._decode
+        if row in ("data", "data:one"):
+            return self._fed(row == "data:one")
         training = self._training(row)
         pictures, labels = self._setup.batch()
         if row == "forward":
@@ -87,22 +92,41 @@ class JaxtlPeer:
             setup.weights, setup.image_size, phase, steps_per_epoch=steps, cached=cached
         )
 
+    def _fed(self, one: bool) -> Callable[[], object]:
+        """An epoch of frozen-trunk steps on the JPEG files, or as many steps on one batch."""
+        training, feed = self._training("frozen"), Feed(self._loader(memory_bytes=1e9))
+        first = next(feed.chunks(0))
+
+        def epoch() -> None:
+            chunks = feed.chunks(0)
+            if one:
+                chunks = itertools.repeat(first, feed.loader.steps_per_epoch)
+            for chunk in prefetch(chunks, training.devices):
+                sums = training.train(chunk)
+            jax.block_until_ready(sums)
+
+        return epoch
+
     def _decode(self) -> int:
+        loader = self._loader(memory_bytes=0)
+        count = sum(int(batch.valid.sum()) for batch in loader.epoch(0))
+        assert count == len(loader)
+        return count
+
+    def _loader(self, *, memory_bytes: float) -> Loader:
+        """The JPEG files in their order."""
         setup = self._setup
         paths = tuple(sorted(path.name for path in Path(setup.jpegs).iterdir()))
         source = FolderSource(Path(setup.jpegs), paths, np.zeros(len(paths), np.int32), ("all",))
-        loader = Loader(
+        return Loader(
             source,
             image_size=setup.image_size,
             resize="stretch",
             batch_size=setup.batch_size,
             seed=0,
             shuffle=False,
-            memory_bytes=0,
+            memory_bytes=memory_bytes,
         )
-        count = sum(int(batch.valid.sum()) for batch in loader.epoch(0))
-        assert count == len(paths)
-        return count
 
 
 def _given(

@@ -98,7 +98,9 @@ def start_row(
     run(["-m", "jaxtl.train", *flags, "--cfg.phases.finetune.epochs=1", *_into(caches)], warm)
     ours, theirs = [], []
     for _ in range(repeats):
-        ours.append(run_until(["-m", "benchmark.jaxtl_start", *flags, *_into(caches)], FIRST_STEP, warm))
+        ours.append(
+            run_until(["-m", "benchmark.jaxtl_start", *flags, *_into(caches)], FIRST_STEP, warm)
+        )
         if keras:
             program = ["-m", "benchmark.keras_start", str(material.weights)]
             theirs.append(run_until(program, FIRST_STEP))

@@ -5,6 +5,7 @@ A training step is `train_on_batch` of the compiled model, inference its call in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,8 +25,8 @@ class KerasPeer:
 
     def operation(self, row: str) -> Callable[[], object]:
         """Builds what is timed."""
-        if row == "jpeg":
-            return self._decode
+        if row.startswith("jpeg"):
+            return functools.partial(self._decode, antialias=row == "jpeg_smooth")
         pictures, labels = (tf.constant(array) for array in self._setup.batch())
         model = self._model(row)
         if row == "forward":
@@ -60,12 +61,12 @@ class KerasPeer:
         )
         return model
 
-    def _decode(self) -> int:
+    def _decode(self, *, antialias: bool) -> int:
         size, count = self._setup.image_size, 0
         paths = sorted(str(path) for path in Path(self._setup.jpegs).iterdir())
         for batch in (
             tf.data.Dataset.from_tensor_slices(paths)
-            .map(lambda path: _picture(path, size), num_parallel_calls=tf.data.AUTOTUNE)
+            .map(lambda path: _picture(path, size, antialias), num_parallel_calls=tf.data.AUTOTUNE)
             .batch(self._setup.batch_size)
             .prefetch(tf.data.AUTOTUNE)
         ):
@@ -78,9 +79,9 @@ def _forward(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     return tf.function(lambda pictures: model(pictures, training=False))
 
 
-def _picture(path: tf.Tensor, size: int) -> tf.Tensor:
+def _picture(path: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
     picture = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-    return tf.cast(tf.image.resize(picture, (size, size), antialias=False), np.uint8)
+    return tf.cast(tf.image.resize(picture, (size, size), antialias=antialias), np.uint8)
 
 
 if __name__ == "__main__":

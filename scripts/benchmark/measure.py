@@ -6,20 +6,22 @@ import contextlib
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark import jobs, material, scaling
-from benchmark.goals import PEERS_OF
+from benchmark.goals import ONE_BATCH, PEERS_OF
 from benchmark.material import Material
 from benchmark.processes import run
-from benchmark.protocol import STEP_ROWS, Setup
+from benchmark.protocol import LARGE_PAGES, STEP_ROWS, Setup
 from benchmark.sizes import Sizes
 from benchmark.workers import Worker
 
-OPERATIONS = (*STEP_ROWS, "jpeg")
-JOBS = ("seed", "seed_plain", "sweep", "start", "scaling", "roofline")
+OPERATIONS = (*STEP_ROWS, "jpeg", "jpeg_smooth", f"full{LARGE_PAGES}")
+JOBS = ("data", "seed", "seed_plain", "sweep", "start", "scaling", "roofline")
+
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 Row = dict[str, dict[str, Any]]
 """By peer: `values`, one a measurement, and perhaps `accuracy` and more."""
@@ -67,7 +69,10 @@ class Suite:
             calls=sizes.calls,
             epochs=sizes.epochs,
         )
-        yield from self._operations([name for name in names if name in OPERATIONS], setup)
+        asked = [name for name in names if name in OPERATIONS]
+        large = [name for name in asked if name.endswith(LARGE_PAGES)]
+        yield from self._operations([name for name in asked if name not in large], setup, {})
+        yield from self._operations(large, setup, _LARGE_PAGES)
         caches = jobs.Caches(self.folder / "caches")
         for name in (name for name in names if name in JOBS):
             if name == "scaling":
@@ -75,30 +80,35 @@ class Suite:
                 yield name, {name: scaling.measure(made, caches, grown, setup, sizes.scales)}
             elif name == "roofline":
                 yield name, {name: roofline(setup, self.repeats)}
+            elif name == "data":
+                row = data(setup, self.repeats)
+                _say(name, row)
+                yield name, {"rows": {name: row}}
             else:
                 rows = self._job(name, made, caches)
                 _say(name, rows[name])
                 yield name, {"rows": rows}
 
     def _operations(
-        self, names: Sequence[str], setup: Setup
+        self, names: Sequence[str], setup: Setup, extra: Mapping[str, str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         with contextlib.ExitStack() as stack:
             peers = self.peers if names else ()
-            workers = {peer: stack.enter_context(Worker(peer, setup)) for peer in peers}
+            workers = {peer: stack.enter_context(Worker(peer, setup, extra)) for peer in peers}
             for name in names:
                 asked = {"jaxtl", *PEERS_OF[name]}
                 present = {peer: worker for peer, worker in workers.items() if peer in asked}
+                operation = name.removesuffix(LARGE_PAGES)
                 for worker in present.values():
-                    worker.ask("prepare", name)
+                    worker.ask("prepare", operation)
                 row: Row = {peer: {"values": []} for peer in present}
                 for _ in range(self.repeats):
                     for peer, worker in present.items():
-                        row[peer]["values"].append(worker.ask("time", name))
+                        row[peer]["values"].append(worker.ask("time", operation))
                 for peer, worker in present.items():
-                    if name == "jpeg":
+                    if name.startswith("jpeg"):
                         row[peer]["pictures"] = self.sizes.jpegs
-                    else:
+                    elif name in STEP_ROWS:
                         row[peer]["accuracy"] = worker.ask("learn", name)
                 _say(name, row)
                 yield name, {"rows": {name: row}}
@@ -126,6 +136,18 @@ class Suite:
         )
         peaks = {peer: {"values": measured.pop("peak_bytes")} for peer, measured in row.items()}
         return {name: row} if name == "seed_plain" else {name: row, "memory": peaks}
+
+
+def data(setup: Setup, repeats: int) -> Row:
+    """Steps on batch after batch of decoded files, and as many on the same batch."""
+    with Worker("jaxtl", setup) as fed, Worker("jaxtl", setup) as one:
+        fed.ask("prepare", "data")
+        one.ask("prepare", "data:one")
+        row: Row = {"jaxtl": {"values": []}, ONE_BATCH: {"values": []}}
+        for _ in range(repeats):
+            row["jaxtl"]["values"].append(fed.ask("time", "data"))
+            row[ONE_BATCH]["values"].append(one.ask("time", "data:one"))
+    return row
 
 
 def roofline(setup: Setup, repeats: int) -> dict[str, Any]:

@@ -24,7 +24,10 @@ from typing import Any, Protocol
 import numpy as np
 
 STEP_ROWS = ("forward", "frozen", "full", "block_14")
-"""The operations on one batch; the others are `jpeg` and whole jobs."""
+"""The operations on one batch; the others decode pictures or are whole jobs."""
+
+LARGE_PAGES = "_pages"
+"""Ends the name of a row that is measured with memory in large pages, in every framework."""
 
 LEARNING_RATE = {"forward": 1e-3, "frozen": 1e-3, "full": 1e-4, "block_14": 1e-4}
 """Of Adam, in every framework; `forward` is measured by the head that `frozen` trains."""

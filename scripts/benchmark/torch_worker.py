@@ -37,7 +37,7 @@ class TorchPeer:
 
     def operation(self, row: str) -> Callable[[], object]:
         """Builds what is timed."""
-        if row == "jpeg":
+        if row.startswith("jpeg"):
             return self._decoder()
         pictures, labels = self._setup.batch()
         network = self._network(row)

@@ -25,7 +25,9 @@ def test_a_process_with_small_pages_is_told_what_to_type(maps):
     assert "\n" not in hint
 
 
-@pytest.mark.parametrize("tunables", ["glibc.malloc.hugetlb=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=2"])
+@pytest.mark.parametrize(
+    "tunables", ["glibc.malloc.hugetlb=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=2"]
+)
 def test_a_process_with_large_pages_is_told_nothing(maps, tunables):
     assert allocator_hint({"GLIBC_TUNABLES": tunables}, maps) is None
 
