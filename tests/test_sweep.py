@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxtl import load_run
+from jaxtl import evaluate, load_run
 from jaxtl.checkpoint import Checkpoints
 from jaxtl.errors import UserError
 from jaxtl.models import build, split
@@ -101,6 +101,17 @@ def test_the_ranking_is_by_accuracy_then_loss_and_the_csv_has_all_of_it(swept):
     assert {row["phases.head.lr"] for row in rows} == {"0.01", "3.0"}
     accuracies = [float(row["val_accuracy"]) for row in rows]
     assert accuracies == sorted(accuracies, reverse=True)
+
+
+def test_the_best_run_has_a_page_and_the_others_get_theirs_on_demand(swept):
+    _, folder, (best, second, *_) = swept
+    assert f"{best.result['accuracy']:.2%}" in (folder / best.name / "report.html").read_text()
+    page = folder / second.name / "report.html"
+    assert not page.exists()
+    assert evaluate.main(["--run", str(page.parent), "--report"]) == 0
+    text = page.read_text()
+    assert f"{second.result['accuracy']:.2%}" in text
+    assert f"loss {second.result['loss']:.3f}" in text
 
 
 def test_a_run_of_a_group_can_be_used_like_any_other(swept):

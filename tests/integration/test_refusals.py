@@ -63,6 +63,11 @@ CASES = {
         1,
         ["'purple'", "blue, green, red"],
     ),
+    "a report on other pictures": (
+        ("jaxtl.evaluate", "--run", "whole", "--report", "--data", "data/val"),
+        1,
+        ["--report", "--data"],
+    ),
     "predict a missing file": (
         ("jaxtl.predict", "--run", "whole", "data/val/red/99.png"),
         1,
