@@ -173,7 +173,8 @@ class Config(_Checked):
         phases: in order.
         views: how many augmented views of each training picture there are. 0 draws a new one every
             epoch, and the frozen stages run each time, as in Keras; with a finite number they run
-            once for each view. `auto` decides for each phase, and says so.
+            once for each view. `auto` decides for each phase, and says so; 0 where nothing is
+            frozen left of what trains.
         dtype: of activations and matrix products; parameters, BatchNorm statistics, head and loss
             stay float32.
         seed: of everything random but what `Data.seed` draws.

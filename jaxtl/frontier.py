@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from jaxtl.store import Store
 
 _VIEWS = 8  # what `auto` takes at most
 _STEPS_PER_CALL = 64  # of training on features, which take less time than Python does
+_DECIDING = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # packages that decide on numbers
 _LAG = 2  # batches under way on the device while earlier ones are written
 
 
@@ -43,12 +45,14 @@ class Plan:
         cached: whether the frozen stages run once for each view, and not in every step.
         resident: whether what they return is kept on every device; else it is read from disk.
         why: in words.
+        size: of the activations, in bytes; 0 where they are not cached.
     """
 
     views: int
     cached: bool
     resident: bool
     why: str
+    size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +129,8 @@ def plan(
         reason = f"{phase.epochs} epochs would not use each more than once"
         return Plan(views, False, False, f"{why}; not cached: {reason}")
     where = "in memory" if resident else "on disk"
-    return Plan(views, True, resident, f"{why}; the frozen stages run once: {fits} {where}")
+    why = f"{why}; the frozen stages run once: {fits} {where}"
+    return Plan(views, True, resident, why, size)
 
 
 def _views(config: Config, phase: Phase, size: float, changes: bool) -> tuple[int, str]:
@@ -136,20 +141,57 @@ def _views(config: Config, phase: Phase, size: float, changes: bool) -> tuple[in
         return config.views, f"{config.views} {'views' if config.views > 1 else 'view'} a picture"
     if not changes:
         return 1, "pictures as they are"
-    fitting = min(_VIEWS, int(config.cache.memory_gb * 1e9 // size))
+    name = min(("memory_gb", "disk_gb"), key=lambda name: getattr(config.cache, name))
+    most = getattr(config.cache, name)
+    fitting = min(_VIEWS, int(most * 1e9 // size))
     if fitting < 2:
-        room = f"two would take {_amount(2 * size)} of cache.memory_gb={config.cache.memory_gb:g}"
+        room = f"two would take {_amount(2 * size)} of cache.{name}={most:g}"
         return 0, f"a new view of each picture every epoch, since {room}"
     if fitting >= phase.epochs:
         return 0, "a new view of each picture every epoch, since there are so few epochs"
     return fitting, f"{fitting} views a picture"
 
 
-def validation_plan(config: Config, row: jax.ShapeDtypeStruct, pictures: int) -> Plan:
-    """The same for validation, whose pictures are never changed."""
+def validation_plan(
+    config: Config, row: jax.ShapeDtypeStruct, pictures: int, *, beside: int
+) -> Plan:
+    """The same for validation, whose pictures are never changed.
+
+    Args:
+        config, row, pictures: as in `plan`.
+        beside: bytes of the activations that have to stay on the disk too.
+    """
     size = _bytes(config, row) * pictures
-    cached = size <= config.cache.disk_gb * 1e9
-    return Plan(1, cached, size <= config.cache.memory_gb * 1e9, "")
+    if size + beside > config.cache.disk_gb * 1e9:
+        return Plan(1, False, False, "")
+    return Plan(1, True, size <= config.cache.memory_gb * 1e9, "", size)
+
+
+def feature_plans(
+    config: Config, row: jax.ShapeDtypeStruct, train: int, val: int, *, runs: int
+) -> list[tuple[Plan, Config]]:
+    """The plans of runs that train together on one set of features.
+
+    Args:
+        config: of one of the runs.
+        row: what the stages before the head return for one picture.
+        train, val: how many pictures there are.
+        runs: how many runs there are.
+
+    Returns:
+        A plan for each phase, one for validation after an epoch, and one for that of the result,
+        with the config that says how the features are kept: a single run validates its result by
+        the whole network, without rounding to `cache.dtype`.
+    """
+    phases = [plan(config, phase, row, train, runs=runs) for phase in config.phases]
+    trained = sum({planned.views: planned.size for planned in phases}.values())
+    val_plan = validation_plan(config, row, val, beside=trained)
+    unrounded = config.cache.model_copy(update={"dtype": "float32"})
+    exact = config.model_copy(update={"cache": unrounded})
+    # The same array where nothing is rounded.
+    beside = trained + (val_plan.size if exact != config else 0)
+    exact_plan = validation_plan(exact, row, val, beside=beside)
+    return [*((planned, config) for planned in phases), (val_plan, config), (exact_plan, exact)]
 
 
 def row_spec(network: Network, stage: str, image_size: int) -> jax.ShapeDtypeStruct:
@@ -204,8 +246,10 @@ class FrozenPass:
             "augment": self.augmentation.model_dump() if changes else None,
             "views": [self.views, self.config.data.seed if changes else None],
             "dtype": [self.config.dtype, self.config.cache.dtype],
-            "versions": [importlib.metadata.version(name) for name in ("jaxtl", "jax", "jaxlib")],
+            "versions": [importlib.metadata.version(name) for name in _DECIDING],
+            "code": _code(),
             "device": [self.devices[0].platform, self.devices[0].device_kind],
+            "precision": jax.config.jax_default_matmul_precision,
         }
 
     def run(self, store: Store) -> Generator[int]:
@@ -292,10 +336,21 @@ def open_feed(
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         out.print(f"not cached after all: {where}{error.strerror}")
+        return pictures
     if rows is None:
+        out.print("not cached after all: another process removed the activations")
         return pictures
     table = replicate(rows, work.devices) if planned.resident else None
     return Feed(work.loader, planned.views, work.stage, work.row.dtype, rows, table)
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of this package's own code, whose version does not change with every commit."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _sha256(variables: Variables) -> str:

@@ -120,8 +120,12 @@ class Training:
         state = self._begin(phase, frozen)
         fixed = partition(self.variables, frozen.changing)[1]
         run = _PhaseRun(index, phase, train, val, step, fixed, self._hyperparameters(phase, train))
-        while not finished(phase, self.progress):
-            state = self._epoch(run, state, asked)
+        try:
+            while not finished(phase, self.progress):
+                state = self._epoch(run, state, asked)
+        except Exception:  # a run that diverges keeps its best epoch
+            self._save_best(run)
+            raise
         self.variables = fixed | state.changing
 
     def _restore_best(self, phase: Phase) -> None:
@@ -145,7 +149,11 @@ class Training:
         self.out.print(f"{phase.name}: {planned.why}")
         pairs = (
             (planned, self.train_data, self.config.augment),
-            (validation_plan(self.config, row, len(self.val_data)), self.val_data, Augment()),
+            (
+                validation_plan(self.config, row, len(self.val_data), beside=planned.size),
+                self.val_data,
+                Augment(),
+            ),
         )
         feeds = []
         for how, loader, augmentation in pairs:
@@ -218,8 +226,9 @@ class Training:
         train["images_per_second"] = shown.images_per_second
         for split_name, metrics in (("train", train), ("val", val)):
             self.log.write(phase.name, self.progress.epoch, self.progress.step, split_name, metrics)
-        self._save(run, state, at_once=bool(asked) or finished(phase, self.progress))
-        if asked:
+        stop = bool(asked)
+        self._save(run, state, at_once=stop or finished(phase, self.progress))
+        if stop:
             raise Interrupted
         return state
 
@@ -269,11 +278,15 @@ class Training:
                 # A copy: the next step takes the state's arrays for its own.
                 self._unsaved_best = self.progress, jax.tree.map(jnp.copy, state)
             return
+        self._save_best(run)
+        self._write(run, self.progress, state)
+        self._saved_at = time.monotonic()
+
+    def _save_best(self, run: _PhaseRun) -> None:
+        """Writes the best epoch if it has no checkpoint yet."""
         best, self._unsaved_best = self._unsaved_best, None
         if best is not None and best[0].step == self.progress.best_step:
             self._write(run, *best)
-        self._write(run, self.progress, state)
-        self._saved_at = time.monotonic()
 
     def _write(self, run: _PhaseRun, progress: Progress, state: TrainState) -> None:
         earlier = self.freezings[: run.index + 1]

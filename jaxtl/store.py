@@ -74,10 +74,14 @@ class Store:
             about = {"shape": shape, "dtype": dtype.name, "facts": facts}
             (made / "about.json").write_text(json.dumps(about, indent=2))
             place = self._place(facts)
-            # What is there is damaged, or another process made it meanwhile.
-            shutil.rmtree(place, ignore_errors=True)
-            with contextlib.suppress(OSError):  # a process is just now faster
+            if self.find(facts) is not None:
+                return  # another process made it meanwhile
+            shutil.rmtree(place, ignore_errors=True)  # what is there is damaged
+            try:
                 made.rename(place)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # it is just now faster
+                    raise
 
     def _place(self, facts: dict[str, Any]) -> Path:
         words = json.dumps(facts, sort_keys=True)

@@ -22,7 +22,7 @@ from jaxtl.config import Config, differences, leaves
 from jaxtl.data.sources import Splits, open_splits
 from jaxtl.errors import UserError
 from jaxtl.freeze import Freezing, partition
-from jaxtl.frontier import plan, row_spec, validation_plan
+from jaxtl.frontier import feature_plans, row_spec
 from jaxtl.loop import Diverged, Interrupted
 from jaxtl.models import Network, Variables, build, split
 from jaxtl.outcome import Outcome, write_run
@@ -42,7 +42,12 @@ Runs that only train a head, on features that fit in memory, and differ only in 
 weight decay, label smoothing or seed, train together in one program. The best of them gets a
 report.html; `python -m jaxtl.evaluate --run DIR --report` draws that of another one.
 
-Run the same command with the same --workdir to continue a sweep that was stopped."""
+Run the same command with the same --workdir to continue a sweep that was stopped: runs that are
+complete stay as they are, and those that were training together begin again."""
+
+
+_DIVERGED = "diverged.json"  # beside the run directories: what each said
+_COPIES = 12  # of a head: parameters, gradients, Adam's two, and those of newest and best
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -192,9 +197,14 @@ def _other_sweep(known: dict[str, Config], asked: dict[str, Config]) -> str:
 
 
 def _known(family: _Family, workdir: Path) -> dict[str, Any]:
-    """The results of the runs that are complete."""
-    results = {}
+    """The results of the runs that are complete, None for those that diverged."""
+    results: dict[str, Any] = {}
+    path = workdir / _DIVERGED
+    diverged = json.loads(path.read_text()) if path.exists() else {}
     for variation in family.variations:
+        if variation.name in diverged:
+            results[variation.name] = None
+            continue
         run = RunDirectory(workdir / variation.name)
         if run.exists() and (result := run.facts().get("result")):
             run.check_same(variation.config, run_facts(family.data))
@@ -207,8 +217,11 @@ def _train(family: _Family, workdir: Path, done: Any, out: Console) -> dict[str,
     left = [variation for variation in family.variations if variation.name not in done]
     new = [variation for variation in left if not (workdir / variation.name).exists()]
     results: dict[str, Any] = {}
-    if _together(family, len(new)):
-        results = _train_together(dataclasses.replace(family, variations=new), workdir, out)
+    most = _most_together(family)
+    for first in range(0, len(new), most):
+        group = dataclasses.replace(family, variations=new[first : first + most])
+        if _together(group, len(group.variations)):
+            results |= _train_together(group, workdir, out)
     for variation in left:
         if variation.name in results:
             continue
@@ -218,9 +231,25 @@ def _train(family: _Family, workdir: Path, done: Any, out: Console) -> dict[str,
             train(variation.config, run, out)
             results[variation.name] = RunDirectory(run).facts()["result"]
         except Diverged as error:
-            out.print(f"{variation.name}: {error}")
+            _note_diverged(workdir, variation.name, error, out)
             results[variation.name] = None
     return results
+
+
+def _note_diverged(workdir: Path, name: str, error: Diverged, out: Console) -> None:
+    """Says that a run diverged, and keeps it: a sweep that is continued does not train it again."""
+    out.print(f"{name}: {error}")
+    path = workdir / _DIVERGED
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, known | {name: str(error)})
+
+
+def _most_together(family: _Family) -> int:
+    """How many heads, with all that is kept of each on a device, fit in `cache.memory_gb`."""
+    stage = family.network.stage_names[-1]
+    variables = split(family.network)[1]
+    head = sum(v.nbytes for path, v in variables.items() if path.partition("/")[0] == stage)
+    return max(1, int(family.variations[0].config.cache.memory_gb * 1e9 // (_COPIES * head)))
 
 
 def _together(family: _Family, runs: int) -> bool:
@@ -229,10 +258,8 @@ def _together(family: _Family, runs: int) -> bool:
     if runs < 2 or any(frozen.frontier != stage for frozen in family.freezings):
         return False
     row = row_spec(family.network, stage, config.model.image_size)
-    pictures = len(family.data.train)
-    plans = [plan(config, phase, row, pictures, runs=runs) for phase in config.phases]
-    plans.append(validation_plan(config, row, len(family.data.val)))
-    return all(planned.cached and planned.resident for planned in plans)
+    plans = feature_plans(config, row, *map(len, family.data), runs=runs)
+    return all(planned.cached and planned.resident for planned, _ in plans)
 
 
 def _train_together(family: _Family, workdir: Path, out: Console) -> dict[str, Any]:
@@ -301,7 +328,7 @@ def _write_runs(
         for (name, config), outcome in zip(configs.items(), outcomes, strict=True):
             results[name] = None
             if isinstance(outcome, Diverged):
-                out.print(f"{name}: {outcome}")
+                _note_diverged(workdir, name, outcome, out)
                 continue
             shutil.rmtree(part, ignore_errors=True)
             run = RunDirectory(part / name)

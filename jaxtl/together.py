@@ -24,7 +24,7 @@ from jaxtl.checkpoint import Progress
 from jaxtl.config import Augment, Config, Phase
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.freeze import Freezing, partition, training_graph
-from jaxtl.frontier import Feed, FrozenPass, Plan, open_feed, plan, row_spec
+from jaxtl.frontier import Feed, FrozenPass, feature_plans, open_feed, row_spec
 from jaxtl.lanes import Lanes
 from jaxtl.loop import Diverged, Interrupted, check_finite, finished, signals
 from jaxtl.metrics import Sums
@@ -47,7 +47,7 @@ from jaxtl.store import Store
 
 @dataclasses.dataclass
 class Together:
-    """A group of runs with the same key.
+    """A group of runs.
 
     Attributes:
         configs: of the runs.
@@ -115,18 +115,18 @@ class Together:
         """What each phase trains on, what its epochs are validated on, and what the result is."""
         config = self.configs[0]
         pictures = next(iter(self.train_data.values()))
-        # A single run validates its result by the whole network, without rounding to cache.dtype.
-        unrounded = config.cache.model_copy(update={"dtype": "float32"})
-        exact = config.model_copy(update={"cache": unrounded})
-        once = Plan(views=1, cached=True, resident=True, why="")
-        wanted: list[tuple[Plan, Config, Loader, Augment]] = []
-        for phase in config.phases:
-            planned = plan(config, phase, self.row, len(pictures), runs=len(self.configs))
+        sizes = len(pictures), len(self.val_data)
+        plans = feature_plans(config, self.row, *sizes, runs=len(self.configs))
+        for phase, (planned, _) in zip(config.phases, plans, strict=False):
             self.out.print(f"{phase.name}: {planned.why}")
-            wanted.append((planned, config, pictures, config.augment))
-        wanted += [(once, which, self.val_data, Augment()) for which in (config, exact)]
+        given = [(pictures, config.augment)] * len(config.phases) + [(self.val_data, Augment())] * 2
         feeds: list[Feed] = []
-        for planned, which, loader, augmentation in wanted:
+        made: dict[tuple[int, str, bool], Feed] = {}
+        for (planned, which), (loader, augmentation) in zip(plans, given, strict=True):
+            key = planned.views, which.cache.dtype, loader is self.val_data
+            if key in made:  # the phases share a table
+                feeds.append(made[key])
+                continue
             work = FrozenPass(
                 config=which,
                 network=self.network,
@@ -144,6 +144,7 @@ class Together:
             if feed.table is None:
                 return None
             feeds.append(feed)
+            made[key] = feed
         return feeds
 
     def _phase(self, index: int, train: Feed, val: Feed, asked: list[int]) -> None:

@@ -41,8 +41,8 @@ def main() -> int:
             return 2
         part = _begin(given)
         if given.rows and (known := results.get(given.device)):
-            if any(known[key] != part[key] for key in ("machine", "quick")):
-                print(f"{stored} is from elsewhere; leave --rows out", file=sys.stderr)
+            if any(_comparable(known)[key] != value for key, value in _comparable(part).items()):
+                print(f"{stored} was measured otherwise; leave --rows out", file=sys.stderr)
                 return 2
             part = {**part, **{key: known[key] for key in _KEPT if key in known}}
         results[given.device] = part
@@ -103,6 +103,12 @@ def _begin(given: argparse.Namespace) -> dict[str, Any]:
         "measured": {},
         "rows": {},
     }
+
+
+def _comparable(part: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for rows to stand in one table."""
+    versions = {name: v for name, v in part["versions"].items() if name != "commit"}
+    return {key: part[key] for key in ("machine", "quick", "absent", "how")} | versions
 
 
 def _sizes(given: argparse.Namespace) -> Sizes:

@@ -149,7 +149,7 @@ def test_validation_pictures_are_cached_where_they_fit():
         ({"memory_gb": 0.005}, True, False),
         ({"disk_gb": 0.005}, False, True),
     ):
-        found = validation_plan(config(augment=CHANGES, cache=cache), FEATURES, PICTURES)
+        found = validation_plan(config(augment=CHANGES, cache=cache), FEATURES, PICTURES, beside=0)
         assert (found.views, found.cached, found.resident) == (1, cached, resident)
 
 

@@ -1,7 +1,9 @@
 """Runs that train together come out as those that train one by one."""
 
 import csv
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -60,11 +62,20 @@ def lines(run):
     ]
 
 
+def classes(page):
+    """The table of a page that has a row for each class."""
+    return page.partition("<h2>Classes</h2>")[2].partition("<h2>")[0]
+
+
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     variations = written(folder, VARIED)
     return variations, folder / "all", sweep(variations, folder / "all", QUIET)
+
+
+def names(runs):
+    return [run.name for run in runs]
 
 
 @pytest.mark.parametrize("number", [0, 5, 11])
@@ -78,17 +89,21 @@ def test_a_run_of_a_group_is_the_run_alone(swept, tmp_path, number):
         close = {key: pytest.approx(one[key], rel=2e-4) for key in LINES if key in one}
         assert other == one | close
     like = split(build("mobilenet_v2", num_classes=10, width=0.35))[1]
-    newest = {}
+    reached, saved = {}, {}
     for run in (alone, together):
         checkpoints = Checkpoints(RunDirectory(run).checkpoints, read_only=True)
-        newest[run] = checkpoints.newest(), checkpoints.variables(checkpoints.newest().step, like)
+        reached[run] = newest = checkpoints.newest()
+        saved[run] = [checkpoints.variables(at, like) for at in (newest.step, newest.best_step)]
         checkpoints.close()
-    assert newest[alone][0].step == newest[together][0].step
-    assert newest[alone][0].best_step == newest[together][0].best_step
-    for path, value in newest[alone][1].items():
-        np.testing.assert_allclose(
-            newest[together][1][path], value, rtol=1e-3, atol=1e-4, err_msg=path
-        )
+    assert reached[alone].step == reached[together].step
+    assert reached[alone].best_step == reached[together].best_step
+    for expected, found in zip(saved[alone], saved[together], strict=True):
+        for path, value in expected.items():
+            np.testing.assert_allclose(found[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
+    expected, found = (
+        json.loads((run / "run.json").read_text())["result"] for run in (alone, together)
+    )
+    assert found == pytest.approx(expected, rel=2e-4)
 
 
 def test_the_ranking_is_by_accuracy_then_loss_and_the_csv_has_all_of_it(swept):
@@ -105,7 +120,11 @@ def test_the_ranking_is_by_accuracy_then_loss_and_the_csv_has_all_of_it(swept):
 
 def test_the_best_run_has_a_page_and_the_others_get_theirs_on_demand(swept):
     _, folder, (best, second, *_) = swept
-    assert f"{best.result['accuracy']:.2%}" in (folder / best.name / "report.html").read_text()
+    drawn = (folder / best.name / "report.html").read_text()
+    assert f"{best.result['accuracy']:.2%}" in drawn
+    assert evaluate.main(["--run", str(folder / best.name), "--report"]) == 0
+    again = (folder / best.name / "report.html").read_text()
+    assert classes(again) == classes(drawn)  # recall and precision, from its predictions
     page = folder / second.name / "report.html"
     assert not page.exists()
     assert evaluate.main(["--run", str(page.parent), "--report"]) == 0
@@ -118,6 +137,35 @@ def test_a_run_of_a_group_can_be_used_like_any_other(swept):
     _, folder, ranking = swept
     predicted = load_run(folder / ranking[0].name).predict(np.zeros((3, 8, 8, 3), np.uint8))
     np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_run_that_diverged_is_last_and_is_not_trained_again(tmp_path):
+    lrs = "yield from grid({'phases.head.lr': (1e-2, 1e30), 'seed': (0, 1)})"
+    variations = written(tmp_path, lrs)
+    ranking = sweep(variations, tmp_path / "all", QUIET)
+    lost = [variation.name for variation in variations if "1e+30" in variation.name]
+    assert [run.name for run in ranking if run.result is None] == lost == names(ranking[2:])
+    said = json.loads((tmp_path / "all" / "diverged.json").read_text())
+    assert [name for name in said if "training loss is" in said[name]] == lost
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "all").rglob("*.json")}
+    again = sweep(variations, tmp_path / "all", QUIET)
+    assert names(again) == names(ranking)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_more_heads_than_fit_in_memory_train_in_several_groups(swept, tmp_path):
+    everything, folder, ranking = swept
+    features, head = 1437 * 1280 * 4, (1280 + 1) * 10 * 4  # bytes
+    memory = {"cache.memory_gb": str(1.1 * features / 1e9)}
+    variations = load_sweep(str(folder.parent / "swept.py"), memory)
+    out = Console(file=io.StringIO(), width=200)
+    found = sweep(variations, tmp_path / "all", out)
+    groups = [int(n) for n in re.findall(r"(\d+) runs train together", out.file.getvalue())]
+    assert sum(groups) == len(everything)
+    assert max(groups) * head * 3 < 1.1 * features  # with what Adam keeps
+    expected = {run.name: run.result for run in ranking}
+    for run in found:
+        assert run.result == pytest.approx(expected[run.name], rel=2e-4)
 
 
 def test_a_sweep_that_is_continued_trains_only_what_is_missing(swept):

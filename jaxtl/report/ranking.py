@@ -64,21 +64,20 @@ def ranking_table(runs: Sequence[Ranked], rest: Path) -> Table:
 
 
 def write_ranking(path: Path, runs: Sequence[Ranked]) -> None:
-    """Writes all runs as CSV; what diverged has `nan` for its metrics.
+    """Writes all runs as CSV; a metric that a run does not have is `nan`.
 
     Args:
         path: of the file; one that is there is replaced.
         runs: from `ranked`.
     """
-    metrics = next((list(run.result) for run in runs if run.result is not None), [])
-    metrics = [name for name in ("accuracy", "loss", "top5") if name in metrics]
+    known = frozenset().union(*(run.result for run in runs if run.result is not None))
+    metrics = [name for name in ("accuracy", "loss", "top5") if name in known]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", *runs[0].varied, *(f"val_{name}" for name in metrics), "steps"])
         for run in runs:
-            measured: list[Any] = [math.nan for _ in metrics] + [""]
-            if run.result is not None:
-                measured = [run.result[name] for name in (*metrics, "step")]
+            result = run.result or {}
+            measured = [*(result.get(name, math.nan) for name in metrics), result.get("step", "")]
             writer.writerow([run.name, *run.varied.values(), *measured])
 
 

@@ -75,7 +75,7 @@ def _treatment(sizes: dict[str, int], phase: Phase, frozen: Freezing) -> str:
 
 @contextlib.contextmanager
 def counter(out: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Counts pictures: a bar on a terminal that goes when all are done, nothing elsewhere."""
+    """Counts: a bar on a terminal that goes when all are done, nothing elsewhere."""
     columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
     with Progress(
         *columns,

@@ -92,26 +92,24 @@ class Suite:
     def _operations(
         self, names: Sequence[str], setup: Setup, extra: Mapping[str, str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        with contextlib.ExitStack() as stack:
-            peers = self.peers if names else ()
-            workers = {peer: stack.enter_context(Worker(peer, setup, extra)) for peer in peers}
-            for name in names:
-                asked = {"jaxtl", *PEERS_OF[name]}
-                present = {peer: worker for peer, worker in workers.items() if peer in asked}
-                operation = name.removesuffix(LARGE_PAGES)
-                for worker in present.values():
+        for name in names:
+            operation = name.removesuffix(LARGE_PAGES)
+            peers = [peer for peer in self.peers if peer in ("jaxtl", *PEERS_OF[name])]
+            with contextlib.ExitStack() as stack:
+                workers = {peer: stack.enter_context(Worker(peer, setup, extra)) for peer in peers}
+                for worker in workers.values():
                     worker.ask("prepare", operation)
-                row: Row = {peer: {"values": []} for peer in present}
+                row: Row = {peer: {"values": []} for peer in peers}
                 for _ in range(self.repeats):
-                    for peer, worker in present.items():
+                    for peer, worker in workers.items():
                         row[peer]["values"].append(worker.ask("time", operation))
-                for peer, worker in present.items():
+                for peer, worker in workers.items():
                     if name.startswith("jpeg"):
                         row[peer]["pictures"] = self.sizes.jpegs
                     elif name in STEP_ROWS:
                         row[peer]["accuracy"] = worker.ask("learn", name)
-                _say(name, row)
-                yield name, {"rows": {name: row}}
+            _say(name, row)
+            yield name, {"rows": {name: row}}
 
     def _job(self, name: str, made: Material, caches: jobs.Caches) -> dict[str, Row]:
         keras = "Keras" in self.peers
