@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtl.errors import UserError
 
-if TYPE_CHECKING:
+
+@contextlib.contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Lets imports go as if a package were not installed, unless it is imported already."""
+    hidden = package not in sys.modules
+    if hidden:
+        sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[package]
+
+
+with _without("torch"):  # tensorboardX would import it, to know its tensors
     from tensorboardX import SummaryWriter
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import scalar
 
 
 class MetricsLog:
@@ -31,8 +49,7 @@ class MetricsLog:
             part.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(part, path)
         self._lines = path.open("a")
-        self._folder, self._until = tensorboard, until
-        self._tensorboard: SummaryWriter | None = None
+        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=until + 1)
 
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
@@ -49,13 +66,6 @@ class MetricsLog:
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
-        # Not before a first epoch is done: this imports PyTorch where that is installed.
-        from tensorboardX import SummaryWriter
-        from tensorboardX.proto.summary_pb2 import Summary
-        from tensorboardX.summary import scalar
-
-        if self._tensorboard is None:
-            self._tensorboard = SummaryWriter(str(self._folder), purge_step=self._until + 1)
         summary = Summary()
         for name, value in metrics.items():
             summary.MergeFrom(scalar(f"{split}/{name}", value))
@@ -65,8 +75,7 @@ class MetricsLog:
     def close(self) -> None:
         """Writes what is left to disk."""
         self._lines.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._tensorboard.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

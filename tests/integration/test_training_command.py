@@ -141,3 +141,12 @@ def test_every_command_explains_itself(workplace, module):
     assert shown.code == 0
     assert shown.out.startswith(f"usage: python -m {module} ")
     assert shown.err == ""
+
+
+def test_training_imports_no_other_framework(workplace, tmp_path):
+    for package in ("torch", "tensorflow", "keras"):
+        text = f"raise RuntimeError('{package} was imported')\n"
+        (tmp_path / f"{package}.py").write_text(text)
+    ended = workplace.train("alone", path=tmp_path)
+    assert ended.code == 0, ended.err
+    assert facts(workplace.path / "alone")["result"]

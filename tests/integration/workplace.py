@@ -60,15 +60,25 @@ class Workplace:
         self.path = path
 
     def start(
-        self, module, *arguments, devices=1, stdout=subprocess.PIPE, home=None, saving_often=False
+        self,
+        module,
+        *arguments,
+        devices=1,
+        stdout=subprocess.PIPE,
+        home=None,
+        path=None,
+        saving_often=False,
     ):
         """Starts `python -m MODULE ARGUMENTS` on so many simulated devices.
 
-        With `home` it has a cache directory of its own.
+        With `home` it has a cache directory of its own; modules in the folder `path` are found
+        before all others.
         """
         variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         if home is not None:
             variables["XDG_CACHE_HOME"] = str(home)
+        if path is not None:
+            variables["PYTHONPATH"] = str(path)
         program = ("-c", SAVING_OFTEN) if saving_often else ("-m", module)
         return subprocess.Popen(
             [sys.executable, *program, *map(str, arguments)],
