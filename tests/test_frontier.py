@@ -144,12 +144,16 @@ def test_the_plan_says_why(settings, words):
 
 
 def test_validation_pictures_are_cached_where_they_fit():
-    for cache, cached, resident in (
-        ({}, True, True),
-        ({"memory_gb": 0.005}, True, False),
-        ({"disk_gb": 0.005}, False, True),
+    size = PICTURES * int(np.prod(FEATURES.shape)) * 4
+    for cache, beside, cached, resident in (
+        ({}, 0, True, True),
+        ({"memory_gb": 0.005}, 0, True, False),
+        ({"disk_gb": 0.005}, 0, False, False),
+        ({"disk_gb": 1.0}, int(1e9) - size, True, True),
+        ({"disk_gb": 1.0}, int(1e9) - size + 1, False, False),
     ):
-        found = validation_plan(config(augment=CHANGES, cache=cache), FEATURES, PICTURES, beside=0)
+        wanted = config(augment=CHANGES, cache=cache)
+        found = validation_plan(wanted, FEATURES, PICTURES, beside=beside)
         assert (found.views, found.cached, found.resident) == (1, cached, resident)
 
 
