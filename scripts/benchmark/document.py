@@ -124,9 +124,12 @@ def _where(part: dict[str, Any]) -> str:
         f"{versions}.",
     ]
     lines += [f"{peer} was left out: {why}." for peer, why in absent.items()]
+    apart: dict[tuple[str, str], list[str]] = {}
     for row, (date, commit) in part["measured"].items():
         if (date, commit) != main:
-            lines.append(f"Measured apart: {row}, {date}, commit {commit}.")
+            apart.setdefault((date, commit), []).append(row)
+    for (date, commit), rows in apart.items():
+        lines.append(f"Measured apart, {date}, commit {commit}: {', '.join(rows)}.")
     if part["quick"]:
         lines.append("**Tiny sizes (`--quick`): these numbers say nothing.**")
     return "\n".join(lines) + "\n"
