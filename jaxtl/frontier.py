@@ -249,7 +249,7 @@ class FrozenPass:
             "versions": [importlib.metadata.version(name) for name in _DECIDING],
             "code": _code(),
             "device": [self.devices[0].platform, self.devices[0].device_kind],
-            "precision": jax.config.jax_default_matmul_precision,
+            "precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined,unused-ignore]
         }
 
     def run(self, store: Store) -> Generator[int]:
