@@ -45,7 +45,6 @@ report.html; `python -m jaxtl.evaluate --run DIR --report` draws that of another
 Run the same command with the same --workdir to continue a sweep that was stopped: runs that are
 complete stay as they are, and those that were training together begin again."""
 
-
 _DIVERGED = "diverged.json"  # beside the run directories: what each said
 _COPIES = 12  # of a head: parameters, gradients, Adam's two, and those of newest and best
 
@@ -199,8 +198,7 @@ def _other_sweep(known: dict[str, Config], asked: dict[str, Config]) -> str:
 def _known(family: _Family, workdir: Path) -> dict[str, Any]:
     """The results of the runs that are complete, None for those that diverged."""
     results: dict[str, Any] = {}
-    path = workdir / _DIVERGED
-    diverged = json.loads(path.read_text()) if path.exists() else {}
+    diverged = _diverged(workdir)
     for variation in family.variations:
         if variation.name in diverged:
             results[variation.name] = None
@@ -239,16 +237,18 @@ def _train(family: _Family, workdir: Path, done: Any, out: Console) -> dict[str,
 def _note_diverged(workdir: Path, name: str, error: Diverged, out: Console) -> None:
     """Says that a run diverged, and keeps it: a sweep that is continued does not train it again."""
     out.print(f"{name}: {error}")
+    write_json(workdir / _DIVERGED, _diverged(workdir) | {name: str(error)})
+
+
+def _diverged(workdir: Path) -> dict[str, str]:
+    """What each run that diverged said."""
     path = workdir / _DIVERGED
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, known | {name: str(error)})
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _most_together(family: _Family) -> int:
     """How many heads, with all that is kept of each on a device, fit in `cache.memory_gb`."""
-    stage = family.network.stage_names[-1]
-    variables = split(family.network)[1]
-    head = sum(v.nbytes for path, v in variables.items() if path.partition("/")[0] == stage)
+    head = sum(value.nbytes for value in _last_stage(family.network).values())
     return max(1, int(family.variations[0].config.cache.memory_gb * 1e9 // (_COPIES * head)))
 
 
@@ -298,8 +298,11 @@ def _head(config: Config, family: _Family) -> Variables:
     """The fresh head that a run begins with."""
     model, classes = config.model, len(family.data.train.classes)
     network = build(model.name, num_classes=classes, width=model.width, seed=config.seed)
-    variables = split(network)[1]
-    stage = network.stage_names[-1]
+    return _last_stage(network)
+
+
+def _last_stage(network: Network) -> Variables:
+    variables, stage = split(network)[1], network.stage_names[-1]
     return partition(variables, (p for p in variables if p.partition("/")[0] == stage))[0]
 
 
