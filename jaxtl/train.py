@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -144,9 +145,7 @@ def _open(
     out.print(stage_table(network, config.phases, freezings))
     deep = any(frozen.frontier != network.stage_names[-1] for frozen in freezings)
     if deep and on_cpu(jax.local_devices()):
-        hint = allocator_hint(os.environ, Path("/proc/self/maps"))
-        if hint:
-            out.print(hint)
+        _advise(out)
     return Training(
         config=config,
         network=network,
@@ -161,6 +160,12 @@ def _open(
         devices=jax.local_devices(),
         store=activations_store(config),
     )
+
+
+@functools.cache  # once for all runs of a sweep
+def _advise(out: Console) -> None:
+    if hint := allocator_hint(os.environ, Path("/proc/self/maps")):
+        out.print(hint)
 
 
 def activations_store(config: Config) -> Store:
