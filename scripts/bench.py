@@ -47,8 +47,9 @@ def main() -> int:
             part = {**part, **{key: known[key] for key in _KEPT if key in known}}
         results[given.device] = part
         stored.parent.mkdir(parents=True, exist_ok=True)
+        commit = part["versions"]["commit"]  # as it was before this file wrote what it measured
         for name in _measured(given, part):
-            part["measured"][name] = (machine.today(), machine.versions()["commit"])
+            part["measured"][name] = (machine.today(), commit)
             stored.write_text(json.dumps(results, indent=1) + "\n")
     document.write(results, given.out)
     print(given.out)
