@@ -235,11 +235,11 @@ class FrozenPass:
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """All that the activations depend on; any difference makes them others."""
-        left = set(self.network.between(None, self.stage))
+        spec, left = self.network.spec, set(self.network.between(None, self.stage))
         inside = {p: value for p, value in self.variables.items() if p.partition("/")[0] in left}
         changes = self.augmentation != Augment()
         return {
-            "network": [self.network.name, self.network.width, self.stage],
+            "network": [spec.name, spec.width, dataclasses.astuple(spec.convention), self.stage],
             "weights": _sha256(inside),
             "data": self.loader.source.version,
             "pictures": [self.config.model.image_size, self.config.data.resize],

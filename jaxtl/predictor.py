@@ -117,6 +117,7 @@ class Predictor:
             model.name,
             num_classes=len(self.classes),
             width=model.width,
+            convention=run.convention(),
             dtype=self.config.dtype,
         )
         checkpoints = Checkpoints(run.checkpoints, read_only=True)

@@ -132,6 +132,11 @@ class RunDirectory:
         except ValueError as error:
             raise UserError(f"{self._run} is damaged: {error}") from error
 
+    def convention(self) -> str:
+        """The convention of the weights that the run began with."""
+        weights = self.facts()["weights"]
+        return weights["convention"] if weights else "keras"
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes down the result of a complete run."""
         write_json(self._run, {**self.facts(), "result": dict(result)})

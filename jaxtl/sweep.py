@@ -269,13 +269,14 @@ def _train_together(family: _Family, workdir: Path, out: Console) -> dict[str, A
     configs = {variation.name: variation.config for variation in family.variations}
     by_seed = {config.seed: config for config in configs.values()}
     first, data = family.variations[0].config, family.data
-    variables, origin = pretrained(first, len(data.train.classes))
-    heads = {seed: _head(config, family) for seed, config in by_seed.items()}
+    variables, convention, origin = pretrained(first, len(data.train.classes))
+    network, freezings = structure(first, len(data.train.classes), convention)
+    heads = {seed: _head(config, len(data.train.classes)) for seed, config in by_seed.items()}
     each = [heads[config.seed] for config in configs.values()]
     group = Together(
         configs=list(configs.values()),
-        network=family.network,
-        freezings=family.freezings,
+        network=network,
+        freezings=freezings,
         variables=variables,
         heads={path: jnp.stack([head[path] for head in each]) for path in each[0]},
         train_data={
@@ -294,10 +295,10 @@ def _train_together(family: _Family, workdir: Path, out: Console) -> dict[str, A
     return _write_runs(configs, outcomes, facts, begun, workdir, out)
 
 
-def _head(config: Config, family: _Family) -> Variables:
+def _head(config: Config, num_classes: int) -> Variables:
     """The fresh head that a run begins with."""
-    model, classes = config.model, len(family.data.train.classes)
-    network = build(model.name, num_classes=classes, width=model.width, seed=config.seed)
+    model = config.model
+    network = build(model.name, num_classes=num_classes, width=model.width, seed=config.seed)
     return _last_stage(network)
 
 

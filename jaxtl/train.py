@@ -30,6 +30,7 @@ from jaxtl.run import RunDirectory
 from jaxtl.steps import check_batch_size, on_cpu
 from jaxtl.store import Store
 from jaxtl.weights import create
+from jaxtl.weights.sources import convention_of
 
 _HELP = """Fine-tunes an image classifier.
 
@@ -82,10 +83,10 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
         out.print(found_line(part))
 
     classes = data.train.classes
-    network, freezings = structure(config, len(classes))
+    structure(config, len(classes))  # what is wrong with a phase shows before weights are fetched
     run = RunDirectory(workdir)
     with run.locked():
-        training = _open(run, config, network, freezings, data, out)
+        training = _open(run, config, data, out)
         try:
             evaluation = training.run()
         finally:
@@ -101,8 +102,15 @@ def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
     return metrics
 
 
-def structure(config: Config, num_classes: int) -> tuple[Network, list[Freezing]]:
+def structure(
+    config: Config, num_classes: int, convention: str | None = None
+) -> tuple[Network, list[Freezing]]:
     """The network of a run, whose parameters do not count, and what trains in each phase.
+
+    Args:
+        config: of the run.
+        num_classes: of its data.
+        convention: that of its weights; None for that of the first source.
 
     Raises:
         UserError: there is no such network, or a phase's patterns do not fit it.
@@ -113,31 +121,33 @@ def structure(config: Config, num_classes: int) -> tuple[Network, list[Freezing]
         num_classes=num_classes,
         width=model.width,
         dropout=model.dropout,
+        convention=convention or _first_convention(model.weights),
         dtype=config.dtype,
     )
     return network, [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
 
 
-def _open(
-    run: RunDirectory,
-    config: Config,
-    network: Network,
-    freezings: Sequence[Freezing],
-    data: Splits,
-    out: Console,
-) -> Training:
+def _first_convention(weights: str | Sequence[str] | None) -> str:
+    if not weights:
+        return "keras"
+    return convention_of(weights if isinstance(weights, str) else weights[0])
+
+
+def _open(run: RunDirectory, config: Config, data: Splits, out: Console) -> Training:
     """A new run, or the run in the directory where it was left."""
-    facts = run_facts(data)
+    facts, classes = run_facts(data), len(data.train.classes)
     checkpoints = Checkpoints(run.checkpoints) if run.exists() else None
     progress = checkpoints.newest() if checkpoints else None
     if checkpoints and progress:
         run.check_same(config, facts)
+        network, freezings = structure(config, classes, run.convention())
         variables = checkpoints.variables(progress.step, split(network)[1])
         phase = config.phases[progress.phase].name
         out.print(f"continuing {run.path} in phase {phase} after epoch {progress.epoch}")
     else:
         run.check_empty()
-        variables, origin = pretrained(config, len(data.train.classes))
+        variables, convention, origin = pretrained(config, classes)
+        network, freezings = structure(config, classes, convention)
         checkpoints = checkpoints or Checkpoints(run.checkpoints)
         checkpoints.save_initial(variables)
         run.begin(config, {**facts, **origin})
@@ -185,8 +195,12 @@ def run_facts(data: Splits) -> dict[str, Any]:
     }
 
 
-def pretrained(config: Config, num_classes: int) -> tuple[Variables, dict[str, Any]]:
-    """The variables that a new run begins with, its head a fresh one, and where all comes from."""
+def pretrained(config: Config, num_classes: int) -> tuple[Variables, str, dict[str, Any]]:
+    """The variables that a new run begins with, its head a fresh one, and where all comes from.
+
+    Returns:
+        The variables, the convention of their weights, and what `run.json` says of them.
+    """
     network, record = create(
         config.model.name,
         num_classes=num_classes,
@@ -198,7 +212,8 @@ def pretrained(config: Config, num_classes: int) -> tuple[Variables, dict[str, A
         seed=config.seed,
     )
     weights = dataclasses.asdict(record) if record else None
-    return split(network)[1], {"source": absolute(config.data.source), "weights": weights}
+    facts = {"source": absolute(config.data.source), "weights": weights}
+    return split(network)[1], network.spec.convention.name, facts
 
 
 def loader(source: Source, config: Config, *, shuffle: bool) -> Loader:

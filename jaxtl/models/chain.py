@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtl.models.layers import Context
+from jaxtl.models.layers import Context, Convention
 
 INFERENCE = Context()
 """No keys, no padding: dropout is off and every picture counts."""
@@ -17,25 +20,74 @@ Variables = dict[str, jax.Array]
 """Parameters and BatchNorm statistics by path, such as `block_14/expand/kernel`."""
 
 
+@dataclass(frozen=True)
+class Spec:
+    """What a network is built from, besides the numbers in it.
+
+    Attributes:
+        name: the network's name in the registry.
+        num_classes: how many logits it returns; None for pooled features.
+        width: the multiplier of its channel counts.
+        dropout: the share of its features that training drops before the last dense layer.
+        top: with all of the classifier that it was published with, where that is more than one
+            dense layer.
+        convention: that of the weights.
+    """
+
+    name: str
+    num_classes: int | None
+    width: float
+    dropout: float
+    top: bool
+    convention: Convention
+
+
+class Layer(NamedTuple):
+    """A layer with weights in a file of another framework.
+
+    Attributes:
+        kind: `conv2d`, `depthwise_conv2d`, `batch_normalization`, `dense`, or `flat_dense`: a dense
+            layer on flattened feature maps, whose channels come last here and first in torch.
+        name: what it is called there.
+        path: of the layer here.
+        folds_into: the path of the BatchNorm after a convolution that has a bias there and none
+            here: it is taken from the running mean, which changes nothing that is computed.
+    """
+
+    kind: str
+    name: str
+    path: str
+    folds_into: str | None = None
+
+
 class Network(nnx.Module):
     """A chain of named stages, from RGB pictures to logits or pooled features.
 
     Attributes:
-        name: the network's name in the registry.
-        width: the multiplier of its channel counts.
-        num_classes: how many logits it returns; None for pooled features.
+        spec: what it was built from.
         stage_names: the stages, in order.
     """
 
-    def __init__(
-        self, stages: Mapping[str, nnx.Module], *, name: str, width: float, num_classes: int | None
-    ):
-        self.name = name
-        self.width = width
-        self.num_classes = num_classes
+    def __init__(self, stages: Mapping[str, nnx.Module], spec: Spec):
+        self.spec = spec
         self.stage_names = tuple(stages)
         for stage, module in stages.items():
             setattr(self, stage, module)
+
+    @property
+    def name(self) -> str:
+        """The network's name in the registry."""
+        return self.spec.name
+
+    @property
+    def width(self) -> float:
+        """The multiplier of its channel counts."""
+        return self.spec.width
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many logits it returns; None for pooled features."""
+        return self.spec.num_classes
 
     def __call__(
         self,
@@ -71,6 +123,45 @@ class Network(nnx.Module):
         first = 0 if start is None else self.stage_names.index(start)
         last = len(self.stage_names) if stop is None else self.stage_names.index(stop)
         return self.stage_names[first:last]
+
+
+class KerasFile(NamedTuple):
+    """A weights file of Keras Applications.
+
+    Attributes:
+        path: below its base address.
+        md5: in hexadecimal, where it is published.
+    """
+
+    path: str
+    md5: str | None = None
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a network file provides.
+
+    Attributes:
+        build: makes the network with random parameters.
+        conventions: that of Keras' weights and that of torch's, by name.
+        keras_layers: the layers with weights, in the order of Keras Applications' model.
+        torch_layers: those of a network in `timm` or `torchvision`, None where that has none.
+        keras_file: the published Keras file for a network's name, a width, a picture size, and with
+            or without top.
+        widths: the widths that have published weights.
+        smallest: pixels a side of the smallest pictures that it takes.
+        portable: whether weights compute the same under both conventions, once the pictures are
+            normalised for them.
+    """
+
+    build: Callable[[Spec, np.random.Generator], Network]
+    conventions: Mapping[str, Convention]
+    keras_layers: Callable[[Network], list[Layer]]
+    torch_layers: Callable[[Network, str], list[Layer] | None]
+    keras_file: Callable[[str, float, int, bool], KerasFile]
+    widths: tuple[float, ...] = (1.0,)
+    smallest: int = 32
+    portable: bool = False
 
 
 def split(network: Network) -> tuple[nnx.GraphDef, Variables]:

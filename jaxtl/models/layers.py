@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxtl.ops.batch_norm import batch_norm, normalise
-from jaxtl.ops.depthwise import depthwise_conv
+from jaxtl.ops.depthwise import Padding, depthwise_conv
 
 Maps = Float[Array, "batch height width channels"]
 
@@ -31,6 +32,42 @@ class Context:
     valid: Bool[Array, "batch"] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """How the framework that weights were trained in normalises pictures and pads.
+
+    Attributes:
+        name: `keras` or `torch`.
+        mean, std: of RGB pictures, 0..255.
+        epsilon: of the BatchNorms.
+    """
+
+    name: Literal["keras", "torch"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    epsilon: float
+
+    def padding(self, size: int) -> Padding:
+        """The zeros around maps that a window of `size` pixels strides over, one number a side.
+
+        Keras pads what is needed and puts an odd row below; torch pads alike on all sides.
+        """
+        return "SAME" if self.name == "keras" else ((size // 2,) * 2,) * 2
+
+
+PLUS_MINUS_ONE = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+"""[-1, 1] (`preprocess_input(mode="tf")` of Keras Applications, imagenet_utils.py)."""
+
+CAFFE = {"mean": (123.68, 116.779, 103.939), "std": (1.0,) * 3}
+"""Zero mean (`mode="caffe"` there, which takes BGR: its kernels are turned round when read)."""
+
+IMAGENET = {
+    "mean": (0.485 * 255, 0.456 * 255, 0.406 * 255),
+    "std": (0.229 * 255, 0.224 * 255, 0.225 * 255),
+}
+"""Zero mean and unit variance (`mode="torch"` there; timm/data/constants.py)."""
+
+
 class Preprocess(nnx.Module):
     """Brings RGB pictures, 0..255, to the range that the weights were trained on.
 
@@ -39,9 +76,9 @@ class Preprocess(nnx.Module):
             chain are computed in. Parameters, statistics, pooled features and logits are float32.
     """
 
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]):
-        self.mean = mean
-        self.std = std
+    def __init__(self, convention: Convention):
+        self.mean = convention.mean
+        self.std = convention.std
         self.dtype = "float32"
 
     def __call__(self, x: Array, context: Context) -> Float[Array, "batch height width 3"]:
@@ -50,15 +87,40 @@ class Preprocess(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """A convolution, SAME padding, without bias; kernel (size, size, channels, out)."""
+    """A convolution; kernel (height, width, channels, out).
+
+    Args:
+        channels: of the input.
+        out: channels of the output.
+        size: of the window, one number for a square.
+        stride: step of the window along both axes.
+        padding: `SAME`, `VALID`, or rows and columns of zeros before and after.
+        bias: adds a number for each channel.
+        rng: draws the kernel.
+    """
 
     def __init__(
-        self, channels: int, out: int, *, size: int = 1, stride: int = 1, rng: np.random.Generator
+        self,
+        channels: int,
+        out: int,
+        *,
+        size: int | tuple[int, int] = 1,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        bias: bool = False,
+        rng: np.random.Generator,
     ):
+        height, width = (size, size) if isinstance(size, int) else size
         self.stride = stride
-        self.kernel = nnx.Param(glorot_uniform(rng, (size, size, channels, out)))
+        self.padding = padding
+        self.kernel = nnx.Param(glorot_uniform(rng, (height, width, channels, out)))
+        self.bias = nnx.Param(_filled(0, out)) if bias else None
 
     def __call__(self, x: Maps) -> Maps:
+        y = self._convolve(x)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def _convolve(self, x: Maps) -> Maps:
         kernel = self.kernel[...].astype(x.dtype)
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
             # The same product, which jax 0.10 runs twice as fast on a CPU as the convolution. In
@@ -66,19 +128,27 @@ class Conv(nnx.Module):
             # (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md).
             return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
         return lax.conv_general_dilated(
-            x, kernel, (self.stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
 
 class DepthwiseConv(nnx.Module):
-    """A depthwise convolution, 3x3, SAME padding, without bias; kernel (3, 3, 1, channels)."""
+    """A depthwise convolution, 3x3, without bias; kernel (3, 3, 1, channels)."""
 
-    def __init__(self, channels: int, *, stride: int = 1, rng: np.random.Generator):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        rng: np.random.Generator,
+    ):
         self.stride = stride
+        self.padding = padding
         self.kernel = nnx.Param(glorot_uniform(rng, (3, 3, 1, channels)))
 
     def __call__(self, x: Maps) -> Maps:
-        return depthwise_conv(x, self.kernel[...], self.stride)
+        return depthwise_conv(x, self.kernel[...], self.stride, self.padding)
 
 
 class BatchNorm(nnx.Module):
@@ -87,24 +157,30 @@ class BatchNorm(nnx.Module):
     Unlike `nnx.BatchNorm`, the batch's statistics are exact when padding falls unevenly on the
     devices: sums and counts are added up over `axis_name`, not means of means.
 
+    Args:
+        channels: of the feature maps.
+        epsilon: added to the variance.
+        scale: multiplies each channel by a number after it was normalised.
+
     Attributes:
         training: normalise by the batch and move the running statistics; else use those.
         momentum: the share of the running statistics that a training step keeps.
         axis_name: the mapped axis over which training statistics are shared, if any.
     """
 
-    def __init__(self, channels: int, *, epsilon: float):
+    def __init__(self, channels: int, *, epsilon: float, scale: bool = True):
         self.epsilon = epsilon
         self.training = False
         self.momentum = 0.0
         self.axis_name: str | None = None
-        self.scale = nnx.Param(_filled(1, channels))
+        self.scale = nnx.Param(_filled(1, channels)) if scale else None
         self.bias = nnx.Param(_filled(0, channels))
         self.mean = nnx.BatchStat(_filled(0, channels))
         self.var = nnx.BatchStat(_filled(1, channels))
 
     def __call__(self, x: Maps, context: Context) -> Maps:
-        scale, bias, mean, var = (v[...] for v in (self.scale, self.bias, self.mean, self.var))
+        bias, mean, var = (v[...] for v in (self.bias, self.mean, self.var))
+        scale = jnp.ones_like(bias) if self.scale is None else self.scale[...]
         if not self.training:
             return normalise(x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
         valid = jnp.ones(len(x)) if context.valid is None else context.valid.astype(jnp.float32)
@@ -122,6 +198,39 @@ class Pool(nnx.Module):
 
     def __call__(self, x: Maps, context: Context) -> Float[Array, "batch features"]:
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def max_pool(x: Maps, size: int, stride: int, padding: Padding) -> Maps:
+    """The maximum of every window.
+
+    Args:
+        x: feature maps (B, H, W, C).
+        size: of the square window.
+        stride: step of the window along both axes.
+        padding: `SAME`, `VALID`, or rows and columns before and after, which never win.
+    """
+    pads = padding if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
+    window, steps = (1, size, size, 1), (1, stride, stride, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, pads)
+
+
+def average_pool(x: Maps, *, counts_padding: bool) -> Maps:
+    """The mean of every pixel and its eight neighbours, computed in float32.
+
+    Args:
+        x: feature maps (B, H, W, C).
+        counts_padding: zeros stand for the neighbours beyond an edge, as in torch; else the mean
+            leaves them out, as in Keras.
+
+    Returns:
+        Feature maps of the shape and type of `x`.
+    """
+
+    def sums(of: Array) -> Array:
+        return lax.reduce_window(of, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+
+    count = 9 if counts_padding else sums(jnp.ones((1, *x.shape[1:3], 1)))
+    return (sums(x.astype(jnp.float32)) / count).astype(x.dtype)
 
 
 class Head(nnx.Module):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
-from jaxtl.models.chain import Network
+from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
 from jaxtl.models.layers import (
+    IMAGENET,
+    PLUS_MINUS_ONE,
     BatchNorm,
     Context,
     Conv,
+    Convention,
     DepthwiseConv,
     Head,
     Maps,
     Pool,
     Preprocess,
 )
-
-WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-"""The widths that Keras Applications publishes ImageNet weights for."""
 
 # Table 2 of the paper, one row a group of blocks: expansion, channels, blocks, stride of the first.
 _GROUPS = (
@@ -30,52 +30,54 @@ _GROUPS = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-_EPSILON = 1e-3  # Keras Applications, mobilenet_v2.py
+_CONVENTIONS = {
+    "keras": Convention("keras", **PLUS_MINUS_ONE, epsilon=1e-3),  # its mobilenet_v2.py
+    "torch": Convention("torch", **IMAGENET, epsilon=1e-5),
+}
 
 
-def mobilenet_v2(
-    *, num_classes: int | None, width: float = 1.0, dropout: float = 0.0, rng: np.random.Generator
-) -> Network:
-    """Builds MobileNetV2 with random parameters.
-
-    Args:
-        num_classes: how many logits the head returns; None builds no head.
-        width: the multiplier of the channel counts, one of `WIDTHS` or any other above zero.
-        dropout: the share of pooled features that training drops before the dense layer.
-        rng: draws the parameters.
+def mobilenet_v2(spec: Spec, rng: np.random.Generator) -> Network:
+    """Builds MobileNetV2 with random parameters drawn from `rng`.
 
     Returns:
         The stages preprocess, stem, block_0 .. block_16, top, pool and, with classes, head.
     """
-    stages: dict[str, nnx.Module] = {
-        # [-1, 1], as the published Keras weights were trained (`preprocess_input(mode="tf")`).
-        "preprocess": Preprocess(mean=(127.5,) * 3, std=(127.5,) * 3)
-    }
+    convention, width = spec.convention, spec.width
+    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(convention)}
     channels = make_divisible(32 * width)
-    stages["stem"] = ConvNormRelu6(3, channels, size=3, stride=2, rng=rng)
+    stages["stem"] = ConvNormRelu6(3, channels, 3, 2, convention, rng)
     block = 0
     for expansion, base, repeats, first_stride in _GROUPS:
         for repeat in range(repeats):
             out = make_divisible(base * width)
             stride = first_stride if repeat == 0 else 1
-            stages[f"block_{block}"] = InvertedResidual(channels, out, expansion, stride, rng)
+            stages[f"block_{block}"] = InvertedResidual(
+                channels, out, expansion, stride, convention, rng
+            )
             channels, block = out, block + 1
     features = make_divisible(1280 * max(1.0, width))  # the last layer never shrinks (section 4)
-    stages["top"] = ConvNormRelu6(channels, features, size=1, stride=1, rng=rng)
+    stages["top"] = ConvNormRelu6(channels, features, 1, 1, convention, rng)
     stages["pool"] = Pool()
-    if num_classes is not None:
-        stages["head"] = Head(features, num_classes, dropout=dropout, rng=rng)
-    return Network(stages, name="mobilenet_v2", width=width, num_classes=num_classes)
+    if spec.num_classes is not None:
+        stages["head"] = Head(features, spec.num_classes, dropout=spec.dropout, rng=rng)
+    return Network(stages, spec)
 
 
 class ConvNormRelu6(nnx.Module):
     """A convolution, its BatchNorm and ReLU6."""
 
     def __init__(
-        self, channels: int, out: int, *, size: int, stride: int, rng: np.random.Generator
+        self,
+        channels: int,
+        out: int,
+        size: int,
+        stride: int,
+        convention: Convention,
+        rng: np.random.Generator,
     ) -> None:
-        self.conv = Conv(channels, out, size=size, stride=stride, rng=rng)
-        self.bn = BatchNorm(out, epsilon=_EPSILON)
+        padding = convention.padding(size)
+        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding, rng=rng)
+        self.bn = BatchNorm(out, epsilon=convention.epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         return nnx.relu6(self.bn(self.conv(x), context))
@@ -85,18 +87,25 @@ class InvertedResidual(nnx.Module):
     """Expand 1x1, filter depthwise, project 1x1; the input is added where the shapes allow."""
 
     def __init__(
-        self, channels: int, out: int, expansion: int, stride: int, rng: np.random.Generator
+        self,
+        channels: int,
+        out: int,
+        expansion: int,
+        stride: int,
+        convention: Convention,
+        rng: np.random.Generator,
     ) -> None:
-        inner = channels * expansion
+        inner, epsilon = channels * expansion, convention.epsilon
         self.expands = expansion > 1
         self.residual = stride == 1 and channels == out
         if self.expands:
             self.expand = Conv(channels, inner, rng=rng)
-            self.expand_bn = BatchNorm(inner, epsilon=_EPSILON)
-        self.depthwise = DepthwiseConv(inner, stride=stride, rng=rng)
-        self.depthwise_bn = BatchNorm(inner, epsilon=_EPSILON)
+            self.expand_bn = BatchNorm(inner, epsilon=epsilon)
+        padding = convention.padding(3)
+        self.depthwise = DepthwiseConv(inner, stride=stride, padding=padding, rng=rng)
+        self.depthwise_bn = BatchNorm(inner, epsilon=epsilon)
         self.project = Conv(inner, out, rng=rng)
-        self.project_bn = BatchNorm(out, epsilon=_EPSILON)
+        self.project_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         y = x
@@ -116,46 +125,101 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def keras_layers(network: Network) -> list[tuple[str, str, str]]:
-    """The layers with weights, in the order of Keras Applications' model.
-
-    Returns:
-        For each layer its Keras class in snake case, its Keras name and its path here.
-    """
-    layers = [("conv2d", "Conv1", "stem/conv"), ("batch_normalization", "bn_Conv1", "stem/bn")]
+def keras_layers(network: Network) -> list[Layer]:
+    """The layers with weights, in the order of Keras Applications' model."""
+    layers = [Layer("conv2d", "Conv1", "stem/conv")]
+    layers += [Layer("batch_normalization", "bn_Conv1", "stem/bn")]
     for stage in network.stage_names:
         if not stage.startswith("block_"):
             continue
         prefix = "expanded_conv" if stage == "block_0" else stage
-        for part in ("expand", "depthwise", "project"):
-            if part == "expand" and not getattr(network, stage).expands:
-                continue
-            kind = "depthwise_conv2d" if part == "depthwise" else "conv2d"
-            layers += [
-                (kind, f"{prefix}_{part}", f"{stage}/{part}"),
-                ("batch_normalization", f"{prefix}_{part}_BN", f"{stage}/{part}_bn"),
-            ]
-    layers += [("conv2d", "Conv_1", "top/conv"), ("batch_normalization", "Conv_1_bn", "top/bn")]
+        for part in _parts(network, stage):
+            name, path = f"{prefix}_{part}", f"{stage}/{part}"
+            layers.append(Layer(_kind(part), name, path))
+            layers.append(Layer("batch_normalization", f"{name}_BN", f"{path}_bn"))
+    layers += [Layer("conv2d", "Conv_1", "top/conv")]
+    layers += [Layer("batch_normalization", "Conv_1_bn", "top/bn")]
     if network.num_classes is not None:
-        layers.append(("dense", "predictions", "head"))
+        layers.append(Layer("dense", "predictions", "head"))
     return layers
 
 
-def keras_file(width: float, image_size: int, *, top: bool) -> str:
+def torch_layers(network: Network, library: str) -> list[Layer]:
+    """The layers with weights in timm's or torchvision's `mobilenetv2` (there: `mobilenet_v2`)."""
+    names = _timm_names(network) if library == "timm" else _torchvision_names(network)
+    layers = []
+    for path, (conv, bn) in names.items():
+        kind = _kind(path.rpartition("/")[2])
+        bn_path = path.replace("/conv", "/bn") if path.endswith("/conv") else f"{path}_bn"
+        layers += [Layer(kind, conv, path), Layer("batch_normalization", bn, bn_path)]
+    if network.num_classes is not None:
+        head = "classifier" if library == "timm" else "classifier.1"
+        layers.append(Layer("dense", head, "head"))
+    return layers
+
+
+def _timm_names(network: Network) -> dict[str, tuple[str, str]]:
+    """The convolution and the BatchNorm at each of our paths."""
+    names = {"stem/conv": ("conv_stem", "bn1")}
+    block = 0
+    for group, (_, _, repeats, _) in enumerate(_GROUPS):
+        for repeat in range(repeats):
+            stage, prefix = f"block_{block}", f"blocks.{group}.{repeat}"
+            convs = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
+            if not getattr(network, stage).expands:
+                convs = {"depthwise": "conv_dw", "project": "conv_pw"}
+            for number, (part, conv) in enumerate(convs.items(), 1):
+                names[f"{stage}/{part}"] = f"{prefix}.{conv}", f"{prefix}.bn{number}"
+            block += 1
+    return names | {"top/conv": ("conv_head", "bn2")}
+
+
+def _torchvision_names(network: Network) -> dict[str, tuple[str, str]]:
+    """The convolution and the BatchNorm at each of our paths."""
+    names = {"stem/conv": ("features.0.0", "features.0.1")}
+    blocks = [stage for stage in network.stage_names if stage.startswith("block_")]
+    for number, stage in enumerate(blocks, 1):
+        prefix = f"features.{number}.conv"
+        *inner, last = _parts(network, stage)
+        for place, part in enumerate(inner):
+            names[f"{stage}/{part}"] = f"{prefix}.{place}.0", f"{prefix}.{place}.1"
+        names[f"{stage}/{last}"] = f"{prefix}.{len(inner)}", f"{prefix}.{len(inner) + 1}"
+    last = f"features.{len(blocks) + 1}"
+    return names | {"top/conv": (f"{last}.0", f"{last}.1")}
+
+
+def _parts(network: Network, stage: str) -> list[str]:
+    expand = ["expand"] if getattr(network, stage).expands else []
+    return [*expand, "depthwise", "project"]
+
+
+def _kind(part: str) -> str:
+    return "depthwise_conv2d" if part == "depthwise" else "conv2d"
+
+
+def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
     """The published weights file that suits a width and picture size best.
 
     Args:
-        width: one of `WIDTHS`.
+        name: of the network.
+        width: one of the published ones.
         image_size: pixels a side; the nearest size that weights were trained at is taken.
         top: with the classifier of 1,000 ImageNet classes.
-
-    Returns:
-        The file's path below the Keras Applications base address.
     """
     sizes = (224,) if width > 1 else (96, 128, 160, 192, 224)
     size = min(sizes, key=lambda trained: (abs(trained - image_size), -trained))
     suffix = "" if top else "_no_top"
-    return (
+    return KerasFile(
         "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_"
         f"{float(width)}_{size}{suffix}.h5"
     )
+
+
+DEFINITION = Definition(
+    build=mobilenet_v2,
+    conventions=_CONVENTIONS,
+    keras_layers=keras_layers,
+    torch_layers=torch_layers,
+    keras_file=keras_file,
+    widths=(0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
+)

@@ -161,8 +161,8 @@ def write_weights(path, width):
     shapes = {where: value.shape for where, value in split(network)[1].items()}
     layers = keras_layers(network)
     with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [name for _, name, _ in layers]
-        for kind, name, where in layers:
+        file.attrs["layer_names"] = [layer.name for layer in layers]
+        for kind, name, where, _ in layers:
             if kind == "batch_normalization":
                 ones, zeros = np.ones(shapes[f"{where}/scale"]), np.zeros(shapes[f"{where}/scale"])
                 values = {"gamma": ones, "beta": zeros}

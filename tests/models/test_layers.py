@@ -9,7 +9,15 @@ import pytest
 from flax import nnx
 
 from jaxtl.models import build, merge, split
-from jaxtl.models.layers import BatchNorm, Context, Conv, Head, Preprocess, glorot_uniform
+from jaxtl.models.layers import (
+    BatchNorm,
+    Context,
+    Conv,
+    Convention,
+    Head,
+    Preprocess,
+    glorot_uniform,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -100,7 +108,7 @@ def test_a_pointwise_convolution_is_a_convolution_with_its_gradients(dtype):
 
 
 def test_the_type_of_the_feature_maps_is_chosen_where_pictures_come_in():
-    preprocess = Preprocess((127.5,) * 3, (127.5,) * 3)
+    preprocess = Preprocess(Convention("keras", (127.5,) * 3, (127.5,) * 3, 1e-3))
     pictures = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert preprocess(pictures, Context()).dtype == "float32"
     network = build("mobilenet_v2", num_classes=3, width=0.35)

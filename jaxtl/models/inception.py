@@ -1,0 +1,305 @@
+"""Inception-V3 (Szegedy et al. 2015, arXiv:1512.00567) as a chain of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
+from jaxtl.models.layers import (
+    PLUS_MINUS_ONE,
+    BatchNorm,
+    Context,
+    Conv,
+    Convention,
+    Head,
+    Maps,
+    Pool,
+    Preprocess,
+    average_pool,
+    max_pool,
+)
+from jaxtl.ops.depthwise import Padding
+
+# Keras Applications, inception_v3.py. torchvision's inception.py takes ImageNet's mean and standard
+# deviation and turns them into these (`_transform_input`).
+_CONVENTIONS = {
+    "keras": Convention("keras", **PLUS_MINUS_ONE, epsilon=1e-3),
+    "torch": Convention("torch", **PLUS_MINUS_ONE, epsilon=1e-3),
+}
+
+
+class Unit(NamedTuple):
+    """A convolution with its BatchNorm and ReLU, by the name that torchvision gives it."""
+
+    name: str
+    out: int
+    size: int | tuple[int, int] = 1
+    stride: int = 1
+    padding: Padding = "SAME"
+
+
+Pooling = Literal["average", "maximum"] | None
+
+
+class Branch(NamedTuple):
+    """One way through a mixed block.
+
+    Attributes:
+        chain: one after the other.
+        ends: side by side on what the chain returns; their channels are joined.
+        pool: what comes before the chain: the average of 3x3, or the strided maximum.
+    """
+
+    chain: tuple[Unit, ...] = ()
+    ends: tuple[Unit, ...] = ()
+    pool: Pooling = None
+
+
+Branches = tuple[Branch, ...]
+
+_STRIDED = (3, 2, "VALID")  # size, stride, padding
+_ROW, _COLUMN = (1, 7), (7, 1)
+
+# The channels of most layers are not in the paper: they are those of both libraries.
+_STEM = (
+    Unit("conv_1a", 32, *_STRIDED),
+    Unit("conv_2a", 32, 3, padding="VALID"),
+    Unit("conv_2b", 64, 3),
+    Unit("conv_3b", 80),
+    Unit("conv_4a", 192, 3, padding="VALID"),
+)
+_POOLED = ("conv_2b", "conv_4a")  # followed by a strided maximum
+
+
+def _branch(name: str, *chain: tuple, ends: tuple[tuple, ...] = (), pool: Pooling = None) -> Branch:
+    """Names the units as torchvision does: by number, and those side by side by letter."""
+    if len(chain) == 1 and not ends:
+        return Branch((Unit(name, *chain[0]),), (), pool)
+    last = len(chain) + 1
+    units = tuple(Unit(f"{name}_{number}", *unit) for number, unit in enumerate(chain, 1))
+    beside = tuple(Unit(f"{name}_{last}{by}", *unit) for by, unit in zip("ab", ends, strict=False))
+    return Branch(units, beside, pool)
+
+
+def _at_35(pooled: int) -> Branches:
+    """Figure 5 of the paper, with one 5x5 kept; `pooled` is the width of the averaging branch."""
+    return (
+        _branch("branch1x1", (64, 1)),
+        _branch("branch5x5", (48, 1), (64, 5)),
+        _branch("branch3x3dbl", (64, 1), (96, 3), (96, 3)),
+        _branch("branch_pool", (pooled, 1), pool="average"),
+    )
+
+
+def _at_17(inner: int) -> Branches:
+    """Figure 6; `inner` is the width of what lies between a branch's first and last units."""
+    row, column = (inner, _ROW), (inner, _COLUMN)
+    return (
+        _branch("branch1x1", (192, 1)),
+        _branch("branch7x7", (inner, 1), row, (192, _COLUMN)),
+        _branch("branch7x7dbl", (inner, 1), column, row, column, (192, _ROW)),
+        _branch("branch_pool", (192, 1), pool="average"),
+    )
+
+
+_ENDS = ((384, (1, 3)), (384, (3, 1)))
+_AT_8: Branches = (  # figure 7
+    _branch("branch1x1", (320, 1)),
+    _branch("branch3x3", (384, 1), ends=_ENDS),
+    _branch("branch3x3dbl", (448, 1), (384, 3), ends=_ENDS),
+    _branch("branch_pool", (192, 1), pool="average"),
+)
+_TO_17: Branches = (  # figure 10
+    _branch("branch3x3", (384, *_STRIDED)),
+    _branch("branch3x3dbl", (64, 1), (96, 3), (96, *_STRIDED)),
+    Branch(pool="maximum"),
+)
+_TO_8: Branches = (
+    _branch("branch3x3", (192, 1), (320, *_STRIDED)),
+    _branch("branch7x7x3", (192, 1), (192, _ROW), (192, _COLUMN), (192, *_STRIDED)),
+    Branch(pool="maximum"),
+)
+_MIXED: dict[str, Branches] = {
+    "mixed_5b": _at_35(pooled=32),
+    "mixed_5c": _at_35(pooled=64),
+    "mixed_5d": _at_35(pooled=64),
+    "mixed_6a": _TO_17,
+    "mixed_6b": _at_17(inner=128),
+    "mixed_6c": _at_17(inner=160),
+    "mixed_6d": _at_17(inner=160),
+    "mixed_6e": _at_17(inner=192),
+    "mixed_7a": _TO_8,
+    "mixed_7b": _AT_8,
+    "mixed_7c": _AT_8,
+}
+
+
+def inception_v3(spec: Spec, rng: np.random.Generator) -> Network:
+    """Builds Inception-V3 with random parameters drawn from `rng`, without auxiliary classifier.
+
+    Returns:
+        The stages preprocess, conv_1a .. conv_4a, mixed_5b .. mixed_7c, pool and perhaps head.
+    """
+    convention = spec.convention
+    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(convention)}
+    channels = 3
+    for unit in _STEM:
+        pooled = unit.name in _POOLED
+        stages[unit.name] = ConvNormRelu(channels, unit, convention, rng, pooled=pooled)
+        channels = unit.out
+    for stage, branches in _MIXED.items():
+        block = MixedBlock(channels, branches, convention, rng)
+        stages[stage], channels = block, block.out
+    stages["pool"] = Pool()
+    if spec.num_classes is not None:
+        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout, rng=rng)
+    return Network(stages, spec)
+
+
+class ConvNormRelu(nnx.Module):
+    """A convolution, its BatchNorm and ReLU and, if asked, a strided 3x3 maximum."""
+
+    def __init__(
+        self,
+        channels: int,
+        unit: Unit,
+        convention: Convention,
+        rng: np.random.Generator,
+        *,
+        pooled: bool = False,
+    ) -> None:
+        _, out, size, stride, padding = unit
+        self.pooled = pooled
+        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding, rng=rng)
+        # Keras' weights have no scale: the next convolution can do its work.
+        self.bn = BatchNorm(out, epsilon=convention.epsilon, scale=convention.name == "torch")
+
+    def __call__(self, x: Maps, context: Context) -> Maps:
+        x = nnx.relu(self.bn(self.conv(x), context))
+        return max_pool(x, 3, 2, "VALID") if self.pooled else x
+
+
+class MixedBlock(nnx.Module):
+    """Branches side by side on the same maps, their channels joined.
+
+    Attributes:
+        out: the channels of what it returns.
+    """
+
+    def __init__(
+        self, channels: int, branches: Branches, convention: Convention, rng: np.random.Generator
+    ) -> None:
+        self.branches = branches
+        self.counts_padding = convention.name == "torch"
+        self.out = 0
+        for branch in branches:
+            width = channels
+            for unit in branch.chain:
+                setattr(self, unit.name, ConvNormRelu(width, unit, convention, rng))
+                width = unit.out
+            for unit in branch.ends:
+                setattr(self, unit.name, ConvNormRelu(width, unit, convention, rng))
+            self.out += sum(unit.out for unit in branch.ends) or width
+
+    def __call__(self, x: Maps, context: Context) -> Maps:
+        return jnp.concatenate([self._along(way, x, context) for way in self.branches], axis=-1)
+
+    def _along(self, branch: Branch, x: Maps, context: Context) -> Maps:
+        if branch.pool == "average":
+            x = average_pool(x, counts_padding=self.counts_padding)
+        elif branch.pool == "maximum":
+            x = max_pool(x, 3, 2, "VALID")
+        for unit in branch.chain:
+            x = getattr(self, unit.name)(x, context)
+        if branch.ends:
+            x = jnp.concatenate([getattr(self, u.name)(x, context) for u in branch.ends], axis=-1)
+        return x
+
+
+def keras_layers(network: Network) -> list[Layer]:
+    """The layers with weights, in the order of Keras Applications' model.
+
+    Keras orders them by their distance to the end of the model (keras/src/ops/function.py), so that
+    convolutions side by side come before their BatchNorms, and numbers their names as it makes
+    them: branch by branch.
+    """
+    layers: list[Layer] = []
+    created = 0
+    for units in _units():
+        beside: dict[int, list[tuple[Layer, Layer]]] = {}
+        for number, (path, left) in enumerate(units, created):
+            suffix = f"_{number}" if number else ""
+            pair = _with_norm(f"conv2d{suffix}", f"batch_normalization{suffix}", path)
+            beside.setdefault(left, []).append(pair)
+        created += len(units)
+        for left in sorted(beside, reverse=True):
+            for of_kind in zip(*beside[left], strict=True):
+                layers += of_kind
+    if network.num_classes is not None:
+        layers.append(Layer("dense", "predictions", "head"))
+    return layers
+
+
+def torch_layers(network: Network, library: str) -> list[Layer]:
+    """The layers with weights in `inception_v3`, which timm and torchvision name alike."""
+    stem = {
+        unit.name: f"Conv2d_{unit.name.removeprefix('conv_')}_{unit.size}x{unit.size}"
+        for unit in _STEM
+    }
+    layers: list[Layer] = []
+    for units in _units():
+        for path, _ in units:
+            name = stem.get(path) or path.capitalize().replace("/", ".")
+            layers += _with_norm(f"{name}.conv", f"{name}.bn", path)
+    if network.num_classes is not None:
+        layers.append(Layer("dense", "fc", "head"))
+    return layers
+
+
+def _units() -> Iterator[list[tuple[str, int]]]:
+    """The path of every unit of a stage, with the layers from it to the end of the stage."""
+    for unit in _STEM:
+        yield [(unit.name, 3)]
+    for stage, branches in _MIXED.items():
+        units = []
+        for chain, ends, _ in branches:
+            # A unit is three layers; ends are joined by one more.
+            after = 4 if ends else 0
+            for place, unit in enumerate(chain):
+                units.append((f"{stage}/{unit.name}", 3 * (len(chain) - place) + after))
+            units += [(f"{stage}/{unit.name}", after) for unit in ends]
+        yield units
+
+
+def _with_norm(conv: str, bn: str, path: str) -> tuple[Layer, Layer]:
+    return Layer("conv2d", conv, f"{path}/conv"), Layer("batch_normalization", bn, f"{path}/bn")
+
+
+def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
+    """The published weights file (Keras Applications, inception_v3.py), one for all sizes.
+
+    Args:
+        name: of the network.
+        width: 1.0.
+        image_size: pixels a side.
+        top: with the classifier of 1,000 ImageNet classes.
+    """
+    base = "inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels"
+    if top:
+        return KerasFile(f"{base}.h5", "9a0d58056eeedaa3f26cb7ebd46da564")
+    return KerasFile(f"{base}_notop.h5", "bcbd6486424b2319ff4ef7d526e38f63")
+
+
+DEFINITION = Definition(
+    build=inception_v3,
+    conventions=_CONVENTIONS,
+    keras_layers=keras_layers,
+    torch_layers=torch_layers,
+    keras_file=keras_file,
+    smallest=75,  # the last strided convolution leaves one pixel of it
+)

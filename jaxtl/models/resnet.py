@@ -1,0 +1,187 @@
+"""ResNet-50, -101 and -152 (He et al. 2015, arXiv:1512.03385) as chains of stages."""
+
+from __future__ import annotations
+
+import numpy as np
+from flax import nnx
+
+from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
+from jaxtl.models.layers import (
+    CAFFE,
+    IMAGENET,
+    BatchNorm,
+    Context,
+    Conv,
+    Convention,
+    Head,
+    Maps,
+    Pool,
+    Preprocess,
+    max_pool,
+)
+
+# Table 1 of the paper: bottlenecks of each group. Channels double from group to group.
+_DEPTHS = {
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+_EXPANSION = 4
+_CONVENTIONS = {
+    "keras": Convention("keras", **CAFFE, epsilon=1.001e-5),  # its resnet.py
+    "torch": Convention("torch", **IMAGENET, epsilon=1e-5),
+}
+# With and without top: `WEIGHTS_HASHES` in Keras Applications, resnet.py.
+_MD5 = {
+    "resnet50": ("2cb95161c43110f7111970584f804107", "4d473c1dd8becc155b73f8504c6f6626"),
+    "resnet101": ("f1aeb4b969a6efcfb50fad2f0c20cfc5", "88cf7a10940856eca736dc7b7e228a21"),
+    "resnet152": ("100835be76be38e30d865e96f2aaae62", "ee4c566cf9a93f14d82f913c2dc6dd0c"),
+}
+
+
+def resnet(spec: Spec, rng: np.random.Generator) -> Network:
+    """Builds a ResNet of version 1 with random parameters drawn from `rng`.
+
+    Its convolutions have no bias: the BatchNorm after each has one.
+
+    Returns:
+        The stages preprocess, stem, conv2_block1 .. conv5_block3, pool and, with classes, head.
+    """
+    convention, channels = spec.convention, 64
+    stages: dict[str, nnx.Module] = {
+        "preprocess": Preprocess(convention),
+        "stem": Stem(channels, convention, rng),
+    }
+    for group, depth in enumerate(_DEPTHS[spec.name]):
+        inner = 64 * 2**group
+        for block in range(depth):
+            stride = 2 if group and not block else 1
+            stage = f"conv{group + 2}_block{block + 1}"
+            stages[stage] = Bottleneck(channels, inner, stride, convention, rng)
+            channels = inner * _EXPANSION
+    stages["pool"] = Pool()
+    if spec.num_classes is not None:
+        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout, rng=rng)
+    return Network(stages, spec)
+
+
+class Stem(nnx.Module):
+    """A strided 7x7 convolution, its BatchNorm and ReLU, and a strided 3x3 maximum.
+
+    Keras pads by hand here (its resnet.py), alike on all sides as torch does.
+    """
+
+    def __init__(self, out: int, convention: Convention, rng: np.random.Generator) -> None:
+        self.conv = Conv(3, out, size=7, stride=2, padding=((3, 3), (3, 3)), rng=rng)
+        self.bn = BatchNorm(out, epsilon=convention.epsilon)
+
+    def __call__(self, x: Maps, context: Context) -> Maps:
+        x = nnx.relu(self.bn(self.conv(x), context))
+        return max_pool(x, 3, 2, ((1, 1), (1, 1)))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolutions, added to the input or to a 1x1 convolution of it.
+
+    One that halves the maps does so in its first convolution in Keras (its resnet.py), as in the
+    paper, and in its second in torch (torchvision/models/resnet.py).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner: int,
+        stride: int,
+        convention: Convention,
+        rng: np.random.Generator,
+    ) -> None:
+        out, epsilon = inner * _EXPANSION, convention.epsilon
+        first, second = (stride, 1) if convention.name == "keras" else (1, stride)
+        self.projects = channels != out
+        if self.projects:
+            self.shortcut = Conv(channels, out, stride=stride, rng=rng)
+            self.shortcut_bn = BatchNorm(out, epsilon=epsilon)
+        self.reduce = Conv(channels, inner, stride=first, rng=rng)
+        self.reduce_bn = BatchNorm(inner, epsilon=epsilon)
+        padding = convention.padding(3)
+        self.filter = Conv(inner, inner, size=3, stride=second, padding=padding, rng=rng)
+        self.filter_bn = BatchNorm(inner, epsilon=epsilon)
+        self.expand = Conv(inner, out, rng=rng)
+        self.expand_bn = BatchNorm(out, epsilon=epsilon)
+
+    def __call__(self, x: Maps, context: Context) -> Maps:
+        y = nnx.relu(self.reduce_bn(self.reduce(x), context))
+        y = nnx.relu(self.filter_bn(self.filter(y), context))
+        y = self.expand_bn(self.expand(y), context)
+        if self.projects:
+            x = self.shortcut_bn(self.shortcut(x), context)
+        return nnx.relu(x + y)
+
+
+def keras_layers(network: Network) -> list[Layer]:
+    """The layers with weights, in the order of Keras Applications' model.
+
+    Keras lists layers by their distance from the logits: a shortcut stands beside the last
+    convolution of its block.
+    """
+    layers = [_biased("conv1_conv", "stem/conv", "stem/bn")]
+    layers += [Layer("batch_normalization", "conv1_bn", "stem/bn")]
+    for stage in _blocks(network):
+        shortcut = [(0, "shortcut")] if getattr(network, stage).projects else []
+        for parts in ([(1, "reduce")], [(2, "filter")], [*shortcut, (3, "expand")]):
+            for n, part in parts:
+                path = f"{stage}/{part}"
+                layers.append(_biased(f"{stage}_{n}_conv", path, f"{path}_bn"))
+            for n, part in parts:
+                name, path = f"{stage}_{n}_bn", f"{stage}/{part}_bn"
+                layers.append(Layer("batch_normalization", name, path))
+    if network.num_classes is not None:
+        layers.append(Layer("dense", "predictions", "head"))
+    return layers
+
+
+def torch_layers(network: Network, library: str) -> list[Layer]:
+    """The layers with weights in the ResNets of timm and of torchvision, which name them alike."""
+    layers = [Layer("conv2d", "conv1", "stem/conv"), Layer("batch_normalization", "bn1", "stem/bn")]
+    for stage in _blocks(network):
+        group, block = (int(number) - 1 for number in stage.removeprefix("conv").split("_block"))
+        names = {"reduce": ("conv1", "bn1"), "filter": ("conv2", "bn2"), "expand": ("conv3", "bn3")}
+        if getattr(network, stage).projects:
+            names["shortcut"] = ("downsample.0", "downsample.1")
+        for part, (conv, bn) in names.items():
+            name, path = f"layer{group}.{block}", f"{stage}/{part}"
+            layers.append(Layer("conv2d", f"{name}.{conv}", path))
+            layers.append(Layer("batch_normalization", f"{name}.{bn}", f"{path}_bn"))
+    if network.num_classes is not None:
+        layers.append(Layer("dense", "fc", "head"))
+    return layers
+
+
+def _biased(name: str, path: str, bn: str) -> Layer:
+    return Layer("conv2d", name, path, folds_into=bn)
+
+
+def _blocks(network: Network) -> list[str]:
+    return [stage for stage in network.stage_names if stage.startswith("conv")]
+
+
+def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
+    """The published weights file, the same for all picture sizes.
+
+    Args:
+        name: of the network.
+        width: 1.0.
+        image_size: pixels a side.
+        top: with the classifier of 1,000 ImageNet classes.
+    """
+    suffix, md5 = ("", _MD5[name][0]) if top else ("_notop", _MD5[name][1])
+    return KerasFile(f"resnet/{name}_weights_tf_dim_ordering_tf_kernels{suffix}.h5", md5)
+
+
+DEFINITION = Definition(
+    build=resnet,
+    conventions=_CONVENTIONS,
+    keras_layers=keras_layers,
+    torch_layers=torch_layers,
+    keras_file=keras_file,
+)

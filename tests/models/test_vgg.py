@@ -1,0 +1,134 @@
+"""VGG: its counts, its stages with and without the published classifier, and its pooling."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from jaxtl.models import Context, Spec, build, merge, split
+from jaxtl.models.vgg import (
+    DEFINITION,
+    FlatHidden,
+    adaptive_average_pool,
+    keras_layers,
+    torch_layers,
+)
+
+RNG = np.random.default_rng(0)
+VGG16 = [
+    f"block{block}_conv{i}"
+    for block, depth in enumerate((2, 2, 3, 3, 3), 1)
+    for i in range(1, depth + 1)
+]
+
+
+class Zeros(np.random.Generator):
+    """Draws nothing: 138 million random numbers take seconds."""
+
+    def uniform(self, low, high, size):
+        return np.broadcast_to(np.float32(0), size)
+
+
+@pytest.fixture(scope="module")
+def with_top():
+    """VGG-16 with its classifier, of zeros."""
+    convention = DEFINITION.conventions["keras"]
+    spec = Spec("vgg16", 1000, width=1.0, dropout=0.0, top=True, convention=convention)
+    return DEFINITION.build(spec, Zeros(np.random.PCG64()))
+
+
+def pictures(count, side):
+    return RNG.integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def parameters(network):
+    return sum(v.size for v in split(network)[1].values())
+
+
+def test_has_the_published_number_of_parameters(with_top):
+    assert parameters(with_top) == 138_357_544
+
+
+@pytest.mark.parametrize(("name", "published"), [("vgg16", 14_714_688), ("vgg19", 20_024_384)])
+def test_has_the_published_number_of_parameters_without_its_classifier(name, published):
+    assert parameters(build(name, num_classes=None)) == published
+
+
+def test_its_stages_are_its_convolutions_and_the_classifier_that_is_asked_for(with_top):
+    assert with_top.stage_names == ("preprocess", *VGG16, "fc1", "fc2", "head")
+    network = build("vgg16", num_classes=3)
+    assert network.stage_names == ("preprocess", *VGG16, "pool", "head")
+
+
+def test_going_from_stage_to_stage_is_the_whole():
+    graph, variables = split(build("vgg16", num_classes=3))
+    x = pictures(2, 32)
+
+    @jax.jit
+    def both_ways(variables):
+        network, y = merge(graph, variables), x
+        for start, stop in zip(network.stage_names, [*network.stage_names[1:], None], strict=True):
+            y = network(y, start=start, stop=stop)
+        return network(x), y
+
+    whole, parts = both_ways(variables)
+    assert whole.shape == (2, 3)
+    assert whole.dtype == "float32"
+    assert not np.array_equal(whole[0], whole[1])
+    largest = np.abs(whole).max()
+    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(32, (16, 8, 4, 2, 1)), (95, (47, 23, 11, 5, 2))])
+def test_every_block_halves_the_maps_and_rounds_down(side, expected):
+    network = build("vgg16", num_classes=None)
+    ends = ("block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1", "pool")
+    shapes = [jax.eval_shape(partial(network, stop=end), pictures(1, side)).shape for end in ends]
+    assert [shape[1:3] for shape in shapes] == [(side, side) for side in expected]
+    assert [shape[3] for shape in shapes] == [64, 128, 256, 512, 512]
+
+
+@pytest.mark.parametrize("side", [32, 95, 224, 256])
+def test_the_classifier_takes_any_size_and_is_float32_on_bfloat16_maps(with_top, side):
+    with_top.compute_in("bfloat16")
+    x = pictures(1, side)
+    shapes = [
+        jax.eval_shape(partial(with_top, stop=end), x) for end in ("fc1", "fc2", "head", None)
+    ]
+    with_top.compute_in("float32")
+    assert [shape.dtype for shape in shapes] == ["bfloat16", "float32", "float32", "float32"]
+    assert [shape.shape[1:] for shape in shapes[1:]] == [(4096,), (4096,), (1000,)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 7), (8, 7), (14, 15)])
+def test_adaptive_pooling_averages_the_cells_of_its_definition(shape):
+    height, width = shape
+    x = RNG.normal(size=(2, height, width, 3)).astype(np.float32)
+    expected = np.zeros((2, 7, 7, 3))
+    for i in range(7):
+        for j in range(7):
+            top, bottom = int(np.floor(i * height / 7)), int(np.ceil((i + 1) * height / 7))
+            left, right = int(np.floor(j * width / 7)), int(np.ceil((j + 1) * width / 7))
+            expected[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
+    np.testing.assert_allclose(adaptive_average_pool(x, 7), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_dense_layer_is_the_7x7_convolution_that_timm_has_there():
+    layer = FlatHidden(7 * 7 * 2, 3, dropout=0.0, rng=RNG)
+    x = RNG.normal(size=(2, 7, 7, 2)).astype(np.float32)
+    kernel = np.asarray(layer.kernel[...]).reshape(7, 7, 2, 3)
+    expected = np.maximum(np.einsum("bhwc,hwco->bo", x, kernel), 0)
+    np.testing.assert_allclose(layer(x, Context()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_array_has_one_name_in_keras_timm_and_torchvision(with_top):
+    paths = sorted({path.rpartition("/")[0] for path in split(with_top)[1]})
+    for layers in (
+        keras_layers(with_top),
+        torch_layers(with_top, "timm"),
+        torch_layers(with_top, "torchvision"),
+    ):
+        assert sorted(layer.path for layer in layers) == paths
+        assert len({layer.name for layer in layers}) == len(paths)
+        assert [layer.path for layer in layers if layer.kind == "flat_dense"] == ["fc1"]
