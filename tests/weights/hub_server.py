@@ -1,0 +1,87 @@
+"""A model hub on the loopback interface, with as much of its protocol as a download needs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """What it has and what it was asked.
+
+    Attributes:
+        repositories: the files of each, by `OWNER/NAME`.
+        silent: accept connections and never answer.
+        broken: answer 500.
+        asked: the method, repository and file of every request for a file.
+    """
+
+    repositories: dict[str, dict[str, bytes]]
+    silent: bool = False
+    broken: bool = False
+    address: str = ""
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        if request.path.startswith("/api/"):  # what the client asks of its own accord
+            self._refuse(request, 404, "NotFound")
+            return
+        owner, name, _, _, file = request.path.removeprefix("/").split("/")
+        self.asked.append((request.command, f"{owner}/{name}", file))
+        if self.silent:
+            self.closing.wait(10)
+            return
+        if self.broken:
+            self._refuse(request, 500, "Broken")
+            return
+        files = self.repositories.get(f"{owner}/{name}")
+        if files is None:
+            self._refuse(request, 401, "RepoNotFound")
+        elif file not in files:
+            self._refuse(request, 404, "EntryNotFound")
+        else:
+            request.send_response(200)
+            request.send_header("X-Repo-Commit", COMMIT)
+            request.send_header("ETag", f'"{hashlib.sha1(files[file]).hexdigest()}"')
+            request.send_header("Content-Length", str(len(files[file])))
+            request.end_headers()
+            if request.command == "GET":
+                request.wfile.write(files[file])
+
+    def _refuse(self, request: BaseHTTPRequestHandler, status: int, code: str) -> None:
+        request.send_response(status)
+        request.send_header("X-Error-Code", code)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+
+@contextlib.contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """Runs a hub; its `address` has no slash at the end."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hub.answer(self)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.daemon_threads = True
+        hub.address = f"http://127.0.0.1:{httpd.server_port}"
+        threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield hub
+        finally:
+            hub.closing.set()
+            httpd.shutdown()
