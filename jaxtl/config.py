@@ -20,20 +20,12 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from jaxtl.checked import Checked, Fraction, NotNegative, Positive
 from jaxtl.errors import UserError
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+from jaxtl.phases import Phase, Stages
 
 
-class _Checked(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False
-    )
-
-
-class Model(_Checked):
+class Model(Checked):
     """The network and where its weights come from."""
 
     name: str = "mobilenet_v2"
@@ -43,7 +35,7 @@ class Model(_Checked):
     dropout: Fraction = 0.2
 
 
-class Data(_Checked):
+class Data(Checked):
     """The pictures.
 
     Attributes:
@@ -66,7 +58,7 @@ class Data(_Checked):
     memory_gb: NotNegative = 2.0
 
 
-class Augment(_Checked):
+class Augment(Checked):
     """Random changes to each training picture, made on the device; see `Config.views`.
 
     Attributes:
@@ -97,7 +89,7 @@ class Augment(_Checked):
         return scale
 
 
-class Cache(_Checked):
+class Cache(Checked):
     """Where the activations of frozen stages are kept (docs/frontier-cache.md).
 
     Attributes:
@@ -113,59 +105,7 @@ class Cache(_Checked):
     disk_gb: NotNegative = 20.0
 
 
-class Phase(_Checked):
-    """One stretch of training: what trains, for how long, and how.
-
-    Attributes:
-        name: what logs and flags call it.
-        train: regular expressions over whole parameter paths, each with the multiplier of the
-            learning rate for what it matches; the first match wins, and what nothing matches is
-            frozen.
-        epochs: passes over the training pictures, at most.
-        lr: the learning rate, before multipliers and schedule.
-        optimizer: `adam` (with `weight_decay` it is AdamW), `sgd` (with Nesterov momentum of
-            `momentum`) or `rmsprop`.
-        weight_decay: decoupled decay of the trained kernels (never of biases or BatchNorms).
-        clip_norm: the largest global norm of the trained gradients.
-        schedule: `constant`, or `cosine` down to zero over the phase.
-        warmup_epochs: the learning rate rises linearly over this many epochs.
-        label_smoothing: the share of each label spread over all classes.
-        batch_norm: what the BatchNorms of trained stages do: `frozen` (scale and shift learn, the
-            statistics stay) or `train` (normalise by the batch, across devices, and move the
-            statistics).
-        batch_norm_momentum: how much of the running statistics a step keeps; None suits it to the
-            number of steps in the phase.
-        patience: stop after this many epochs without a better validation result than the phase had
-            before; None never stops.
-        restore_best: end the phase with its best parameters rather than with its last.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
-    train: dict[str, Positive] = Field(min_length=1)
-    epochs: Annotated[int, Field(ge=1)]
-    lr: Positive = 1e-3
-    optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
-    momentum: Fraction = 0.9
-    weight_decay: NotNegative = 0.0
-    clip_norm: Positive | None = None
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_epochs: NotNegative = 0.0
-    label_smoothing: Fraction = 0.0
-    batch_norm: Literal["frozen", "train"] = "frozen"
-    batch_norm_momentum: Fraction | None = None
-    patience: Annotated[int, Field(ge=1)] | None = None
-    restore_best: bool = True
-
-    @pydantic.model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Phase:
-        if self.optimizer != "sgd" and self.momentum != Phase.model_fields["momentum"].default:
-            raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
-        if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
-            raise ValueError("batch_norm_momentum needs batch_norm='train'")
-        return self
-
-
-class Config(_Checked):
+class Config(Checked):
     """A whole run.
 
     Attributes:
@@ -356,13 +296,14 @@ def _section(path: Sequence[Any]) -> type[pydantic.BaseModel]:
 
 def _explain(error: pydantic.ValidationError, root: type, tree: Mapping[str, Any]) -> str:
     """One line for the first thing that is wrong with a config."""
-    first = error.errors()[0]
-    place = list(first["loc"])
-    model = root if root is Phase else _section(place[:-1])
+    # A key that is misspelt is why another one is missing.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    place = _place_of(first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(place[-1])
-        near = difflib.get_close_matches(key, model.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
+        known = _model_of(place, root).model_fields
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return f"config key {_dotted(place, tree)!r} is not known; {hint}"
     if first["type"] == "missing":
         return f"config key {_dotted(place, tree)!r} is missing"
@@ -370,9 +311,25 @@ def _explain(error: pydantic.ValidationError, root: type, tree: Mapping[str, Any
     if first["input"] is None:
         return f"config key {key!r} is not set; add --cfg.{key}=..."
     # A value that may be of several types has a message for each.
-    all_of_it = (e["msg"] for e in error.errors() if _dotted(list(e["loc"]), tree) == key)
+    all_of_it = (e["msg"] for e in error.errors() if _dotted(_place_of(e["loc"]), tree) == key)
     reasons = ", or ".join(dict.fromkeys(all_of_it)).replace(", or Input should be", ", or")
     return f"config key {key!r}: {reasons}, not {first['input']!r}"
+
+
+def _place_of(location: Sequence[Any]) -> list[Any]:
+    """Where in a config an error is; pydantic also says which kind of rules `train` was read as."""
+    place = list(location)
+    if "train" in place:
+        kind = place.index("train") + 1
+        del place[kind : kind + 1]
+    return place
+
+
+def _model_of(place: Sequence[Any], root: type) -> type[pydantic.BaseModel]:
+    """What has the fields of which the last part of a place is none."""
+    if "train" in place[:-1]:
+        return Stages
+    return Phase if root is Phase else _section(place[:-1])
 
 
 def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
@@ -388,13 +345,14 @@ def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
 def leaves(config: Config) -> dict[str, Any]:
     """All values by dotted key; of phases and patterns the order counts too."""
     found: dict[str, Any] = {"phases": [phase.name for phase in config.phases]}
-    sections: dict[str, _Checked] = {f"phases.{phase.name}": phase for phase in config.phases}
+    sections: dict[str, Checked] = {f"phases.{phase.name}": phase for phase in config.phases}
     for name, value in config:
-        if isinstance(value, _Checked):
+        if isinstance(value, Checked):
             sections[name] = value
         elif name != "phases":
             found[name] = value
     for name, section in sections.items():
         for key, value in section:
-            found[f"{name}.{key}"] = list(value.items()) if isinstance(value, dict) else value
+            in_order = isinstance(value, dict)
+            found[f"{name}.{key}"] = list(value.items()) if in_order else plain(value)
     return found

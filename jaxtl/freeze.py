@@ -1,7 +1,8 @@
-"""From a phase's patterns to what trains, what is frozen, and where the frontier lies."""
+"""From a phase's rules to what trains, what is frozen, and where the frontier lies."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from flax import nnx
 
 from jaxtl.errors import UserError
 from jaxtl.models import BatchNorm, Network, Variables, merge, split, statistics
+from jaxtl.phases import Stages
 
 FROZEN = "frozen"
 
@@ -36,23 +38,26 @@ class Freezing:
         return frozenset(self.multipliers) | self.moving
 
 
-def freezing(network: Network, rules: Mapping[str, float], batch_norm: str) -> Freezing:
+def freezing(network: Network, rules: Mapping[str, float] | Stages, batch_norm: str) -> Freezing:
     """Reads a phase's rules against a network.
 
     Args:
         network: the chain of stages; only its structure counts.
         rules: regular expressions over whole parameter paths with learning-rate multipliers; the
-            first match wins, and what nothing matches is frozen.
+            first match wins, and what nothing matches is frozen. Or the stages that train.
         batch_norm: `train` moves the statistics of BatchNorms with a trained scale or bias,
             `frozen` none.
 
     Raises:
         UserError: a pattern is no regular expression, matches nothing, or comes too late to count;
-            or `train` would move nothing.
+            no stage of that name has parameters; or `train` would move nothing.
     """
     fixed = statistics(network)
     paths = [path for path in split(network)[1] if path not in fixed]
-    multipliers = _first_matches(paths, rules)
+    if isinstance(rules, Stages):
+        multipliers = _of_stages(network, paths, rules)
+    else:
+        multipliers = _first_matches(paths, rules)
     labels = dict.fromkeys(paths, FROZEN) | {p: f"x{m!r}" for p, m in multipliers.items()}
     moving: frozenset[str] = frozenset()
     if batch_norm == "train":
@@ -124,6 +129,21 @@ def _first_matches(paths: list[str], rules: Mapping[str, float]) -> dict[str, fl
             )
         multipliers |= dict.fromkeys(fresh, float(multiplier))
     return multipliers
+
+
+def _of_stages(network: Network, paths: list[str], rule: Stages) -> dict[str, float]:
+    filled = {path.partition("/")[0] for path in paths}
+    stages = [stage for stage in network.stage_names if stage in filled]
+    first = stages[0] if rule.from_stage is None else rule.from_stage
+    if first not in stages:
+        near = difflib.get_close_matches(first, stages, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"{network.name} has no stage {first!r} with parameters, only {', '.join(stages)}{hint}"
+        )
+    trained = stages[stages.index(first) :]
+    rates = {stage: rule.decay**back for back, stage in enumerate(reversed(trained))}
+    return {path: rates[stage] for path in paths if (stage := path.partition("/")[0]) in rates}
 
 
 def _summary(paths: list[str]) -> str:

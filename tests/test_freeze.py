@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtl.errors import UserError
 from jaxtl.freeze import freezing, partition, running_momentum, training_graph
 from jaxtl.models import BatchNorm, build, merge, split, statistics
+from jaxtl.phases import everything, from_stage
 
 NETWORK = build("mobilenet_v2", num_classes=3, width=0.35)
 PARAMETERS = split(NETWORK)[1].keys() - statistics(NETWORK)
@@ -106,3 +107,43 @@ def test_partition_loses_and_copies_nothing():
 def test_training_batch_norms_without_a_trained_scale_or_bias_is_refused():
     with pytest.raises(UserError, match="moves no statistics"):
         freezing(NETWORK, {"(head|block_16)/.*kernel": 1.0}, "train")
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_stages_train_at_rates_that_halve_towards_the_pictures(batch_norm):
+    """The pooling between `top` and `head` has no parameters, and so takes no share of the rate."""
+    by_hand = {"head/.*": 1.0, "top/.*": 0.5, "block_16/.*": 0.25, "block_15/.*": 0.125}
+    expected = freezing(NETWORK, by_hand, batch_norm)
+    assert freezing(NETWORK, from_stage("block_15", decay=0.5), batch_norm) == expected
+
+
+def test_all_stages_train_alike_or_each_at_its_own_rate():
+    assert freezing(NETWORK, everything(), "train") == freezing(NETWORK, {".*": 1.0}, "train")
+    rates = freezing(NETWORK, everything(decay=0.5), "frozen").multipliers
+    assert rates.keys() == PARAMETERS
+    assert rates["head/bias"] == 1.0
+    assert rates["stem/conv/kernel"] == 0.5**19  # 17 blocks and `top` lie between them
+
+
+def test_the_last_stage_of_a_network_without_head_has_the_full_rate():
+    headless = build("mobilenet_v2", num_classes=None, width=0.35)
+    rates = freezing(headless, from_stage("block_16", decay=0.5), "frozen").multipliers
+    assert {path.partition("/")[0]: rate for path, rate in rates.items()} == {
+        "block_16": 0.5,
+        "top": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("blok_14", "'block_14'"), ("head/.*", "'head'"), ("Top", "'top'"), ("pool", None)],
+)
+def test_a_stage_without_parameters_is_refused_with_those_that_have_some(name, nearest):
+    with pytest.raises(UserError) as error:
+        freezing(NETWORK, from_stage(name), "frozen")
+    said, _, hint = str(error.value).partition("; did you mean ")
+    assert said.startswith(f"mobilenet_v2 has no stage {name!r} with parameters, only ")
+    listed = said.partition(", only ")[2].split(", ")
+    assert set(listed) == {path.partition("/")[0] for path in PARAMETERS}
+    assert len(listed) == 20
+    assert hint == (f"{nearest}?" if nearest else "")

@@ -14,7 +14,7 @@ CONTINUE = ("jaxtl.train", "--cfg", "tiny.py", "--workdir")
 
 # Each has a command, how many devices it sees, and words that its one line must have.
 CASES = {
-    "unknown config": (("jaxtl.train", "--cfg", "tinny.py"), 1, ["tinny.py", "mnv2.py"]),
+    "unknown config": (("jaxtl.train", "--cfg", "mnv22.py"), 1, ["mnv22.py", "mnv2.py"]),
     "unknown key": (
         (*TRAIN, "--cfg.data.batchsize=4"),
         1,

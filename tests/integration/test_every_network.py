@@ -1,0 +1,91 @@
+"""Networks train from a frontier in their middle on, and what is frozen keeps its bits.
+
+One of each file in `jaxtl/models`: the others of a file differ from it in a number of blocks.
+"""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from step_setup import lively
+from workplace import write_pictures
+
+from jaxtl.checkpoint import Checkpoints
+from jaxtl.config import check, plain
+from jaxtl.models import build, merge, split
+from jaxtl.phases import from_stage
+from jaxtl.run import RunDirectory
+from jaxtl.train import structure, train
+from jaxtl.weights.write import write_weights
+
+pytestmark = pytest.mark.slow
+
+# The smallest pictures, what trains, and the stages that this means; some lie behind a frozen one.
+CASES = {
+    "mobilenet_v1": (32, {"(head|block_(11|13))/.*": 1.0}, "head|block_(11|13)"),
+    "vgg16": (32, from_stage("block5_conv2", decay=0.5), "head|block5_conv[23]"),
+    "resnet50": (32, {"(head|conv5_block(1|3))/.*": 1.0}, "head|conv5_block[13]"),
+    "inception_v3": (75, {"(head|mixed_7(a|c))/.*": 1.0}, "head|mixed_7[ac]"),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Nine pictures to train on, so that a batch of eight and one of one, and three others."""
+    path = tmp_path_factory.mktemp("pictures")
+    write_pictures(path / "train", each=3, seed=1)
+    write_pictures(path / "val", each=1, seed=2)
+    return path
+
+
+def weights_of(name, folder):
+    """Fresh parameters, but for MobileNet V1, in which the signal fades to nothing with them."""
+    if name != "mobilenet_v1":
+        return None
+    graph, variables = split(build(name, num_classes=None))
+    path = folder / "weights.h5"
+    write_weights(merge(graph, lively(variables)), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, pictures, tmp_path, monkeypatch):
+    """With a new view every epoch the stages left of the frontier run in every step too."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
+    image_size, rules, trained = CASES[name]
+    phase = {
+        "name": "middle",
+        "train": plain(rules),
+        "epochs": 1,
+        "lr": 1e-3,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "batch_norm": "frozen" if name == "vgg16" else "train",
+        "restore_best": False,
+    }
+    config = check(
+        {
+            "model": {
+                "name": name,
+                "image_size": image_size,
+                "weights": weights_of(name, tmp_path),
+            },
+            "data": {"source": str(pictures), "batch_size": 8},
+            "augment": {"horizontal_flip": True},
+            "views": 0,
+            "phases": (phase,),
+        }
+    )
+    train(config, tmp_path / "run", Console(quiet=True))
+    run = RunDirectory(tmp_path / "run")
+    assert run.config() == config
+    checkpoints = Checkpoints(run.checkpoints, read_only=True)
+    like = split(structure(config, 3)[0])[1]
+    before = checkpoints.initial(like)
+    after = checkpoints.variables(checkpoints.newest().step, like)
+    for path in like:
+        same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
+        moves = re.fullmatch(trained, path.partition("/")[0])
+        assert same == (moves is None), path
