@@ -29,10 +29,12 @@ FLOORS = [
         "store",
         "metrics",
         "report",
+        "costs",
+        "probe",
     },
     {"data", "weights"},
     {"models"},
-    {"ops", "config", "variations", "errors"},
+    {"ops", "config", "phases", "checked", "variations", "errors"},
 ]
 
 every_module = pytest.mark.parametrize("name", sorted(MODULES))
