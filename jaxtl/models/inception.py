@@ -231,15 +231,13 @@ def keras_layers(network: Network) -> list[Layer]:
     layers: list[Layer] = []
     created = 0
     for units in _units():
-        beside: dict[int, list[tuple[Layer, Layer]]] = {}
+        depths: list[tuple[int, Layer]] = []
         for number, (path, left) in enumerate(units, created):
             suffix = f"_{number}" if number else ""
-            pair = _with_norm(f"conv2d{suffix}", f"batch_normalization{suffix}", path)
-            beside.setdefault(left, []).append(pair)
+            conv, bn = _with_norm(f"conv2d{suffix}", f"batch_normalization{suffix}", path)
+            depths += [(left, conv), (left - 1, bn)]
         created += len(units)
-        for left in sorted(beside, reverse=True):
-            for of_kind in zip(*beside[left], strict=True):
-                layers += of_kind
+        layers += [layer for _, layer in sorted(depths, key=lambda pair: -pair[0])]
     if network.num_classes is not None:
         layers.append(Layer("dense", "predictions", "head"))
     return layers

@@ -73,6 +73,7 @@ def test_layers_are_in_the_order_of_keras_and_numbered_as_a_fresh_keras_does(net
         model = keras.applications.InceptionV3(weights=None)
     _, variables = split(networks["keras"])
     ours = keras_layers(networks["keras"])
+    assert [layer.name for layer in ours] == [layer.name for layer in model.layers if layer.weights]
     for kind, theirs, weight in (
         ("conv2d", keras.layers.Conv2D, "kernel"),
         ("batch_normalization", keras.layers.BatchNormalization, "bias"),
