@@ -52,10 +52,10 @@ def write_picture(path: Path, rows: Sequence[Row], *, data: str, device: str) ->
 
 
 def _accuracies(axes: Axes, rows: Sequence[Row]) -> None:
-    front = pareto_front(rows)
+    front, corners = pareto_front(rows), _corners(rows)
     axes.plot(
-        [row.milliseconds for row in front],
-        [row.accuracy for row in front],
+        [latency for latency, _ in corners],
+        [accuracy for _, accuracy in corners],
         color=_FRONT,
         linewidth=1.4,
         alpha=0.6,
@@ -201,8 +201,7 @@ def _drawn(axes: Axes, rows: Sequence[Row], marks: Sequence[_Mark]) -> list[Any]
 
     circles = [around(mark.x, mark.y, mark.radius, mark.radius) for mark in marks]
     spreads = [around(mark.x, mark.y, 2, mark.spread) for mark in marks]
-    corners = [(row.milliseconds, row.accuracy) for row in pareto_front(rows)]
-    lines = itertools.pairwise(axes.transData.transform(corners).tolist())
+    lines = itertools.pairwise(axes.transData.transform(_corners(rows)).tolist())
     points = itertools.chain.from_iterable(np.linspace(*ends, 60) for ends in lines)
     return [*circles, *spreads, *(around(x, y, 2, 2) for x, y in points)]
 
@@ -226,3 +225,9 @@ def _shared(one: Any, other: Any) -> float:
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
     return max(width, 0.0) * max(height, 0.0)
+
+
+def _corners(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """The latency and the accuracy of each network of the Pareto front."""
+    front = [(row.milliseconds, row.accuracy) for row in pareto_front(rows)]
+    return [(latency, accuracy) for latency, accuracy in front if accuracy is not None]
