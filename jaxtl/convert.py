@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxtl import cli
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Network, merge
+from jaxtl.models import REGISTRY, Network
 from jaxtl.predictor import load_run
 from jaxtl.weights.create import create
 from jaxtl.weights.sources import convention_of
@@ -53,8 +53,7 @@ def _of_run(given: argparse.Namespace) -> tuple[Network, bool]:
     known = {"--model": given.model, "--width": given.width, "--classes": given.classes}
     if asked := [flag for flag, value in known.items() if value is not None]:
         raise UserError(f"{given.source} is a run, which knows these; leave {asked[0]} out")
-    predictor = load_run(given.source)
-    return merge(predictor._classifier._graph, predictor._variables), True
+    return load_run(given.source).network, True
 
 
 def _of_source(given: argparse.Namespace) -> tuple[Network, bool]:

@@ -18,7 +18,7 @@ from jaxtl.data.sources import ArraySource, Source
 from jaxtl.errors import UserError
 from jaxtl.frontier import Feed
 from jaxtl.metrics import NONE, Sums, score
-from jaxtl.models import Network, Variables, build, split
+from jaxtl.models import Network, Variables, build, merge, split
 from jaxtl.run import RunDirectory
 from jaxtl.steps import make_predict_step, replicate, shard
 
@@ -129,7 +129,13 @@ class Predictor:
         variables = checkpoints.variables(step, split(network)[1])
         checkpoints.close()
         self._variables = replicate(variables, self._devices)
+        self._graph = split(network)[0]
         self._classifier = Classifier(network, self._devices)
+
+    @property
+    def network(self) -> Network:
+        """The network with the variables that it classifies with."""
+        return merge(self._graph, self._variables)
 
     def evaluate(self, source: Source) -> Evaluation:
         """Classifies every picture of a labelled source once."""

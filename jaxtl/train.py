@@ -30,7 +30,7 @@ from jaxtl.run import RunDirectory
 from jaxtl.steps import check_batch_size, on_cpu
 from jaxtl.store import Store
 from jaxtl.weights import create
-from jaxtl.weights.sources import convention_of
+from jaxtl.weights.sources import likely_convention
 
 _HELP = """Fine-tunes an image classifier.
 
@@ -121,16 +121,10 @@ def structure(
         num_classes=num_classes,
         width=model.width,
         dropout=model.dropout,
-        convention=convention or _first_convention(model.weights),
+        convention=convention or likely_convention(model.weights),
         dtype=config.dtype,
     )
     return network, [freezing(network, phase.train, phase.batch_norm) for phase in config.phases]
-
-
-def _first_convention(weights: str | Sequence[str] | None) -> str:
-    if not weights:
-        return "keras"
-    return convention_of(weights if isinstance(weights, str) else weights[0])
 
 
 def _open(run: RunDirectory, config: Config, data: Splits, out: Console) -> Training:

@@ -139,7 +139,10 @@ def test_only_the_steps_say_pmap():
     assert saying == ["steps.py"]
 
 
-@pytest.mark.parametrize("module", ["jaxtl", "jaxtl.train", "jaxtl.evaluate", "jaxtl.predict"])
+@pytest.mark.parametrize(
+    "module",
+    ["jaxtl", *(f"jaxtl.{c}" for c in ("train", "evaluate", "predict", "compare", "convert"))],
+)
 @pytest.mark.slow
 def test_no_other_framework_is_imported(module):
     code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"

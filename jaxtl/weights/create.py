@@ -131,7 +131,7 @@ def create(
         )
 
     # What is impossible is refused before anything is fetched.
-    likely = "keras" if weights is None else sources.convention_of(sources.checked(weights)[0])
+    likely = sources.likely_convention(weights)
     network = make(likely)
     if weights is None:
         _log.info("weights: none, the parameters of %s are random", name)

@@ -29,6 +29,7 @@ __all__ = [
     "checked",
     "convention_of",
     "first_available",
+    "likely_convention",
 ]
 
 _log = logging.getLogger("jaxtl")
@@ -110,6 +111,18 @@ def checked(weights: str | Sequence[str]) -> list[str]:
     for source in names:
         _check(source)
     return names
+
+
+def likely_convention(weights: str | Sequence[str] | None) -> Framework:
+    """That of the first source, which is known before anything is fetched.
+
+    Args:
+        weights: a source or several; None for random parameters, which have that of Keras.
+
+    Raises:
+        UserError: one is no source of weights, or there is none.
+    """
+    return "keras" if weights is None else convention_of(checked(weights)[0])
 
 
 def first_available(

@@ -1,5 +1,6 @@
 """A small data set with a config, and a run on it that many tests look at."""
 
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import wha
 
 from in_process import Run
 from workplace import CONFIG, Ended, Workplace, write_pictures, write_weights
+
+# A shell that starts the tests in the background makes them ignore Ctrl-C, and so their children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

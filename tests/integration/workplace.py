@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -88,8 +87,6 @@ class Workplace:
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
-            # A shell that starts the tests in the background lets them ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, module, *arguments, **options):

@@ -48,8 +48,10 @@ def test_stopping_and_starting_at_any_stage_is_the_whole():
 
     whole, parts = all_ways(variables)
     assert whole.shape == (2, 3)
+    scale = np.abs(whole).max()  # a network that was never trained lets its signal fade
+    assert np.abs(whole[0] - whole[1]).max() > 1e-3 * scale
     for part in parts:
-        np.testing.assert_allclose(part, whole, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(part / scale, whole / scale, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [32, 33, 47])
