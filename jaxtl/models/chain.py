@@ -137,11 +137,26 @@ class KerasFile(NamedTuple):
     md5: str | None = None
 
 
+class Names(NamedTuple):
+    """What a network is called elsewhere.
+
+    Attributes:
+        keras: its function in `keras.applications` (keras/api/applications/__init__.py).
+        module: the module there that has its `preprocess_input`.
+        timm: its name for `timm.create_model`, by width (timm/models).
+    """
+
+    keras: str
+    module: str
+    timm: Mapping[float, str]
+
+
 @dataclass(frozen=True)
 class Definition:
     """What a network file provides.
 
     Attributes:
+        names: what Keras and timm call its networks, by their names here.
         build: makes the network with random parameters.
         conventions: that of Keras' weights and that of torch's, by name.
         keras_layers: the layers with weights, in the order of Keras Applications' model.
@@ -149,18 +164,23 @@ class Definition:
         keras_file: the published Keras file for a network's name, a width, a picture size, and with
             or without top.
         widths: the widths that have published weights.
+        native: pixels a side of the pictures that the published weights were trained on.
         smallest: pixels a side of the smallest pictures that it takes.
+        deep_top: whether its published classifier is more than one dense layer.
         portable: whether weights compute the same under both conventions, once the pictures are
             normalised for them.
     """
 
+    names: Mapping[str, Names]
     build: Callable[[Spec, np.random.Generator], Network]
     conventions: Mapping[str, Convention]
     keras_layers: Callable[[Network], list[Layer]]
     torch_layers: Callable[[Network, str], list[Layer] | None]
     keras_file: Callable[[str, float, int, bool], KerasFile]
     widths: tuple[float, ...] = (1.0,)
+    native: int = 224
     smallest: int = 32
+    deep_top: bool = False
     portable: bool = False
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
+from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
 from jaxtl.models.layers import (
     PLUS_MINUS_ONE,
     BatchNorm,
@@ -294,10 +294,12 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
 
 
 DEFINITION = Definition(
+    names={"inception_v3": Names("InceptionV3", "inception_v3", {1.0: "inception_v3"})},
     build=inception_v3,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
     keras_file=keras_file,
+    native=299,
     smallest=75,  # the last strided convolution leaves one pixel of it
 )

@@ -40,12 +40,14 @@ class Convention:
         name: `keras` or `torch`.
         mean, std: of RGB pictures, 0..255.
         epsilon: of the BatchNorms.
+        bgr: whether the first kernel takes blue, green, red in its files; here it never does.
     """
 
     name: Literal["keras", "torch"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     epsilon: float
+    bgr: bool = False
 
     def padding(self, size: int) -> Padding:
         """The zeros around maps that a window of `size` pixels strides over, one number a side.
@@ -59,7 +61,7 @@ PLUS_MINUS_ONE = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
 """[-1, 1] (`preprocess_input(mode="tf")` of Keras Applications, imagenet_utils.py)."""
 
 CAFFE = {"mean": (123.68, 116.779, 103.939), "std": (1.0,) * 3}
-"""Zero mean (`mode="caffe"` there, which takes BGR: its kernels are turned round when read)."""
+"""Zero mean (`mode="caffe"` there, which takes BGR)."""
 
 IMAGENET = {
     "mean": (0.485 * 255, 0.456 * 255, 0.406 * 255),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
+from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
 from jaxtl.models.layers import (
     IMAGENET,
     PLUS_MINUS_ONE,
@@ -216,6 +216,19 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
 
 
 DEFINITION = Definition(
+    names={
+        "mobilenet_v2": Names(
+            "MobileNetV2",
+            "mobilenet_v2",
+            {
+                0.35: "mobilenetv2_035",
+                0.5: "mobilenetv2_050",
+                0.75: "mobilenetv2_075",
+                1.0: "mobilenetv2_100",
+                1.4: "mobilenetv2_140",
+            },
+        )
+    },
     build=mobilenet_v2,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
+from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
 from jaxtl.models.layers import (
     PLUS_MINUS_ONE,
     BatchNorm,
@@ -153,6 +153,7 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
 
 
 DEFINITION = Definition(
+    names={"mobilenet_v1": Names("MobileNet", "mobilenet", {1.0: "mobilenetv1_100"})},
     build=mobilenet_v1,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
+from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -28,7 +28,7 @@ _DEPTHS = {
 }
 _EXPANSION = 4
 _CONVENTIONS = {
-    "keras": Convention("keras", **CAFFE, epsilon=1.001e-5),  # its resnet.py
+    "keras": Convention("keras", **CAFFE, epsilon=1.001e-5, bgr=True),  # its resnet.py
     "torch": Convention("torch", **IMAGENET, epsilon=1e-5),
 }
 # With and without top: `WEIGHTS_HASHES` in Keras Applications, resnet.py.
@@ -179,6 +179,11 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
 
 
 DEFINITION = Definition(
+    names={
+        "resnet50": Names("ResNet50", "resnet", {1.0: "resnet50"}),
+        "resnet101": Names("ResNet101", "resnet", {1.0: "resnet101"}),
+        "resnet152": Names("ResNet152", "resnet", {1.0: "resnet152"}),
+    },
     build=resnet,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Network, Spec
+from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -28,7 +28,7 @@ _SIDE = 7  # of the maps that the published classifier takes: pictures of 224 pi
 _HIDDEN = 4096
 # There is no BatchNorm: epsilon is never used.
 _CONVENTIONS = {
-    "keras": Convention("keras", **CAFFE, epsilon=0.0),
+    "keras": Convention("keras", **CAFFE, epsilon=0.0, bgr=True),
     "torch": Convention("torch", **IMAGENET, epsilon=0.0),
 }
 # With and without top: Keras Applications, vgg16.py and vgg19.py.
@@ -157,10 +157,15 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
 
 
 DEFINITION = Definition(
+    names={
+        "vgg16": Names("VGG16", "vgg16", {1.0: "vgg16"}),
+        "vgg19": Names("VGG19", "vgg19", {1.0: "vgg19"}),
+    },
     build=vgg,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
     keras_file=keras_file,
+    deep_top=True,
     portable=True,
 )

@@ -141,7 +141,7 @@ def create(
     found = sources.first_available(weights, wanted, keras_address=keras_address)
     if found.convention != likely:
         network = make(found.convention)
-    stored = _READERS[found.convention](found.data, found.path, network)
+    stored = _READERS[found.layout](found.data, found.path, network)
     loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
     digest = hashlib.sha256(found.data).hexdigest()
     record = WeightsRecord(

@@ -25,7 +25,6 @@ import numpy as np
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network
-from jaxtl.models.layers import CAFFE
 from jaxtl.weights.strict import CLASSIFIER, HEAD, Stored, published, stage
 
 # The variables of each layer class in the order in which it creates them, which is how
@@ -238,17 +237,12 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
                 stored[name] = Stored(name, value)
             else:
                 path = f"{place.path}/{_OURS[variable]}"
-                turned = place is expected[0] and takes_bgr(network)
+                turned = place is expected[0] and network.spec.convention.bgr
                 stored[path] = Stored(name, _our_layout(place, value, turned=turned))
     wrong = _fold_biases(stored, expected)
     if wrong:
         raise UserError(f"{file} does not fit {network.name}: {', '.join(wrong)}")
     return stored
-
-
-def takes_bgr(network: Network) -> bool:
-    """Whether Keras' weights of a network take blue, green, red; ours take red, green, blue."""
-    return network.spec.convention.mean == CAFFE["mean"]
 
 
 def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:

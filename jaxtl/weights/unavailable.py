@@ -1,5 +1,26 @@
-"""The exception that lets the next source of weights be tried."""
+"""The exceptions of weights that cannot be had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtl.errors import UserError
 
 
 class Unavailable(Exception):
     """A source cannot be had; the text follows its name: `could not be reached (...)`."""
+
+
+class NoWeights(UserError):
+    """No source can be had.
+
+    Attributes:
+        reasons: why, for each of them.
+    """
+
+    def __init__(self, reasons: Sequence[str]):
+        super().__init__(
+            f"no weights can be had: {'; '.join(reasons)}. "
+            "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
+        )
+        self.reasons = tuple(reasons)

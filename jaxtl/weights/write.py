@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -22,51 +22,13 @@ from safetensors.numpy import save
 
 from jaxtl.errors import UserError
 from jaxtl.models import Layer, Network, Variables, definition, merge, split
-from jaxtl.weights.keras import takes_bgr
+from jaxtl.weights.mark import MARK
 
 Arrays = dict[str, np.ndarray]
 """The arrays of a layer by the names that they have in a file, in the order of the framework."""
 
 _Layers = list[tuple[Layer, Arrays]]
 
-
-class Names(NamedTuple):
-    """What a network is called elsewhere.
-
-    Attributes:
-        keras: its function in `keras.applications`.
-        module: the module there that has its `preprocess_input`.
-        timm: its name for `timm.create_model`, by width.
-        deep: whether its published classifier is more than one dense layer.
-    """
-
-    keras: str
-    module: str
-    timm: Mapping[float, str]
-    deep: bool = False
-
-
-# keras/api/applications/__init__.py; timm/models/{efficientnet,inception_v3,resnet,vgg}.py.
-NAMES: dict[str, Names] = {
-    "inception_v3": Names("InceptionV3", "inception_v3", {1.0: "inception_v3"}),
-    "mobilenet_v1": Names("MobileNet", "mobilenet", {1.0: "mobilenetv1_100"}),
-    "mobilenet_v2": Names(
-        "MobileNetV2",
-        "mobilenet_v2",
-        {
-            0.35: "mobilenetv2_035",
-            0.5: "mobilenetv2_050",
-            0.75: "mobilenetv2_075",
-            1.0: "mobilenetv2_100",
-            1.4: "mobilenetv2_140",
-        },
-    ),
-    "resnet50": Names("ResNet50", "resnet", {1.0: "resnet50"}),
-    "resnet101": Names("ResNet101", "resnet", {1.0: "resnet101"}),
-    "resnet152": Names("ResNet152", "resnet", {1.0: "resnet152"}),
-    "vgg16": Names("VGG16", "vgg16", {1.0: "vgg16"}, deep=True),
-    "vgg19": Names("VGG19", "vgg19", {1.0: "vgg19"}, deep=True),
-}
 
 _KERAS_BATCH_NORM = {
     "scale": "gamma",
@@ -123,7 +85,7 @@ def write_weights(network: Network, path: str | Path) -> Written:
     framework, encode = _format(path)
     _check_classifier(network)
     layers = (_keras_layers if framework == "keras" else _timm_layers)(network)
-    _write_whole(path, encode(layers))
+    _write_whole(path, encode(layers, spec.convention.name))
     count = sum(array.size for _, arrays in layers for array in arrays.values())
     load = _keras_line(network, path) if framework == "keras" else _timm_line(network, path)
     return Written(path, count, load, _pictures(network, framework))
@@ -154,8 +116,9 @@ def check_target(path: Path, *, network: str, width: float, convention: str) -> 
             f"or pools otherwise there, and would compute something else; "
             f"write {_stem(path)}{instead}"
         )
-    if framework == "timm" and width not in NAMES[network].timm:
-        known = ", ".join(f"{of:g}" for of in NAMES[network].timm)
+    names = definition(network).names[network]
+    if framework == "timm" and width not in names.timm:
+        known = ", ".join(f"{of:g}" for of in names.timm)
         raise UserError(f"timm has no {network} of width {width:g}, only of {known}")
 
 
@@ -173,7 +136,7 @@ def without_head(network: Network) -> Network:
 def _check_classifier(network: Network) -> None:
     """Refuses a head that follows other layers than in the published network."""
     spec = network.spec
-    if NAMES[spec.name].deep and spec.top != (spec.num_classes is not None):
+    if definition(spec.name).deep_top and spec.top != (spec.num_classes is not None):
         raise UserError(
             f"{spec.name} is written with its published classifier of three dense layers or with "
             "none, and this one has another; leave it out (--no-head)"
@@ -196,7 +159,7 @@ def _keras_layers(network: Network) -> _Layers:
                 kernel = kernel.swapaxes(2, 3)  # (H, W, 1, C) -> (H, W, C, 1)
             elif layer.kind == "conv2d" and kernel.ndim == 2:
                 kernel = kernel[None, None]  # MobileNet V1 classifies by a convolution
-            elif place == 0 and takes_bgr(network):
+            elif place == 0 and network.spec.convention.bgr:
                 kernel = kernel[:, :, ::-1]
             arrays["kernel"] = kernel
         layers.append((layer, arrays))
@@ -229,13 +192,14 @@ def _renamed(variables: Variables, layer: Layer, names: Mapping[str, str]) -> Ar
     return {theirs: np.asarray(variables[p]) for p, theirs in paths.items() if p in variables}
 
 
-def _named(layers: _Layers) -> bytes:
+def _named(layers: _Layers, convention: str) -> bytes:
     """Keras' legacy HDF5: layers and arrays are listed by name, and read in the order of the lists.
 
     The layout is that of keras/src/legacy/saving/legacy_h5_format.py.
     """
     data = io.BytesIO()
     with h5py.File(data, "w") as file:
+        file.attrs[MARK] = convention
         file.attrs["layer_names"] = _fixed(layer.name for layer, _ in layers)
         # Keras 2 turns kernels round that other backends than these wrote.
         file.attrs["backend"] = b"jax"
@@ -253,7 +217,7 @@ def _fixed(names: Iterable[str]) -> np.ndarray:
     return np.array([name.encode() for name in names])
 
 
-def _numbered(layers: _Layers) -> bytes:
+def _numbered(layers: _Layers, convention: str) -> bytes:
     """Keras 3's HDF5: layers are numbered by class, and arrays by layer.
 
     The layout is that of keras/src/saving/saving_lib.py.
@@ -261,6 +225,7 @@ def _numbered(layers: _Layers) -> bytes:
     data = io.BytesIO()
     seen: Counter[str] = Counter()
     with h5py.File(data, "w") as file:
+        file.attrs[MARK] = convention
         for layer, arrays in layers:
             kind = layer.kind.removeprefix("flat_")
             key = f"{kind}_{seen[kind]}" if seen[kind] else kind
@@ -272,7 +237,7 @@ def _numbered(layers: _Layers) -> bytes:
     return data.getvalue()
 
 
-def _tensors(layers: _Layers) -> bytes:
+def _tensors(layers: _Layers, convention: str) -> bytes:
     """Torch's state as safetensors: each BatchNorm counts the batches that it has seen, too."""
     state = {}
     for layer, arrays in layers:
@@ -280,19 +245,20 @@ def _tensors(layers: _Layers) -> bytes:
             state[f"{layer.name}.{name}"] = np.ascontiguousarray(array)
         if layer.kind == "batch_normalization":
             state[f"{layer.name}.num_batches_tracked"] = np.zeros((), np.int64)
-    return save(state, {"format": "pt"})
+    return save(state, {"format": "pt", MARK: convention})
 
 
 _SAFETENSORS = ".safetensors"
 _Framework = Literal["keras", "timm"]
-_FORMATS: dict[str, tuple[_Framework, Callable[[_Layers], bytes]]] = {
+_Encode = Callable[[_Layers, str], bytes]
+_FORMATS: dict[str, tuple[_Framework, _Encode]] = {
     ".weights.h5": ("keras", _numbered),  # before the shorter suffix
     ".h5": ("keras", _named),
     _SAFETENSORS: ("timm", _tensors),
 }
 
 
-def _format(path: Path) -> tuple[_Framework, Callable[[_Layers], bytes]]:
+def _format(path: Path) -> tuple[_Framework, _Encode]:
     for suffix, form in _FORMATS.items():
         if path.name.endswith(suffix) and path.name != suffix:
             return form
@@ -328,7 +294,7 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _keras_line(network: Network, path: Path) -> str:
-    names = NAMES[network.name]
+    names = definition(network.name).names[network.name]
     arguments = "" if network.width == 1 else f", alpha={network.width:g}"
     if network.num_classes is None:
         arguments += ', include_top=False, pooling="avg"'
@@ -338,9 +304,9 @@ def _keras_line(network: Network, path: Path) -> str:
 
 
 def _timm_line(network: Network, path: Path) -> str:
-    name = NAMES[network.name].timm[network.width]
+    name = definition(network.name).names[network.name].timm[network.width]
     lines = [f'model = timm.create_model("{name}", num_classes={network.num_classes or 0})']
-    if NAMES[network.name].deep and not network.spec.top:
+    if definition(network.name).deep_top and not network.spec.top:
         lines.append("model.pre_logits = torch.nn.Identity()")
     lines.append(f'model.load_state_dict(safetensors.torch.load_file("{path}"))')
     return "; ".join(lines)
@@ -349,7 +315,8 @@ def _timm_line(network: Network, path: Path) -> str:
 def _pictures(network: Network, framework: _Framework) -> str:
     convention = network.spec.convention
     if framework == "keras" == convention.name:
-        return f"keras.applications.{NAMES[network.name].module}.preprocess_input"
+        module = definition(network.name).names[network.name].module
+        return f"keras.applications.{module}.preprocess_input"
     # Torch's tools bring pictures to 0..1 first.
     whole = 255 if convention.name == "torch" else 1
     mean, std = (

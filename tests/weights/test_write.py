@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from full_disk import files_no_longer_than
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Network, build, merge, split
 from jaxtl.weights import create
-from jaxtl.weights.write import NAMES, Written, without_head, write_weights
+from jaxtl.weights.write import Written, without_head, write_weights
+
+NAMES = {name: of_name.names[name] for name, of_name in REGISTRY.items()}
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -222,7 +225,7 @@ def test_vgg_trained_in_torch_computes_the_same_in_keras_with_the_pictures_that_
     model = keras_model("vgg16", width=1.0, size=32, classes=None)
 
     for file in KERAS_FILES:
-        written = write_weights(network, tmp_path / file)
+        written = assert_comes_back(network, tmp_path / file)
         model.load_weights(tmp_path / file)
 
         theirs = keras_outputs(model, as_told(written.pictures, pictures(32)))
@@ -258,6 +261,24 @@ def test_what_was_written_comes_back_bit_for_bit(name, width, file, tmp_path):
     if name.startswith("vgg"):
         network = without_head(network)
     assert_comes_back(network, tmp_path / file)
+
+
+@pytest.mark.slow
+def test_vgg_trained_in_keras_comes_back_from_a_file_for_timm_with_its_own_pictures(tmp_path):
+    network = random_network("vgg16", classes=None, convention="keras")
+    assert_comes_back(network, tmp_path / TIMM_FILE)
+
+
+@pytest.mark.parametrize("file", [*KERAS_FILES, TIMM_FILE])
+def test_a_file_marked_with_a_convention_that_is_none_is_refused(file, tmp_path):
+    path = tmp_path / file
+    if file == TIMM_FILE:
+        save_file({"a": np.zeros(1)}, path, {"jaxtl_convention": "caffe"})
+    else:
+        with h5py.File(path, "w") as written:
+            written.attrs["jaxtl_convention"] = "caffe"
+    with pytest.raises(UserError, match="'caffe', which is unknown here"):
+        create("vgg16", num_classes=None, weights=str(path))
 
 
 def assert_comes_back(network: Network, path: Path) -> Written:
@@ -417,7 +438,7 @@ def test_safetensors_say_that_they_are_torchs_and_count_batches_from_zero(small,
     write_weights(small["torch"], tmp_path / TIMM_FILE)
 
     with safe_open(tmp_path / TIMM_FILE, "np") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata() == {"format": "pt", "jaxtl_convention": "torch"}
         counters = [file.get_tensor(n) for n in file.keys() if n.endswith("tracked")]  # noqa: SIM118
     assert len(counters) == 52  # one for each BatchNorm
     assert {(str(c.dtype), c.shape, int(c)) for c in counters} == {("int64", (), 0)}
