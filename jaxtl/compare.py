@@ -286,7 +286,7 @@ def _network(
         parameters, None, and the reason.
     """
     name, width, dropout = candidate.name, candidate.width, Model().dropout
-    reasons = []
+    reasons: list[str] = []
     for source in weights:
         try:
             network, record = create(

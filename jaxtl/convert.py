@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jaxtl import cli
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Network
+from jaxtl.models import REGISTRY, Network, definition
 from jaxtl.predictor import load_run
 from jaxtl.weights.create import create
-from jaxtl.weights.sources import convention_of
+from jaxtl.weights.sources import IMAGENET_CLASSES, checked, convention_of
 from jaxtl.weights.write import Written, check_target, without_head, write_weights
 
 _HELP = """Writes weights as another kind of file.
@@ -36,6 +36,12 @@ def main(arguments: Sequence[str]) -> int:
     flags.add_argument(
         "--width", type=float, metavar="W", help="the multiplier of its channel counts [1.0]"
     )
+    flags.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="pixels a side: keras has MobileNets trained at several [224; Inception 299]",
+    )
     head = flags.add_mutually_exclusive_group()
     head.add_argument("--classes", type=int, metavar="N", help="of the head in the file [no head]")
     head.add_argument("--no-head", action="store_true", help="leave the head out")
@@ -50,14 +56,24 @@ def main(arguments: Sequence[str]) -> int:
 
 def _of_run(given: argparse.Namespace) -> tuple[Network, bool]:
     """The network of a run, with its head."""
-    known = {"--model": given.model, "--width": given.width, "--classes": given.classes}
+    known = {
+        "--model": given.model,
+        "--width": given.width,
+        "--image-size": given.image_size,
+        "--classes": given.classes,
+    }
+    network = load_run(given.source).network
     if asked := [flag for flag, value in known.items() if value is not None]:
         raise UserError(f"{given.source} is a run, which knows these; leave {asked[0]} out")
-    return load_run(given.source).network, True
+    return network, True
 
 
 def _of_source(given: argparse.Namespace) -> tuple[Network, bool]:
     """The network of other weights, and whether these have a head."""
+    try:
+        checked(given.source)
+    except UserError as error:
+        raise UserError(f"there is no run {given.source}, and {error}") from error
     name, width = given.model, 1.0 if given.width is None else given.width
     if name is None:
         raise UserError(
@@ -66,10 +82,18 @@ def _of_source(given: argparse.Namespace) -> tuple[Network, bool]:
         )
     convention = convention_of(given.source)
     check_target(given.to, network=name, width=width, convention=convention)
-    network, record = create(name, num_classes=given.classes, weights=given.source, width=width)
+    network, record = create(
+        name,
+        num_classes=given.classes,
+        weights=given.source,
+        width=width,
+        image_size=given.image_size or definition(name).native,
+    )
     assert record is not None  # there are weights
     if record.head == "new":
         there = f"; its classifier is {', '.join(record.left_out)}" if record.left_out else ""
+        if definition(name).deep_top:
+            there += f"; three dense layers are read with {IMAGENET_CLASSES} classes only"
         raise UserError(f"{given.source} has no head of {given.classes} classes{there}")
     if record.left_out and not given.no_head:
         raise UserError(

@@ -19,6 +19,7 @@ from jaxtl.checkpoint import Checkpoints, Progress
 from jaxtl.config import Config, load
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
+from jaxtl.errors import UserError
 from jaxtl.freeze import Freezing, freezing
 from jaxtl.loop import Interrupted, Training
 from jaxtl.models import Network, Variables, build, split
@@ -30,7 +31,7 @@ from jaxtl.run import RunDirectory
 from jaxtl.steps import check_batch_size, on_cpu
 from jaxtl.store import Store
 from jaxtl.weights import create
-from jaxtl.weights.sources import likely_convention
+from jaxtl.weights.sources import NoWeights, likely_convention
 
 _HELP = """Fine-tunes an image classifier.
 
@@ -195,16 +196,22 @@ def pretrained(config: Config, num_classes: int) -> tuple[Variables, str, dict[s
     Returns:
         The variables, the convention of their weights, and what `run.json` says of them.
     """
-    network, record = create(
-        config.model.name,
-        num_classes=num_classes,
-        weights=config.model.weights,
-        width=config.model.width,
-        image_size=config.model.image_size,
-        dropout=config.model.dropout,
-        fresh_head=True,
-        seed=config.seed,
-    )
+    try:
+        network, record = create(
+            config.model.name,
+            num_classes=num_classes,
+            weights=config.model.weights,
+            width=config.model.width,
+            image_size=config.model.image_size,
+            dropout=config.model.dropout,
+            fresh_head=True,
+            seed=config.seed,
+        )
+    except NoWeights as error:
+        raise UserError(
+            f"no weights can be had: {'; '.join(error.reasons)}. "
+            "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
+        ) from error
     weights = dataclasses.asdict(record) if record else None
     facts = {"source": absolute(config.data.source), "weights": weights}
     return split(network)[1], network.spec.convention.name, facts

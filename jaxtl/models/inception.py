@@ -20,8 +20,6 @@ from jaxtl.models.layers import (
     Maps,
     Pool,
     Preprocess,
-    average_pool,
-    max_pool,
 )
 from jaxtl.ops.depthwise import Padding
 
@@ -181,7 +179,7 @@ class ConvNormRelu(nnx.Module):
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         x = nnx.relu(self.bn(self.conv(x), context))
-        return max_pool(x, 3, 2, "VALID") if self.pooled else x
+        return nnx.max_pool(x, (3, 3), (2, 2)) if self.pooled else x
 
 
 class MixedBlock(nnx.Module):
@@ -213,12 +211,28 @@ class MixedBlock(nnx.Module):
         if branch.pool == "average":
             x = average_pool(x, counts_padding=self.counts_padding)
         elif branch.pool == "maximum":
-            x = max_pool(x, 3, 2, "VALID")
+            x = nnx.max_pool(x, (3, 3), (2, 2))
         for unit in branch.chain:
             x = getattr(self, unit.name)(x, context)
         if branch.ends:
             x = jnp.concatenate([getattr(self, u.name)(x, context) for u in branch.ends], axis=-1)
         return x
+
+
+def average_pool(x: Maps, *, counts_padding: bool) -> Maps:
+    """The mean of every pixel and its eight neighbours, computed in float32.
+
+    Args:
+        x: feature maps (B, H, W, C).
+        counts_padding: zeros stand for the neighbours beyond an edge, as in torch; else the mean
+            leaves them out, as in Keras.
+
+    Returns:
+        Feature maps of the shape and type of `x`.
+    """
+    wide = x.astype(jnp.float32)
+    means = nnx.avg_pool(wide, (3, 3), (1, 1), "SAME", count_include_pad=counts_padding)
+    return means.astype(x.dtype)
 
 
 def keras_layers(network: Network) -> list[Layer]:

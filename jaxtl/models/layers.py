@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -57,13 +57,20 @@ class Convention:
         return "SAME" if self.name == "keras" else ((size // 2,) * 2,) * 2
 
 
-PLUS_MINUS_ONE = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+class Normalisation(TypedDict):
+    """Mean and standard deviation of RGB pictures, 0..255."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+PLUS_MINUS_ONE: Normalisation = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
 """[-1, 1] (`preprocess_input(mode="tf")` of Keras Applications, imagenet_utils.py)."""
 
-CAFFE = {"mean": (123.68, 116.779, 103.939), "std": (1.0,) * 3}
+CAFFE: Normalisation = {"mean": (123.68, 116.779, 103.939), "std": (1.0,) * 3}
 """Zero mean (`mode="caffe"` there, which takes BGR)."""
 
-IMAGENET = {
+IMAGENET: Normalisation = {
     "mean": (0.485 * 255, 0.456 * 255, 0.406 * 255),
     "std": (0.229 * 255, 0.224 * 255, 0.225 * 255),
 }
@@ -200,39 +207,6 @@ class Pool(nnx.Module):
 
     def __call__(self, x: Maps, context: Context) -> Float[Array, "batch features"]:
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-
-
-def max_pool(x: Maps, size: int, stride: int, padding: Padding) -> Maps:
-    """The maximum of every window.
-
-    Args:
-        x: feature maps (B, H, W, C).
-        size: of the square window.
-        stride: step of the window along both axes.
-        padding: `SAME`, `VALID`, or rows and columns before and after, which never win.
-    """
-    pads = padding if isinstance(padding, str) else ((0, 0), *padding, (0, 0))
-    window, steps = (1, size, size, 1), (1, stride, stride, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, pads)
-
-
-def average_pool(x: Maps, *, counts_padding: bool) -> Maps:
-    """The mean of every pixel and its eight neighbours, computed in float32.
-
-    Args:
-        x: feature maps (B, H, W, C).
-        counts_padding: zeros stand for the neighbours beyond an edge, as in torch; else the mean
-            leaves them out, as in Keras.
-
-    Returns:
-        Feature maps of the shape and type of `x`.
-    """
-
-    def sums(of: Array) -> Array:
-        return lax.reduce_window(of, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
-
-    count = 9 if counts_padding else sums(jnp.ones((1, *x.shape[1:3], 1)))
-    return (sums(x.astype(jnp.float32)) / count).astype(x.dtype)
 
 
 class Head(nnx.Module):

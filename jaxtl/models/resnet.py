@@ -17,7 +17,6 @@ from jaxtl.models.layers import (
     Maps,
     Pool,
     Preprocess,
-    max_pool,
 )
 
 # Table 1 of the paper: bottlenecks of each group. Channels double from group to group.
@@ -77,7 +76,7 @@ class Stem(nnx.Module):
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         x = nnx.relu(self.bn(self.conv(x), context))
-        return max_pool(x, 3, 2, ((1, 1), (1, 1)))
+        return nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
 class Bottleneck(nnx.Module):

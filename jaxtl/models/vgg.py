@@ -18,13 +18,11 @@ from jaxtl.models.layers import (
     Maps,
     Pool,
     Preprocess,
-    max_pool,
 )
 
 # Table 1 of the paper, columns D and E: convolutions of each block; and the channels of each.
 _DEPTHS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
-_SIDE = 7  # of the maps that the published classifier takes: pictures of 224 pixels, halved 5 times
 _HIDDEN = 4096
 # There is no BatchNorm: epsilon is never used.
 _CONVENTIONS = {
@@ -36,6 +34,9 @@ _MD5 = {
     "vgg16": ("64373286793e3c8b2b4e3219cbf3544b", "6d6bbae143d832006294945121d1f1fc"),
     "vgg19": ("cbe5617147190e668d6c5d5026f83318", "253f8cb515780f3b799900260a226db6"),
 }
+
+SIDE = 7
+"""Of the maps that the published classifier takes: pictures of 224 pixels, halved five times."""
 
 
 def vgg(spec: Spec, rng: np.random.Generator) -> Network:
@@ -52,7 +53,7 @@ def vgg(spec: Spec, rng: np.random.Generator) -> Network:
             stages[f"block{block}_conv{number}"] = ConvRelu(channels, out, number == depth, rng)
             channels = out
     if spec.top:
-        stages["fc1"] = FlatHidden(_SIDE**2 * channels, _HIDDEN, dropout=0.0, rng=rng)
+        stages["fc1"] = FlatHidden(SIDE**2 * channels, _HIDDEN, dropout=0.0, rng=rng)
         stages["fc2"] = Hidden(_HIDDEN, _HIDDEN, dropout=0.0, rng=rng)
         channels = _HIDDEN
     else:
@@ -71,7 +72,7 @@ class ConvRelu(nnx.Module):
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         x = nnx.relu(self.conv(x))
-        return max_pool(x, 2, 2, "VALID") if self.last else x
+        return nnx.max_pool(x, (2, 2), (2, 2)) if self.last else x
 
 
 class Hidden(Head):
@@ -87,7 +88,7 @@ class FlatHidden(Hidden):
     """The same of feature maps (B, H, W, C), brought to 7x7 and flattened, channels last."""
 
     def __call__(self, x: Maps, context: Context) -> Float[Array, "batch out"]:
-        x = adaptive_average_pool(x, _SIDE)
+        x = adaptive_average_pool(x, SIDE)
         return super().__call__(x.reshape(len(x), -1), context)
 
 

@@ -19,7 +19,7 @@ _log = logging.getLogger("jaxtl")
 
 _READERS = {"keras": read_keras, "torch": read_torch}
 
-Weights = str | Sequence[str] | None
+Weights = sources.Name | Sequence[sources.Name] | None
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,12 @@ def names_repository(source: str) -> bool:
     return re.fullmatch(rf"{PREFIX}[\w.-]+/[\w.-]+", source) is not None
 
 
-def fetch(source: str, convention: Convention) -> Path:
+def fetch(source: str, architecture: str, convention: Convention) -> Path:
     """Gets the weights of a repository, once what it says of their pictures has been checked.
 
     Args:
         source: `hf:OWNER/NAME`.
+        architecture: what timm calls the network that they are for.
         convention: how the network that they are for normalises pictures.
 
     Returns:
@@ -46,8 +47,8 @@ def fetch(source: str, convention: Convention) -> Path:
 
     Raises:
         Unavailable: it is not in the cache, and the hub cannot be reached or does not have it.
-        UserError: the weights were trained on pictures of another normalisation, or the cache
-            cannot be written.
+        UserError: the weights are of another network or were trained on pictures of another
+            normalisation, or the cache cannot be written.
     """
     # Imported here, since it reads its settings from the environment as it is imported.
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -68,13 +69,13 @@ def fetch(source: str, convention: Convention) -> Path:
 
     try:
         try:
-            _check_normalisation(source, cached(_CONFIG), convention)
+            _check(source, cached(_CONFIG), architecture, convention)
             return cached(FILE)
         except LocalEntryNotFoundError:
             pass
         url = hf_hub_url(repository, _CONFIG)
         within(_ANSWER_TIMEOUT, lambda: get_hf_file_metadata(url, timeout=_ANSWER_TIMEOUT))
-        _check_normalisation(source, downloaded(_CONFIG), convention)
+        _check(source, downloaded(_CONFIG), architecture, convention)
         _log.info("weights: downloading %s of %s, unless it is there", FILE, source)
         return downloaded(FILE)
     except UserError:
@@ -95,16 +96,23 @@ def fetch(source: str, convention: Convention) -> Path:
         raise Unavailable(f"could not be reached ({_reason(error)})") from error
 
 
-def _check_normalisation(source: str, config: Path, convention: Convention) -> None:
-    """Refuses weights that were trained on other pictures than the network will give them."""
+def _check(source: str, config: Path, architecture: str, convention: Convention) -> None:
+    """Refuses weights that were trained in another network, or on other pictures than it gets.
+
+    A network may have the names and shapes of another and compute something else (timm's
+    `resnetblur50` and `resnet50`).
+    """
     try:
-        trained = json.loads(config.read_text())["pretrained_cfg"]
+        whole = json.loads(config.read_text())
+        theirs, trained = whole["architecture"], whole["pretrained_cfg"]
         mean, std = (np.asarray(trained[key], float).reshape(3) for key in ("mean", "std"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the {_CONFIG} of {source} does not say how its pictures were normalised, "
-            "as those of timm do; give the path of a file whose weights you know"
+            f"the {_CONFIG} of {source} does not say what network it is and how its pictures were "
+            "normalised, as those of timm do; give the path of a file whose weights you know"
         ) from error
+    if theirs != architecture:
+        raise UserError(f"{source} holds {theirs}, not {architecture}: take weights of that one")
     ours = np.asarray(convention.mean) / 255, np.asarray(convention.std) / 255
     for found, wanted in zip((mean, std), ours, strict=True):
         if not np.abs(found - wanted).max() <= _DIGITS:  # which is so of NaN too

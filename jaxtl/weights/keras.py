@@ -29,7 +29,7 @@ from jaxtl.weights.strict import CLASSIFIER, HEAD, Stored, published, stage
 
 # The variables of each layer class in the order in which it creates them, which is how
 # `.weights.h5` numbers them (keras/src/layers: convolutional, normalization and core).
-_VARIABLES = {
+VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel", "bias"),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
@@ -39,7 +39,7 @@ _WITHOUT_SCALE = ("beta", "moving_mean", "moving_variance")
 
 # Keras' names of variables and ours. Keras 2 calls the kernel of a depthwise convolution
 # differently.
-_OURS = {
+OURS = {
     "kernel": "kernel",
     "depthwise_kernel": "kernel",
     "bias": "bias",
@@ -161,7 +161,10 @@ def _named_layers(root: h5py.Group, layer_names: list[str]) -> list[_Layer]:
         members: dict[str, dict[str, np.ndarray]] = {}
         for weight in _names(root[group], "weight_names"):
             layer, variable = _layer_and_variable(group, weight.removesuffix(":0"))
-            members.setdefault(layer, {})[variable] = root[group][weight][()]
+            variables = members.setdefault(layer, {})
+            if variable in variables:
+                raise ValueError(f"it has {layer}/{variable} twice")
+            variables[variable] = root[group][weight][()]
         alone = len(members) == 1
         for name, variables in members.items():
             kind = _kind(variables)
@@ -211,7 +214,7 @@ def _numbered_layers(file: h5py.File, own_names: dict[str, str]) -> list[_Layer]
     for group, arrays in groups.items():
         model, _, key = group.rpartition("/")
         kind, position = re.fullmatch(r"(.*?)(?:_(\d+))?", key).groups()  # type: ignore[union-attr]
-        names = dict(enumerate(_VARIABLES.get(kind, ())))
+        names = dict(enumerate(VARIABLES.get(kind, ())))
         if kind == "batch_normalization" and len(arrays) == len(_WITHOUT_SCALE):
             names = dict(enumerate(_WITHOUT_SCALE))  # Inception's
         variables = {names.get(i, str(i)): value for i, value in sorted(arrays.items())}
@@ -233,10 +236,12 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
         place = places.get(layer)
         for variable, value in layer.variables.items():
             name = f"{layer.name}/{variable}"
-            if place is None or variable not in _OURS:
+            if place is None or variable not in OURS:
                 stored[name] = Stored(name, value)
             else:
-                path = f"{place.path}/{_OURS[variable]}"
+                path = f"{place.path}/{OURS[variable]}"
+                if path in stored:
+                    raise UserError(f"{file} has both {stored[path].name} and {name} for {path}")
                 turned = place is expected[0] and network.spec.convention.bgr
                 stored[path] = Stored(name, _our_layout(place, value, turned=turned))
     wrong = _fold_biases(stored, expected)
@@ -301,7 +306,7 @@ def _new_head(
     if len(heads) > 1:
         raise UserError(
             f"{file} has {len(heads)} dense layers where one classifier is expected: "
-            f"{', '.join(layer.name for layer in heads)}"
+            f"{', '.join(layer.name for layer in heads)}; take a file of the trunk alone"
         )
     return {layer: Layer("dense", layer.name, HEAD) for layer in new}
 
@@ -320,15 +325,17 @@ def _places(layers: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Lay
     if enough(by_name):
         return by_name
     # The oldest published files name their layers otherwise.
-    kinds = {layer.kind for layer in inside}
     by_position = _by_position(inside, expected)
-    return by_position if enough(by_position) and {p.kind for p in trunk} <= kinds else {}
+    theirs, ours = (Counter(layer.kind for layer in of) for of in (inside, trunk))
+    # A layer may be missing or too many, which is told by its name later on.
+    alike = all(abs(theirs[kind] - ours[kind]) <= 1 for kind in ours)
+    return by_position if alike and enough(by_position) else {}
 
 
 def _by_position(inside: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Layer]:
     """Our layers for those of the same class and place in a model."""
     places: dict[_Layer, Layer] = {}
-    for kind in _VARIABLES:
+    for kind in VARIABLES:
         theirs = [layer for layer in inside if layer.kind == kind]
         ours = [layer for layer in expected if layer.kind.removeprefix("flat_") == kind]
         if kind == "dense" and len(theirs) != len(ours):
@@ -340,9 +347,11 @@ def _by_position(inside: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer
                     places[layer] = numbered[layer.position]
         elif all(_automatic(name, kind) for name in _names_of(theirs) + _names_of(ours)):
             # Keras numbers layers as it makes them, which is not the order that a model has.
-            theirs.sort(key=lambda layer: _number(layer.name))
+            numbers = [_number(layer.name) for layer in theirs]
             ours.sort(key=lambda layer: _number(layer.name))
-            places.update(zip(theirs, ours, strict=False))
+            numbered = dict(enumerate(ours, min(numbers, default=0)))
+            pairs = zip(theirs, numbers, strict=True)
+            places |= {layer: numbered[number] for layer, number in pairs if number in numbered}
     return places
 
 

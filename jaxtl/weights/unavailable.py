@@ -20,7 +20,6 @@ class NoWeights(UserError):
 
     def __init__(self, reasons: Sequence[str]):
         super().__init__(
-            f"no weights can be had: {'; '.join(reasons)}. "
-            "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
+            f"no weights can be had: {'; '.join(reasons)}; name a file, such as path/to/file.h5"
         )
         self.reasons = tuple(reasons)

@@ -22,7 +22,10 @@ from safetensors.numpy import save
 
 from jaxtl.errors import UserError
 from jaxtl.models import Layer, Network, Variables, definition, merge, split
+from jaxtl.models.vgg import SIDE
+from jaxtl.weights.keras import OURS, VARIABLES
 from jaxtl.weights.mark import MARK
+from jaxtl.weights.torch import BATCH_NORM, OTHER
 
 Arrays = dict[str, np.ndarray]
 """The arrays of a layer by the names that they have in a file, in the order of the framework."""
@@ -30,19 +33,6 @@ Arrays = dict[str, np.ndarray]
 _Layers = list[tuple[Layer, Arrays]]
 
 
-_KERAS_BATCH_NORM = {
-    "scale": "gamma",
-    "bias": "beta",
-    "mean": "moving_mean",
-    "var": "moving_variance",
-}
-_TORCH_BATCH_NORM = {
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-_SIDE = 7  # of the maps that VGG flattens (timm/models/vgg.py)
 _TIMM_CONVOLUTIONS = "pre_logits."  # VGG's hidden layers are dense elsewhere (there)
 
 
@@ -104,6 +94,7 @@ def check_target(path: Path, *, network: str, width: float, convention: str) -> 
         UserError: as in `write_weights`, which only finds more to refuse in the head.
     """
     framework, _ = _format(path)
+    known_as = definition(network).names[network].timm
     if path.exists():
         raise UserError(f"{path} exists; name another file, or delete it first")
     if not path.parent.is_dir():
@@ -116,9 +107,8 @@ def check_target(path: Path, *, network: str, width: float, convention: str) -> 
             f"or pools otherwise there, and would compute something else; "
             f"write {_stem(path)}{instead}"
         )
-    names = definition(network).names[network]
-    if framework == "timm" and width not in names.timm:
-        known = ", ".join(f"{of:g}" for of in names.timm)
+    if framework == "timm" and width not in known_as:
+        known = ", ".join(f"{of:g}" for of in known_as)
         raise UserError(f"timm has no {network} of width {width:g}, only of {known}")
 
 
@@ -148,10 +138,9 @@ def _keras_layers(network: Network) -> _Layers:
     variables = split(network)[1]
     layers = []
     for place, layer in enumerate(definition(network.name).keras_layers(network)):
-        if layer.kind == "batch_normalization":
-            arrays = _renamed(variables, layer, _KERAS_BATCH_NORM)
-        else:
-            arrays = _renamed(variables, layer, {"kernel": "kernel", "bias": "bias"})
+        kind = layer.kind.removeprefix("flat_")
+        arrays = _renamed(variables, layer, {OURS[name]: name for name in VARIABLES[kind]})
+        if "kernel" in arrays:
             kernel = arrays["kernel"]
             if layer.folds_into is not None:
                 arrays["bias"] = np.zeros(kernel.shape[-1], np.float32)
@@ -171,13 +160,12 @@ def _timm_layers(network: Network) -> _Layers:
     variables = split(network)[1]
     layers = []
     for layer in definition(network.name).torch_layers(network, "timm") or []:
-        if layer.kind == "batch_normalization":
-            arrays = _renamed(variables, layer, _TORCH_BATCH_NORM)
-        else:
-            arrays = _renamed(variables, layer, {"kernel": "weight", "bias": "bias"})
+        theirs = BATCH_NORM if layer.kind == "batch_normalization" else OTHER
+        arrays = _renamed(variables, layer, {ours: name for name, ours in theirs.items()})
+        if theirs is OTHER:
             weight = arrays["weight"]
             if layer.kind == "flat_dense":
-                weight = weight.reshape(_SIDE, _SIDE, -1, weight.shape[-1])
+                weight = weight.reshape(SIDE, SIDE, -1, weight.shape[-1])
             elif layer.name.startswith(_TIMM_CONVOLUTIONS):
                 weight = weight[None, None]
             # (H, W, C, O) -> (O, C, H, W), and (C, O) -> (O, C)
@@ -300,7 +288,8 @@ def _keras_line(network: Network, path: Path) -> str:
         arguments += ', include_top=False, pooling="avg"'
     else:
         arguments += f", classes={network.num_classes}"
-    return f'keras.applications.{names.keras}(weights=None{arguments}).load_weights("{path}")'
+    model = f"model = keras.applications.{names.keras}(weights=None{arguments})"
+    return f"{model}; model.load_weights({str(path)!r})"
 
 
 def _timm_line(network: Network, path: Path) -> str:
@@ -308,7 +297,7 @@ def _timm_line(network: Network, path: Path) -> str:
     lines = [f'model = timm.create_model("{name}", num_classes={network.num_classes or 0})']
     if definition(network.name).deep_top and not network.spec.top:
         lines.append("model.pre_logits = torch.nn.Identity()")
-    lines.append(f'model.load_state_dict(safetensors.torch.load_file("{path}"))')
+    lines.append(f"model.load_state_dict(safetensors.torch.load_file({str(path)!r}))")
     return "; ".join(lines)
 
 

@@ -38,7 +38,7 @@ def test_keras_classifies_as_the_run_does_that_was_converted(convert, whole, wor
     assert ended.out.count("\n") == 1
     assert f"{file}: mobilenet_v2 of width 0.35, 3 classes, " in ended.out
     assert "keras.applications.MobileNetV2(weights=None, alpha=0.35, classes=3)" in ended.out
-    assert f'.load_weights("{file}")' in ended.out
+    assert f"model.load_weights('{file}')" in ended.out
     assert "keras.applications.mobilenet_v2.preprocess_input" in ended.out
 
     model = keras_model(classes=3)
@@ -88,6 +88,15 @@ REFUSALS = {
     "a misspelt model": (
         ("--model", "vgg166", "--from", "weights.h5", "--to", "a.h5"),
         ["'vgg166'", "'vgg16'"],
+    ),
+    "a misspelt model of torch's weights": (
+        ("--model", "resnet5", "--from", "a.safetensors", "--to", "b.safetensors"),
+        ["'resnet5'", "'resnet50'"],
+    ),
+    "a misspelt run": (("--from", "runs/wole", "--to", "a.h5"), ["no run runs/wole", "a path"]),
+    "a folder that is no run, with a model": (
+        ("--model", "vgg16", "--from", "data", "--to", "a.h5"),
+        ["no run in data"],
     ),
     "keras for timm, before anything is fetched": (
         ("--model", "resnet50", "--from", "keras", "--to", "a.safetensors"),

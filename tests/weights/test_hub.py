@@ -184,10 +184,10 @@ def test_a_repository_without_such_files_gives_way(online, missing, file, caplog
             ["mean (0.5, 0.5, 0.5)", "deviation (0.5, 0.5, 0.5)", "mean (0.485, 0.456, 0.406)"],
         ),
         ({"std": [0.5, 0.5, 0.5]}, ["deviation (0.5, 0.5, 0.5)"]),
-        ({"mean": [0.485]}, ["does not say how its pictures were normalised"]),
+        ({"mean": [0.485]}, ["how its pictures were normalised"]),
         ({"mean": [float("nan")] * 3}, ["mean (nan, nan, nan)"]),
-        ({"mean": "imagenet"}, ["does not say how its pictures were normalised"]),
-        ({"std": None}, ["does not say how its pictures were normalised"]),
+        ({"mean": "imagenet"}, ["how its pictures were normalised"]),
+        ({"std": None}, ["how its pictures were normalised"]),
     ],
 )
 def test_weights_of_another_normalisation_are_refused_before_they_are_downloaded(
@@ -205,7 +205,7 @@ def test_weights_of_another_normalisation_are_refused_before_they_are_downloaded
 @pytest.mark.parametrize("config", [b"{}", b"[]", b"<html>", b'{"pretrained_cfg": null}'])
 def test_a_config_that_says_nothing_of_pictures_is_refused(online, config):
     online.repositories[REPOSITORY]["config.json"] = config
-    with pytest.raises(UserError, match=r"config\.json of hf:timm/.* does not say how"):
+    with pytest.raises(UserError, match=r"config\.json of hf:timm/.* does not say what network"):
         make(SOURCE)
 
 
@@ -215,9 +215,16 @@ def test_a_damaged_file_is_an_error_and_no_reason_to_go_on(online, file):
         make((SOURCE, str(file)))
 
 
-def test_weights_of_another_network_are_refused(online):
-    with pytest.raises(UserError, match="does not hold resnet50: its arrays are "):
+def test_weights_of_another_network_are_refused_before_they_are_downloaded(online):
+    with pytest.raises(UserError, match=f"{SOURCE} holds mobilenetv2_035, not resnet50: take"):
         create("resnet50", weights=SOURCE, num_classes=3)
+    assert files_asked(online) == ["config.json"]
+
+
+def test_a_width_that_timm_does_not_have_gives_way_without_a_question(online, file):
+    with pytest.raises(UserError, match=r"cannot have mobilenet_v2 of width 1\.3: timm has none"):
+        create(NAME, weights=SOURCE, num_classes=3, width=1.3)
+    assert online.asked == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(online, tmp_path, settings):

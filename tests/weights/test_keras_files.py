@@ -166,13 +166,55 @@ class TestAFileThatDoesNotFit:
             load(edited(trunk, tmp_path, transpose))
         assert "(1, 1, 48, 8), not (1, 1, 8, 48)" in str(error.value)
 
+    @pytest.mark.parametrize("classes", [keras_models.CLASSES, 3, None])
+    def test_names_the_kernel_of_a_head_that_is_missing(self, models, classes, tmp_path):
+        path = edited(
+            models["with top"], tmp_path, lambda n, v: None if n == "predictions/kernel" else v
+        )
+        with pytest.raises(UserError, match=r"missing: head/kernel, .* predictions/bias belongs"):
+            load(path, num_classes=classes)
+
+    @pytest.mark.parametrize("classes", [keras_models.CLASSES, 3, None])
+    def test_shows_the_shapes_of_a_transposed_head(self, models, classes, tmp_path):
+        path = edited(
+            models["with top"], tmp_path, lambda n, v: v.T if n == "predictions/kernel" else v
+        )
+        with pytest.raises(UserError, match=r"predictions/kernel, is \(7, 1280\)") as error:
+            load(path, num_classes=classes)
+        assert "predictions/bias of (7,)" in str(error.value)
+
+    def test_names_both_arrays_that_claim_one_place(self, trunk, tmp_path):
+        path = edited(trunk, tmp_path, lambda name, value: value)
+        with h5py.File(path, "a") as file:
+            group = file["model_weights/block_3_depthwise"]
+            (kernel,) = group.attrs["weight_names"]
+            group.attrs["weight_names"] = [kernel, "block_3_depthwise/depthwise_kernel"]
+            group["block_3_depthwise/depthwise_kernel"] = np.zeros_like(group[kernel])
+        with pytest.raises(UserError, match=r"has both .* and .* for block_3/depthwise/kernel"):
+            load(path, num_classes=None)
+
+    def test_names_an_array_that_it_has_twice(self, trunk, tmp_path):
+        path = edited(trunk, tmp_path, lambda name, value: value)
+        with h5py.File(path, "a") as file:
+            group = file["model_weights/Conv_1"]
+            (kernel,) = group.attrs["weight_names"]
+            group.attrs["weight_names"] = [kernel, "other/Conv_1/kernel"]
+            group["other/Conv_1/kernel"] = np.zeros_like(group[kernel])
+        with pytest.raises(UserError, match="it has Conv_1/kernel twice"):
+            load(path, num_classes=None)
+
+    @pytest.mark.parametrize("file", ["model.h5", "model.weights.h5", "model.keras"])
+    @pytest.mark.parametrize("name", ["mobilenet_v1", "resnet50"])
+    def test_is_not_taken_for_a_network_with_layers_alike(self, trunk, name, file, tmp_path):
+        path = save(trunk, tmp_path / file)
+        with pytest.raises(UserError, match=f"{path} does not hold {name}"):
+            create(name, num_classes=None, weights=str(path))
+
     @pytest.mark.parametrize("file", ["model.h5", "model.weights.h5", "model.keras"])
     def test_says_which_width_the_shapes_are_of(self, models, file, tmp_path):
         path = save(models["sequential"], tmp_path / file)
-        with pytest.raises(UserError, match=r"of width 1\.0: its shapes fit width 0\.35") as error:
+        with pytest.raises(UserError, match=r"of width 1\.0: its shapes fit width 0\.35$"):
             load(path, width=1.0)
-        assert "stem/conv/kernel is (3, 3, 3, 16), not (3, 3, 3, 32)" in str(error.value)
-        assert "block_16/project_bn/var is (112,), not (320,)" in str(error.value)
 
     @pytest.mark.parametrize("file", ["model.h5", "model.weights.h5", "model.keras"])
     def test_may_have_one_dense_layer_only(self, trunk, file, tmp_path):

@@ -247,6 +247,26 @@ class TestAFileThatDoesNotFit:
         shapes = f"{(height, right, out, channels)}, not {(height, right, channels, out)}"
         assert str(error.value).endswith(f"of another shape: {ours} is {shapes}")
 
+    def test_has_ten_names_of_a_kind_and_a_count(self, state, tmp_path):
+        gone = sorted(name for name in state if name.endswith("running_mean"))[:12]
+        for name in gone:
+            del state[name]
+        with pytest.raises(UserError, match="missing: ") as error:
+            load("mobilenet_v2", save(state, tmp_path), width=WIDTH)
+        assert str(error.value).count("_bn/mean") == 10
+        assert str(error.value).endswith(", and 2 more")
+
+    @pytest.mark.parametrize("classes", [CLASSES, 3, None])
+    def test_names_a_head_whose_kernel_is_missing_or_transposed(self, state, classes, tmp_path):
+        state["classifier.weight"] = np.ascontiguousarray(state["classifier.weight"].T)
+        path = save(state, tmp_path)
+        with pytest.raises(UserError, match=r"classifier\.weight, is \(7, 1280\)"):
+            load("mobilenet_v2", path, width=WIDTH, num_classes=classes)
+        del state["classifier.weight"]
+        path = save(state, tmp_path)
+        with pytest.raises(UserError, match=r"missing: head/kernel, .*classifier\.bias belongs"):
+            load("mobilenet_v2", path, width=WIDTH, num_classes=classes)
+
     def test_says_which_width_the_shapes_are_of(self, state, tmp_path):
         with pytest.raises(UserError, match=r"of width 1\.0: its shapes fit width 0\.35"):
             load("mobilenet_v2", save(state, tmp_path))

@@ -96,6 +96,22 @@ def test_a_published_checksum_is_checked(server, cache):
     assert not [path for path in cache.rglob("*.h5") if path.is_file()]
 
 
+def test_an_answer_that_is_no_weights_file_is_not_kept(server, cache, published):
+    server.content = b"<html>log in to the network first</html>"
+    with pytest.raises(UserError, match="is no HDF5 file, and was thrown away: run it again"):
+        make("keras", keras_address=server.address)
+    server.content = published[False]
+    _, record = make("keras", keras_address=server.address)
+    assert record is not None
+
+
+def test_a_path_object_is_a_source_alone_and_among_others(file, tmp_path):
+    for weights in (file, [tmp_path / "gone.h5", file]):
+        _, record = make(weights)
+        assert record is not None
+        assert record.source == str(file)
+
+
 @pytest.mark.parametrize(
     ("source", "convention"),
     [
@@ -155,7 +171,7 @@ def test_when_no_source_can_be_had_each_is_named_with_its_reason(server, tmp_pat
     assert "no.h5 does not exist" in message
     assert "keras has no such file" in message
     assert "answered 404" in message
-    assert "--cfg.model.weights=path/to/file.h5, or =None for random parameters" in message
+    assert "name a file, such as path/to/file.h5" in message
 
 
 def test_a_damaged_file_is_an_error_and_no_reason_to_go_on(file, tmp_path):
