@@ -12,6 +12,7 @@ doi 10.1016/j.solener.2019.02.067).
 from ml_collections import ConfigDict
 
 from jaxtl.config import Phase
+from jaxtl.phases import from_stage, head_only
 
 
 def get_config() -> ConfigDict:
@@ -30,10 +31,10 @@ def get_config() -> ConfigDict:
             "augment": {"horizontal_flip": True, "vertical_flip": True},
             "views": 0,
             "phases": (
-                Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=1e-3),
+                Phase(name="head", train=head_only(), epochs=2, lr=1e-3),
                 Phase(
                     name="finetune",
-                    train={"(head|top|block_([7-9]|1[0-6]))/.*": 1.0},
+                    train=from_stage("block_7", decay=1.0),
                     epochs=20,
                     lr=1e-3,
                     schedule="cosine",

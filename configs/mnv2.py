@@ -10,6 +10,7 @@ two CPU cores, or 64 s with nothing downloaded or compiled before.
 from ml_collections import ConfigDict
 
 from jaxtl.config import Phase
+from jaxtl.phases import from_stage, head_only
 
 
 def get_config() -> ConfigDict:
@@ -27,10 +28,10 @@ def get_config() -> ConfigDict:
             "data": {"source": "digits", "batch_size": 32},
             "augment": {"shear": 5.0, "zoom": 0.1},
             "phases": (
-                Phase(name="head", train={"head/.*": 1.0}, epochs=4, lr=1e-3, patience=3),
+                Phase(name="head", train=head_only(), epochs=4, lr=1e-3, patience=3),
                 Phase(
                     name="finetune",
-                    train={"(head|top|block_1[4-6])/.*": 1.0},
+                    train=from_stage("block_14", decay=1.0),
                     epochs=12,
                     lr=1e-4,
                     schedule="cosine",

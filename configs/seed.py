@@ -13,6 +13,7 @@ antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 
 from ml_collections import ConfigDict, config_dict
 
 from jaxtl.config import Phase
+from jaxtl.phases import head_only
 
 
 def get_config() -> ConfigDict:
@@ -33,7 +34,7 @@ def get_config() -> ConfigDict:
             "phases": (
                 Phase(
                     name="head",
-                    train={"head/.*": 1.0},
+                    train=head_only(),
                     epochs=100,
                     lr=1e-3,
                     patience=None,

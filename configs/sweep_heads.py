@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxtl.config import Phase
+from jaxtl.phases import head_only
 from jaxtl.variations import grid
 
 
@@ -28,7 +29,7 @@ def get_config() -> ConfigDict:
                 "dropout": 0.2,
             },
             "data": {"source": "digits", "batch_size": 32},
-            "phases": (Phase(name="head", train={"head/.*": 1.0}, epochs=20, schedule="cosine"),),
+            "phases": (Phase(name="head", train=head_only(), epochs=20, schedule="cosine"),),
         }
     )
 

@@ -47,7 +47,7 @@ def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
     (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
     """
     steps = phase.epochs * steps_per_epoch
-    warmup = min(round(phase.warmup_epochs * steps_per_epoch), steps)
+    warmup = round(phase.warmup_epochs * steps_per_epoch)
     after: optax.Schedule
     if phase.schedule == "cosine":
         after = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from jaxtl.checked import Checked, Fraction, NotNegative, Positive
+from jaxtl.errors import UserError
 
 
 class Stages(Checked):
@@ -96,6 +97,10 @@ class Phase(Checked):
             raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
         if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
             raise ValueError("batch_norm_momentum needs batch_norm='train'")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"
+            )
         return self
 
 
@@ -129,13 +134,22 @@ def gradual(
     for the head alone, then for each stage a phase `from_STAGE`.
 
     Args:
-        stages: where each phase after the first begins to train, the last stage first.
+        stages: where each phase after the first begins to train, the last stage of the network
+            first; a stage that is not there is refused when a run begins.
         epochs: of each phase.
         lr: of each phase, before multipliers and schedule.
         decay: as in `from_stage`.
         settings: any other field of `Phase`, for all of them; those of BatchNorms not for the
             first, since a head has none.
+
+    Raises:
+        UserError: there are no stages, or they are not names that differ.
     """
+    if isinstance(stages, str) or not stages or len({"head", *stages}) != len(stages) + 1:
+        raise UserError(
+            f"gradual({stages!r}): give different stages after the head, the last one first, such "
+            "as ('top', 'block_14')"
+        )
     of_head = {key: value for key, value in settings.items() if not key.startswith("batch_norm")}
     head = Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **of_head)
     return (

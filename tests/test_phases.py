@@ -245,3 +245,16 @@ def test_the_flags_of_the_guide_are_flags_of_its_config():
     for key, text in flags:
         config = load("resnet50.py", {"data.source": "digits", key: text.strip('"')})
         structure(config, 3)
+
+
+@pytest.mark.parametrize(
+    "stages", ["top", (), ("head",), ("top", "top")], ids=["a string", "none", "head", "twice"]
+)
+def test_gradual_wants_different_stages_before_the_head(stages):
+    assert "different stages after the head" in refused(lambda: gradual(stages, epochs=1, lr=1e-3))
+
+
+@pytest.mark.parametrize("warmup", [2, 3.5])
+def test_a_warmup_that_leaves_nothing_of_a_phase_is_refused(warmup):
+    message = refused(check, {"phases": (phase(epochs=2, warmup_epochs=float(warmup)),)})
+    assert f"warmup_epochs {warmup:g} leaves nothing of the 2 epochs" in message
