@@ -142,7 +142,8 @@ def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no exception of its own for this
         raise UserError(
-            f"{file} is damaged, or holds more than tensors: save the state_dict() of the model"
+            f"{file} is damaged, or is no file of torch's weights alone: "
+            "torch.save(model.state_dict(), FILE) writes one"
         ) from error
     tensors = _unwrapped(loaded)
     arrays, wrong = {}, []
