@@ -21,7 +21,9 @@ class Probe:
 
     Attributes:
         mean: over the folds, in percent.
-        spread: standard deviation over the folds, in percentage points.
+        spread: what stands after ±: the standard deviation of the folds' accuracies, in percentage
+            points, as of a sample (divided by one less than the folds). It says how far one fold
+            lies from another, not how far the mean lies from the truth.
         folds: how many there were.
     """
 
@@ -61,13 +63,21 @@ def linear_probe(
 ) -> Probe:
     """Cross-validates logistic regression on standardised features.
 
+    Its regularisation is fixed (C=1, scikit-learn's default) and suited to no network: with another
+    one, features of many dimensions may gain more than those of few.
+
     Args:
         features: of each picture.
         labels: the class of each picture.
         folds: parts, each with its share of every class; each is predicted once, by a classifier
             fitted to all others. No class has fewer pictures.
         seed: which pictures lie in which fold.
+
+    Raises:
+        UserError: a feature is not finite.
     """
+    if not np.isfinite(features).all():
+        raise UserError("some features are not finite: the weights are not those of this network")
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -76,4 +86,4 @@ def linear_probe(
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MOST_STEPS))
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
     scores = 100 * cross_val_score(classifier, features, labels, cv=parts)
-    return Probe(float(scores.mean()), float(scores.std()), folds)
+    return Probe(float(scores.mean()), float(scores.std(ddof=1)), folds)

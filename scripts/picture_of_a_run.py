@@ -27,6 +27,7 @@ def main() -> None:
     keep_compiled_programs()
     out = Console(record=True, width=_WIDTH, highlight=False, file=io.StringIO())
     train(load(config, {}), workdir, out)
+    out.print()  # the drawing cuts off what hangs below its last line
     svg = out.export_svg(title=f"python -m jaxtl.train --cfg {config}")
     # Rich links its fonts from elsewhere; the reader's own monospace font will do.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)

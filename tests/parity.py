@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jaxtl.models import Network, merge, split
+from jaxtl.models import Network, Spec, definition, merge, split
 
 
 def random_pictures(size: int) -> np.ndarray:
@@ -15,6 +15,22 @@ def random_pictures(size: int) -> np.ndarray:
     patches = patches.repeat(size // 4 + 1, axis=1).repeat(size // 4 + 1, axis=2)
     noise = rng.integers(0, 256, (2, size, size, 3))
     return ((patches[:, :size, :size] + noise) // 2).astype(np.uint8)
+
+
+class _Zeros(np.random.Generator):
+    """Draws nothing: the 138 million numbers of a VGG would take seconds."""
+
+    def uniform(self, low, high, size):
+        return np.broadcast_to(np.float32(0), size)
+
+
+def network_of_zeros(
+    name: str, classes: int | None, *, width: float = 1.0, top: bool = False
+) -> Network:
+    """A network of the Keras convention for what does not depend on its numbers."""
+    of_name = definition(name)
+    spec = Spec(name, classes, width, 0.0, top, of_name.conventions["keras"])
+    return of_name.build(spec, _Zeros(np.random.PCG64()))
 
 
 def quick_jit(function):
@@ -35,6 +51,12 @@ def our_outputs(network: Network, pictures: np.ndarray) -> list[np.ndarray]:
         return [features, network(features, start="head")]
 
     return [np.asarray(y) for y in run(variables, pictures)]
+
+
+def assert_all_same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+    """Compares features and, if there are any, logits."""
+    for our, their in zip(ours, theirs, strict=True):
+        assert_same(our, their)
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:

@@ -13,7 +13,18 @@ MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob(
 
 # From the top floor down; a module may import from its own floor and from those below.
 FLOORS = [
-    {"__init__", "train", "evaluate", "predict", "export", "compare", "sweep", "convert", "cli"},
+    {
+        "__init__",
+        "train",
+        "evaluate",
+        "predict",
+        "export",
+        "compare",
+        "measuring",
+        "sweep",
+        "convert",
+        "cli",
+    },
     {
         "loop",
         "together",
@@ -31,6 +42,7 @@ FLOORS = [
         "report",
         "costs",
         "probe",
+        "candidates",
     },
     {"data", "weights"},
     {"models"},

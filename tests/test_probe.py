@@ -1,5 +1,7 @@
 """The linear probe: against a loop by hand, and where the answer is known."""
 
+import statistics
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -46,7 +48,7 @@ def test_it_is_logistic_regression_on_features_scaled_by_the_other_folds(seed):
     probe = linear_probe(features, labels, folds=4, seed=seed)
     assert 50 < probe.mean < 95  # neither is trivial
     assert probe.mean == pytest.approx(100 * np.mean(scores), abs=1e-6)
-    assert probe.spread == pytest.approx(100 * np.std(scores), abs=1e-6)
+    assert probe.spread == pytest.approx(100 * statistics.stdev(scores), abs=1e-6)
     assert probe.folds == 4
 
 
@@ -63,3 +65,10 @@ def test_a_class_with_one_picture_is_named():
 def test_one_class_alone_is_refused():
     with pytest.raises(UserError, match="at least two"):
         folds_for(np.zeros(9, np.int32), CLASSES)
+
+
+def test_features_that_are_not_finite_are_refused_in_words():
+    features, labels = clouds(apart=1.5)
+    features[3, 2] = np.inf
+    with pytest.raises(UserError, match="not finite"):
+        linear_probe(features, labels)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxtl.errors import UserError
-from jaxtl.report.comparison import Row, accuracy_text, beats, number, pareto_front
+from jaxtl.report.comparison import (
+    WITHIN,
+    Failure,
+    Row,
+    Tuned,
+    accuracy_text,
+    beats,
+    number,
+    pareto_front,
+)
 
 
 class _Measure(NamedTuple):
@@ -64,7 +74,7 @@ class Budget:
 
     Attributes:
         key: `ms` (inference of one picture), `mb` (weights, in 1e6 bytes) or `macs` (in millions).
-        most: above 0.
+        most: above 0, and finite.
     """
 
     key: str
@@ -87,7 +97,7 @@ class Budget:
             most = float(value)
         except ValueError:
             most = 0.0
-        if not most > 0:
+        if not 0 < most < math.inf:
             raise UserError(f"--budget {text}: give a number above 0, such as {key}=20")
         return cls(key, most)
 
@@ -120,7 +130,8 @@ def advice(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[str]:
         names = [
             f"{row.model} ({accuracy_text(row)}, {number(row.milliseconds)} ms)" for row in front
         ]
-        return [f"take one of the Pareto front, the fastest first: {', '.join(names)}"]
+        alike = _alike(_best(front), rows)
+        return [f"take one of the Pareto front, the fastest first: {', '.join(names)}{alike}"]
     lines = [_within([budget], rows) for budget in budgets]
     return lines if len(budgets) == 1 else [*lines, _within(budgets, rows)]
 
@@ -128,16 +139,33 @@ def advice(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[str]:
 def _within(budgets: Sequence[Budget], rows: Sequence[Row]) -> str:
     under = "under " + " and ".join(f"{budget.most:g} {budget.unit}" for budget in budgets)
     fitting = [row for row in rows if _excess(row, budgets) <= 1]
-    known = [(row.accuracy, row) for row in fitting if row.accuracy is not None]
+    known = [row for row in fitting if row.accuracy is not None]
     if known:
-        row = max(known, key=lambda pair: pair[0])[1]
-        return f"{under}: {row.model}, {accuracy_text(row)}"
+        row = _best(known)
+        return f"{under}: {row.model}, {accuracy_text(row)}{_alike(row, known)}"
     if fitting:
         names = ", ".join(row.model for row in fitting)
         return f"{under}: {names}, of which no accuracy is known"
     nearest = min(rows, key=lambda row: _excess(row, budgets))
     has = " and ".join(f"{number(budget.of(nearest))} {budget.unit}" for budget in budgets)
     return f"{under}: none; {nearest.model} comes nearest with {has}, {accuracy_text(nearest)}"
+
+
+def _best(rows: Sequence[Row]) -> Row:
+    """The most accurate; of equals the fastest, and of those the smallest."""
+    return max(rows, key=lambda row: (row.accuracy or 0.0, -row.milliseconds, -row.megabytes))
+
+
+def _alike(best: Row, rows: Sequence[Row]) -> str:
+    """The networks whose accuracy is within one spread of the best, in words."""
+    least = (best.accuracy or 0.0) - best.spread
+    close = [
+        row.model
+        for row in rows
+        if row is not best and row.accuracy is not None and row.accuracy >= least
+    ]
+    one = f"; not distinguishable from {best.model} in accuracy: "
+    return one + ", ".join(close) if close else ""
 
 
 def _excess(row: Row, budgets: Sequence[Budget]) -> float:
@@ -169,9 +197,13 @@ def _traits(row: Row, rows: Sequence[Row]) -> list[str]:
         if not worst:
             traits.append(f"at worst {_places(between, ranks[-1])}")
     if row.accuracy is None:
-        traits.append("accuracy unknown")
+        failed = isinstance(row.tuned, Failure)
+        traits.append(f"{row.lack} when fine-tuned" if failed else f"{row.lack}, so no accuracy")
+    tuned, probe = row.tuned, row.probe
+    if isinstance(tuned, Tuned) and probe is not None and tuned.accuracy <= probe.mean:
+        traits.append("no better than its linear probe: more epochs of --finetune may help")
     if better := [other for other in pareto_front(rows) if beats(other, row)]:
-        traits.append(f"{better[-1].model} is at least as fast and as accurate")
+        traits.append(f"{better[-1].model} is at least as accurate and, {WITHIN}, at least as fast")
     return traits or ["nothing tells it from the others"]
 
 

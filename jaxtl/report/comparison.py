@@ -1,19 +1,66 @@
-"""Networks side by side: what was measured of each, as a table, a CSV file and a picture."""
+"""Networks side by side: what was measured of each, and the file that keeps it."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich import box
-from rich.table import Table
+from typing import Any, Literal, NamedTuple
 
 from jaxtl.costs import Cost
 from jaxtl.probe import Probe
+
+MARGIN = 0.1
+"""Times of two networks that differ by less than this share count as equal: noise of a machine."""
+
+WITHIN = f"within {100 * MARGIN:.0f} %"
+"""That, in words."""
+
+RankedBy = Literal["linear probe", "fine-tuning"]
+
+
+class Failure(NamedTuple):
+    """What went wrong with a network.
+
+    Attributes:
+        what: in a word or two: `diverged`.
+        details: what follows it: `with 32 pictures a batch`.
+    """
+
+    what: str
+    details: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.details}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning every parameter came to.
+
+    Attributes:
+        right: validation pictures that were classified rightly.
+        pictures: all validation pictures.
+        best_epoch: the epoch, counted from 1, whose parameters these are.
+    """
+
+    right: int
+    pictures: int
+    best_epoch: int
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * self.right / self.pictures
+
+    @property
+    def spread(self) -> float:
+        """The standard error of a share of so many pictures, in percentage points."""
+        share = self.right / self.pictures
+        return 100 * math.sqrt(share * (1 - share) / self.pictures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +72,10 @@ class Row:
         image_size: pixels a side.
         cost: what it costs.
         probe: how accurate a linear probe of it is; None where its weights could not be had.
-        weights: where they are from and their sha256; why there are none, where there are none.
-        finetuned: validation accuracy after fine-tuning, in percent: None where that was not asked
-            for or there are no weights, `nan` where it diverged.
+        weights: where they are from and their sha256; "" where there are none.
+        tried: the sources that had none, each with the reason.
+        ranked_by: whose accuracy networks are ranked by, the same in all rows.
+        tuned: what fine-tuning came to; None where there was none, or not yet.
     """
 
     model: str
@@ -35,14 +83,32 @@ class Row:
     cost: Cost
     probe: Probe | None
     weights: str
-    finetuned: float | None = None
+    tried: str = ""
+    ranked_by: RankedBy = "linear probe"
+    tuned: Tuned | Failure | None = None
 
     @property
     def accuracy(self) -> float | None:
-        """What networks are ranked by, in percent: after fine-tuning, or else of the probe."""
-        if self.finetuned is not None:
-            return None if math.isnan(self.finetuned) else self.finetuned
+        """What networks are ranked by, in percent."""
+        if self.ranked_by == "fine-tuning":
+            return self.tuned.accuracy if isinstance(self.tuned, Tuned) else None
         return None if self.probe is None else self.probe.mean
+
+    @property
+    def spread(self) -> float:
+        """What stands after ± of this accuracy, in percentage points; 0 where there is none."""
+        if self.ranked_by == "fine-tuning":
+            return self.tuned.spread if isinstance(self.tuned, Tuned) else 0.0
+        return 0.0 if self.probe is None else self.probe.spread
+
+    @property
+    def lack(self) -> str:
+        """Why it has no accuracy to rank by, in a few words; "" where it has one."""
+        if self.accuracy is not None:
+            return ""
+        if self.probe is None:
+            return "no weights"
+        return self.tuned.what if isinstance(self.tuned, Failure) else "not fine-tuned"
 
     @property
     def milliseconds(self) -> float:
@@ -66,139 +132,151 @@ class Row:
 
     @property
     def density(self) -> float | None:
-        """Accuracy in percent for each million parameters."""
+        """The accuracy that ranks, in percent, for each million parameters."""
         return None if self.accuracy is None else 1e6 * self.accuracy / self.cost.parameters
 
 
-def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The networks that no other beats in both accuracy and speed, the fastest first.
+@dataclasses.dataclass(frozen=True)
+class Unmeasured:
+    """A network that could not be measured.
 
-    Speed is that of the inference of one picture. Networks without an accuracy are left out.
+    Attributes:
+        model, image_size: as of a `Row`.
+        failure: why.
     """
-    known = [row for row in rows if row.accuracy is not None]
-    return sorted(
-        (row for row in known if not any(beats(other, row) for other in known)),
-        key=lambda row: row.milliseconds,
-    )
+
+    model: str
+    image_size: int
+    failure: Failure
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """The pictures that accuracy is measured on.
+
+    Attributes:
+        pictures: all of them.
+        classes: how many classes they have.
+        largest: the share of the largest class among those that rank, in percent: what a guess
+            that is always the same is right in.
+        folds: of the linear probe.
+    """
+
+    pictures: int
+    classes: int
+    largest: float
+    folds: int
+
+    def __str__(self) -> str:
+        return f"{self.pictures:,} pictures of {self.classes} classes"
+
+
+def measured(rows: Sequence[Row | Unmeasured]) -> list[Row]:
+    """Those that could be measured."""
+    return [row for row in rows if isinstance(row, Row)]
+
+
+def pareto_front(rows: Sequence[Row]) -> list[Row]:
+    """The networks that none of them beats in accuracy and speed, the fastest first.
+
+    Every network that is left out is beaten by one of these. Those without an accuracy are left
+    out as well.
+    """
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-(row.accuracy or 0.0), row.milliseconds)):
+        if row.accuracy is not None and not any(beats(other, row) for other in front):
+            front.append(row)
+    return sorted(front, key=lambda row: row.milliseconds)
 
 
 def beats(one: Row, other: Row) -> bool:
-    """Whether it is at least as fast and as accurate, and better in one of the two."""
+    """Whether it is at least as fast and as accurate, and better in one of the two.
+
+    Speed is that of the inference of one picture, and times within `MARGIN` count as equal.
+    """
     if one.accuracy is None or other.accuracy is None:
         return False
-    no_worse = one.accuracy >= other.accuracy and one.milliseconds <= other.milliseconds
-    better = one.accuracy > other.accuracy or one.milliseconds < other.milliseconds
-    return no_worse and better
+    slower = other.milliseconds < (1 - MARGIN) * one.milliseconds
+    faster = one.milliseconds < (1 - MARGIN) * other.milliseconds
+    if one.accuracy == other.accuracy:
+        return faster
+    return one.accuracy > other.accuracy and not slower
 
 
 def accuracy_text(row: Row) -> str:
-    """What a network is ranked by, as people read it: `93.1 ± 0.8 %`."""
-    if row.finetuned is not None and row.accuracy is not None:
-        return f"{row.accuracy:.1f} % fine-tuned"
+    """What a network is ranked by, as people read it: `93.1 ± 0.8 %`, `352/357 = 98.6 %`."""
+    if row.ranked_by == "fine-tuning" and isinstance(row.tuned, Tuned):
+        of = f"{row.tuned.right:,}/{row.tuned.pictures:,}"
+        return f"{of} = {row.tuned.accuracy:.1f} % fine-tuned"
     if row.accuracy is None or row.probe is None:
-        return "no accuracy"
-    return f"{row.probe.mean:.1f} ± {row.probe.spread:.1f} %"
+        return row.lack
+    return f"{plus_minus(row.probe)} %"
 
 
-class _Column(NamedTuple):
-    heading: str
-    cell: Callable[[Row], str]
-    kind: str = ""  # `sizes`, `tuned` or `wide`: shown where these differ, were asked for, or fit
+def largest_text(rows: Sequence[Row], sample: Sample) -> str:
+    """What a guess would be right in: `the largest class has 10.2 % of them`."""
+    of = "of the validation pictures" if by_tuning(rows) else "of them"
+    return f"the largest class has {sample.largest:.1f} % {of}"
 
 
-_COLUMNS = (
-    _Column("\npx", lambda row: str(row.image_size), "sizes"),
-    _Column("accuracy\n%", lambda row: _plus_minus(row.probe)),
-    _Column("tuned\n%", lambda row: _one_digit(row.finetuned), "tuned"),
-    _Column("% per\nM", lambda row: "" if row.density is None else number(row.density)),
-    _Column("params\nM", lambda row: number(row.cost.parameters / 1e6)),
-    _Column("MACs\nM", lambda row: number(row.cost.macs / 1e6), "wide"),
-    _Column("size\nMB", lambda row: number(row.megabytes)),
-    _Column("time\nms", lambda row: number(row.milliseconds)),
-    _Column("images\n/s", lambda row: number(row.inference_rate)),
-    _Column("tuning\n/s", lambda row: number(row.finetuning_rate)),
-    _Column("memory\nMB", lambda row: number(row.cost.inference.memory / 1e6), "wide"),
-    _Column("tuning\nMB", lambda row: number(row.cost.finetuning.memory / 1e6), "wide"),
-)
-_WIDE = 100  # columns of a terminal that has room for all of it
+def by_tuning(rows: Sequence[Row]) -> bool:
+    """Whether fine-tuned networks are compared."""
+    return any(row.ranked_by == "fine-tuning" for row in rows)
 
 
-def comparison_table(rows: Sequence[Row], device: str, *, width: int, rest: Path) -> Table:
-    """All networks as a table.
-
-    Args:
-        rows: at least one.
-        device: what they ran on, in words.
-        width: of the terminal.
-        rest: the file that holds what there is no room for.
-    """
-    tuned = any(row.finetuned is not None for row in rows)
-    sizes = {row.image_size for row in rows}
-    shown = {"": True, "sizes": len(sizes) > 1, "tuned": tuned, "wide": width >= _WIDE}
-    columns = [column for column in _COLUMNS if shown[column.kind]]
-    calls = [measured.calls for row in rows for measured in row.cost.programs]
-    at = "" if shown["sizes"] else f" at {rows[0].image_size} px"
-    lines = [
-        f"On {device}{at}. Time: of the inference of one picture; images /s: of inference with "
-        f"{rows[0].cost.batch_size} pictures a batch; tuning: the same while every parameter "
-        f"trains. Medians of {min(calls)} calls or more.",
-        "● on the Pareto front of accuracy and time. % per M: accuracy for each million "
-        "parameters.",
-        *([] if shown["wide"] else [f"MACs and memory: {rest}"]),
-    ]
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        caption="\n".join(lines),
-        caption_justify="left",
-    )
-    table.add_column()
-    table.add_column("\nnetwork", overflow="fold")
-    for column in columns:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    front = pareto_front(rows)
-    for row in rows:
-        cells = ["●" if row in front else "", row.model, *(column.cell(row) for column in columns)]
-        table.add_row(*cells, style="dim" if row.accuracy is None else "")
-    return table
+def plus_minus(probe: Probe) -> str:
+    """The mean and the standard deviation: `93.1 ± 0.8`."""
+    return f"{probe.mean:.1f} ± {probe.spread:.1f}"
 
 
-def _plus_minus(probe: Probe | None) -> str:
-    return "no weights" if probe is None else f"{probe.mean:.1f} ± {probe.spread:.1f}"
-
-
-def _one_digit(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-def write_comparison(path: Path, rows: Sequence[Row], device: str) -> None:
+def write_comparison(
+    path: Path, rows: Sequence[Row | Unmeasured], sample: Sample, device: str
+) -> None:
     """Writes all that was measured as CSV, in full precision.
 
     Args:
         path: of the file; one that is there is replaced.
         rows: at least one.
+        sample: the pictures.
         device: what they ran on, in words.
     """
-    front = pareto_front(rows)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _fields(rows[0], front, device))
+    front = pareto_front(measured(rows))
+    lines = [_fields(row, front, sample, device) for row in rows]
+    part = path.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        # What could not be measured has some of the columns only.
+        writer = csv.DictWriter(file, max(lines, key=len))
         writer.writeheader()
-        writer.writerows(_fields(row, front, device) for row in rows)
+        writer.writerows(lines)
+    os.replace(part, path)
 
 
-def _fields(row: Row, front: Sequence[Row], device: str) -> dict[str, Any]:
+def _fields(
+    row: Row | Unmeasured, front: Sequence[Row], sample: Sample, device: str
+) -> dict[str, Any]:
     """One line of the CSV; what is not known stays empty."""
+    if isinstance(row, Unmeasured):
+        return {"model": row.model, "image_size": row.image_size, "failure": str(row.failure)}
     cost, probe = row.cost, row.probe
+    tuned = row.tuned if isinstance(row.tuned, Tuned) else None
     return {
         "model": row.model,
         "image_size": row.image_size,
-        "accuracy": probe.mean if probe else None,
-        "accuracy_std": probe.spread if probe else None,
-        "folds": probe.folds if probe else None,
-        "finetuned_accuracy": row.finetuned,
+        "ranked_by": row.ranked_by,
+        "accuracy": row.accuracy,
         "accuracy_per_million_parameters": row.density,
         "pareto_front": row in front,
+        "probe_accuracy": probe.mean if probe else None,
+        "probe_std": probe.spread if probe else None,
+        "folds": probe.folds if probe else None,
+        "finetuned_accuracy": tuned.accuracy if tuned else None,
+        "finetuned_right": tuned.right if tuned else None,
+        "validation_pictures": tuned.pictures if tuned else None,
+        "best_epoch": tuned.best_epoch if tuned else None,
+        "failure": str(row.tuned) if isinstance(row.tuned, Failure) else "",
+        "pictures": sample.pictures,
+        "classes": sample.classes,
+        "largest_class_percent": sample.largest,
         "parameters": cost.parameters,
         "macs": cost.macs,
         "weights_mb": row.megabytes,
@@ -212,12 +290,14 @@ def _fields(row: Row, front: Sequence[Row], device: str) -> dict[str, Any]:
         "inference_memory_mb": cost.inference.memory / 1e6,
         "finetuning_memory_mb": cost.finetuning.memory / 1e6,
         "device": device,
-        "weights": row.weights if probe else "none",
-        "no_weights_because": "" if probe else row.weights,
+        "weights": row.weights or "none",
+        "weights_tried": row.tried,
     }
 
 
 def number(value: float) -> str:
-    """Three significant digits, or all before the point: `0.47`, `3.5`, `25.6`, `1,280`."""
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f}"
+    """Three significant digits, or all before the point: `0.47`, `3.50`, `25.6`, `1,280`."""
+    rounded = float(f"{value:.3g}")
+    digits = 2 - math.floor(math.log10(abs(rounded))) if rounded else 0
+    text = f"{value:,.{max(digits, 0)}f}"
+    return text.rstrip("0") if 0 < abs(rounded) < 1 else text

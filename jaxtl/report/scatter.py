@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxtl.report.comparison import Row, pareto_front
+from jaxtl.report.comparison import (
+    WITHIN,
+    Row,
+    Sample,
+    Unmeasured,
+    by_tuning,
+    largest_text,
+    measured,
+    number,
+    pareto_front,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,24 +29,27 @@ _LARGEST = 1500.0  # the area of the largest circle, in square points
 _SMALLEST = 20.0
 
 
-def write_picture(path: Path, rows: Sequence[Row], *, data: str, device: str) -> None:
+def write_picture(
+    path: Path, of: Sequence[Row | Unmeasured], *, sample: Sample, device: str
+) -> None:
     """Draws the networks with an accuracy as circles, and below them those without as dots.
 
     Args:
         path: of a PNG file; one that is there is replaced.
-        rows: at least one.
-        data: what the pictures are, in words.
+        of: the networks; at least one was measured.
+        sample: the pictures.
         device: what the networks ran on, in words.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # takes a while, and nothing else needs it
 
+    rows = measured(of)
     known = [row for row in rows if row.accuracy is not None]
     unknown = sorted(
         (row for row in rows if row.accuracy is None), key=lambda row: -row.milliseconds
     )
     heights = [5.6] * bool(known) + [0.26 * len(unknown) + 0.3] * bool(unknown)
-    figure = Figure(figsize=(9.6, sum(heights) + 1.5), dpi=160, layout="constrained")
+    figure = Figure(figsize=(9.6, sum(heights) + 1.7), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     if known:
@@ -44,7 +57,7 @@ def write_picture(path: Path, rows: Sequence[Row], *, data: str, device: str) ->
     if unknown:
         _costs_alone(panels[-1], unknown)
     _time_axis(panels[-1], rows)
-    _titles(panels[0], rows, data, device)
+    _titles(panels[0], of, sample, device)
     figure.draw_without_rendering()  # now it is known where everything lies
     if known:
         _name_circles(panels[0], known)
@@ -64,22 +77,17 @@ def _accuracies(axes: Axes, rows: Sequence[Row]) -> None:
     for row, area in zip(rows, _areas(rows), strict=True):
         colour = _FRONT if row in front else _OTHER
         x, y = row.milliseconds, row.accuracy or 0.0
-        axes.errorbar(x, y, yerr=_spread(row), color=colour, linewidth=1.2, zorder=2)
+        axes.errorbar(x, y, yerr=row.spread, color=colour, linewidth=1.2, zorder=2)
         axes.scatter(x, y, s=area, color=colour, alpha=0.3, linewidths=0, zorder=3)
         axes.scatter(x, y, s=_SMALLEST, color=colour, linewidths=0, zorder=4)
-    tuned = any(row.finetuned is not None for row in rows)
-    axes.set_ylabel(f"{'validation accuracy, fine-tuned' if tuned else 'accuracy'}, %")
+    of = "validation accuracy after fine-tuning" if by_tuning(rows) else "accuracy of linear probe"
+    axes.set_ylabel(f"{of}, %")
     lowest, highest = axes.get_ylim()
     room = max(0.05 * (highest - lowest), 0.5)
     axes.set_ylim(lowest - room, highest + room)
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _spread(row: Row) -> float:
-    """Over the folds; of an accuracy after fine-tuning none is known."""
-    return row.probe.spread if row.probe is not None and row.finetuned is None else 0.0
 
 
 def _areas(rows: Sequence[Row]) -> list[float]:
@@ -91,7 +99,7 @@ def _areas(rows: Sequence[Row]) -> list[float]:
 def _costs_alone(axes: Axes, rows: Sequence[Row]) -> None:
     places = np.arange(len(rows))
     axes.scatter([row.milliseconds for row in rows], places, s=_SMALLEST, color=_OTHER, zorder=2)
-    axes.set_yticks(places, [row.model for row in rows], fontsize=8, color=_OTHER)
+    axes.set_yticks(places, [f"{row.model} ({row.lack})" for row in rows], fontsize=8, color=_OTHER)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_ylabel("no accuracy", color=_OTHER)
     axes.grid(color=_GRID, linewidth=0.6)
@@ -114,29 +122,38 @@ def _time_axis(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xlabel("inference of one picture, ms")
 
 
-def _titles(axes: Axes, rows: Sequence[Row], data: str, device: str) -> None:
+def _titles(axes: Axes, of: Sequence[Row | Unmeasured], sample: Sample, device: str) -> None:
+    rows = measured(of)
     known = [row for row in rows if row.accuracy is not None]
     sizes = sorted({row.image_size for row in rows})
     at = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px"
     axes.set_title(
-        f"{data} at {at}, on {device}",
+        f"{sample} at {at}, on {device}",
         loc="left",
-        pad=22,
+        pad=34,
         fontsize=12,
         fontweight="bold",
         color=_TEXT,
     )
-    below = "no weights, so no accuracy: cost alone"
+    tuned = "fine-tuned, ± standard error"
+    probed = f"linear probe, mean ± standard deviation of {sample.folds} folds"
+    below = [tuned if by_tuning(rows) else probed, largest_text(rows, sample)]
+    below += [f"{row.model}: {row.failure.what}" for row in of if isinstance(row, Unmeasured)]
+    marks = "no accuracy is known: cost alone"
     if known:
-        tuned = any(row.finetuned is not None for row in known)
-        folds = max(row.probe.folds for row in known if row.probe is not None)
-        below = (
-            f"{'fine-tuned' if tuned else f'linear probe, {folds} folds, mean ± std'}; "
-            "blue: Pareto front; area of a circle: size of the weights, the largest "
-            f"{max(row.megabytes for row in known):,.0f} MB"
+        largest = max(row.megabytes for row in known)
+        marks = (
+            f"blue: Pareto front, where times {WITHIN} count as equal; "
+            f"area of a circle: size of the weights, the largest {number(largest)} MB"
         )
     axes.annotate(
-        below, (0, 1), (0, 7), "axes fraction", "offset points", fontsize=8.5, color=_OTHER
+        f"{'; '.join(below)}\n{marks}",
+        (0, 1),
+        (0, 7),
+        "axes fraction",
+        "offset points",
+        fontsize=8.5,
+        color=_OTHER,
     )
 
 
@@ -184,7 +201,7 @@ def _marks(axes: Axes, rows: Sequence[Row]) -> list[_Mark]:
     pixels = axes.figure.dpi / 72
     marks = []
     for row, area in zip(rows, _areas(rows), strict=True):
-        accuracy, spread = row.accuracy or 0.0, _spread(row)
+        accuracy, spread = row.accuracy or 0.0, row.spread
         points = [(row.milliseconds, accuracy), (row.milliseconds, accuracy + spread)]
         (x, y), (_, top) = axes.transData.transform(points).tolist()
         radius = max(area, _SMALLEST) ** 0.5 / np.pi**0.5

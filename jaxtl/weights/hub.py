@@ -16,6 +16,7 @@ import numpy as np
 from jaxtl.errors import UserError
 from jaxtl.models.layers import Convention
 from jaxtl.weights.download import within
+from jaxtl.weights.strict import AnotherNetwork
 from jaxtl.weights.unavailable import Unavailable
 
 _log = logging.getLogger("jaxtl")
@@ -47,8 +48,9 @@ def fetch(source: str, architecture: str, convention: Convention) -> Path:
 
     Raises:
         Unavailable: it is not in the cache, and the hub cannot be reached or does not have it.
-        UserError: the weights are of another network or were trained on pictures of another
-            normalisation, or the cache cannot be written.
+        AnotherNetwork: they are of another network.
+        UserError: they were trained on pictures of another normalisation, or the cache cannot be
+            written.
     """
     # Imported here, since it reads its settings from the environment as it is imported.
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -112,7 +114,7 @@ def _check(source: str, config: Path, architecture: str, convention: Convention)
             "normalised, as those of timm do; give the path of a file whose weights you know"
         ) from error
     if theirs != architecture:
-        raise UserError(f"{source} holds {theirs}, not {architecture}: take weights of that one")
+        raise AnotherNetwork(f"{source} holds {theirs}, not {architecture}: take weights of that")
     ours = np.asarray(convention.mean) / 255, np.asarray(convention.std) / 255
     for found, wanted in zip((mean, std), ours, strict=True):
         if not np.abs(found - wanted).max() <= _DIGITS:  # which is so of NaN too

@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network
-from jaxtl.weights.strict import CLASSIFIER, HEAD, Stored, published, stage
+from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, published, stage
 
 # The variables of each layer class in the order in which it creates them, which is how
 # `.weights.h5` numbers them (keras/src/layers: convolutional, normalization and core).
@@ -228,7 +228,7 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
     places = _places(layers, expected)
     if not places:
         found = ", ".join(layer.name for layer in layers[:3])
-        raise UserError(f"{file} does not hold {network.name}: its layers are {found}, ...")
+        raise AnotherNetwork(f"{file} does not hold {network.name}: its layers are {found}, ...")
     places |= _new_head(layers, places, file)
 
     stored = {}

@@ -22,6 +22,10 @@ CLASSIFIER = frozenset({"fc1", "fc2", HEAD})
 _NAMED = 10  # arrays of a kind that a message names: of another network, hundreds are wrong
 
 
+class AnotherNetwork(UserError):
+    """A file holds the weights of another network."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """An array of a file, with the name that it has there."""

@@ -18,7 +18,7 @@ import safetensors
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network
 from jaxtl.models.vgg import SIDE
-from jaxtl.weights.strict import Stored, published
+from jaxtl.weights.strict import AnotherNetwork, Stored, published
 
 _LIBRARIES = ("timm", "torchvision")
 
@@ -67,7 +67,7 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     places = _places(arrays, network)
     if 2 * len(arrays.keys() & places.keys()) <= len(arrays):
         found = ", ".join(list(arrays)[:3]) or "none"
-        raise UserError(f"{file} does not hold {network.name}: its arrays are {found}, ...")
+        raise AnotherNetwork(f"{file} does not hold {network.name}: its arrays are {found}, ...")
     stored = {}
     for name, value in arrays.items():
         if name in places:

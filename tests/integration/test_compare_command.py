@@ -1,21 +1,25 @@
 """Networks are compared on a folder of pictures, from the command line."""
 
 import csv
+import json
 import os
 import re
 import signal
 
+import jax
+import jax.numpy as jnp
 import pytest
 from PIL import Image
 from workplace import finish, wait_until, write_pictures
 
+from jaxtl.candidates import Candidate, candidates, start
 from jaxtl.compare import main
 from jaxtl.errors import UserError
+from jaxtl.measuring import OutOfMemory, within_memory
 
 pytestmark = pytest.mark.slow
 
 BOTH = ("--data", "data", "--models", "mobilenet_v2@0.35,mobilenet_v1@0.25", "--weights")
-EVERY_NETWORK = ("--data", "data", "--weights", "none", "--image-size", "smallest")
 SMALL = ("--image-size", "32", "--batch-size", "4")
 
 
@@ -41,17 +45,28 @@ def lines(compared, workplace):
 def test_a_network_with_weights_has_an_accuracy_and_a_cost(lines):
     line = lines["mobilenet_v2@0.35"]
     assert line["weights"].startswith("weights.h5 sha256:")
-    assert 50 < float(line["accuracy"]) <= 100  # a guess is right in 33 %
+    assert line["weights_tried"] == "lost.h5 does not exist"
+    assert 50 < float(line["probe_accuracy"]) <= 100  # a guess is right in 33 %
     assert line["folds"] == "5"
-    assert 0 <= float(line["finetuned_accuracy"]) <= 100
+    assert float(line["largest_class_percent"]) == pytest.approx(100 / 3)
     assert float(line["latency_ms"]) > 0
+
+
+def test_what_fine_tuning_came_to_is_that_of_the_run(lines, workplace):
+    line, run = lines["mobilenet_v2@0.35"], workplace.path / "compared" / "mobilenet_v2@0.35"
+    result = json.loads((run / "run.json").read_text())["result"]
+    right, pictures = int(line["finetuned_right"]), int(line["validation_pictures"])
+    assert (pictures, right / pictures) == (18, result["accuracy"])
+    assert line["ranked_by"] == "fine-tuning"
+    assert float(line["accuracy"]) == float(line["finetuned_accuracy"]) == 100 * right / 18
+    assert line["best_epoch"] == "1"
 
 
 def test_a_network_without_weights_has_a_cost_and_a_reason_and_no_accuracy(lines, compared):
     line = lines["mobilenet_v1@0.25"]
-    assert (line["weights"], line["accuracy"], line["finetuned_accuracy"]) == ("none", "", "")
-    reason = line["no_weights_because"]
-    assert reason.startswith("lost.h5 does not exist; weights.h5 does not fit mobilenet_v1")
+    assert (line["weights"], line["accuracy"], line["probe_accuracy"]) == ("none", "", "")
+    reason = line["weights_tried"]
+    assert reason.startswith("lost.h5 does not exist; weights.h5 does not hold mobilenet_v1")
     assert float(line["latency_ms"]) > 0
     assert float(line["finetuning_memory_mb"]) > 0
     assert f"mobilenet_v1@0.25 has no weights: {reason[:300]}" in compared.out
@@ -62,7 +77,8 @@ def test_the_terminal_says_what_is_being_done_and_what_to_take(compared):
     assert "[1/2] mobilenet_v2@0.35, 32 px: linear probe of 1,280 features" in said
     assert "[2/2] mobilenet_v1@0.25, 32 px: fine-tuning on 4" in said
     assert "no weights" in said
-    assert re.search(r"under 1000 ms a picture: mobilenet_v2@0.35, [\d.]+ % fine-tuned", said)
+    assert "mobilenet_v2@0.35, 32 px: lost.h5 does not exist; using weights.h5" in said
+    assert re.search(r"under 1000 ms a picture: mobilenet_v2@0.35, \d+/18 = [\d.]+ % fine", said)
     assert re.search(r"under 0.001 MB of weights: none; mobilenet_v1@0.25 comes nearest", said)
 
 
@@ -81,18 +97,98 @@ def test_the_same_comparison_again_uses_what_it_made(compared, lines, workplace)
     assert "continuing compared/mobilenet_v2@0.35" in ended.out
     with (workplace.path / "compared" / "compare.csv").open() as file:
         (line,) = csv.DictReader(file)
-    for key in ("accuracy", "accuracy_std", "finetuned_accuracy", "macs", "parameters"):
+    for key in ("probe_accuracy", "probe_std", "finetuned_right", "macs", "parameters"):
         assert line[key] == lines["mobilenet_v2@0.35"][key]
 
 
-def test_ctrl_c_ends_it_quietly(workplace):
-    with (workplace.path / "stopped.txt").open("w") as out:
-        process = workplace.start("jaxtl.compare", *EVERY_NETWORK, "--out", "stopped", stdout=out)
-        wait_until(lambda: "px: weights" in (workplace.path / "stopped.txt").read_text(), process)
-        os.kill(process.pid, signal.SIGINT)
-        ended = finish(process)
-    assert ended.code == 130
-    assert "Traceback" not in ended.err
+def interrupted(workplace, folder, *arguments):
+    """A comparison that Ctrl-C reached just after the first network was in the file."""
+    table = workplace.path / folder / "compare.csv"
+    process = workplace.start("jaxtl.compare", *BOTH, *arguments, "--out", folder)
+    wait_until(table.exists, process)
+    os.kill(process.pid, signal.SIGINT)
+    ended = finish(process)
+    assert (ended.code, "Traceback" in ended.err) == (130, False), ended.err
+    with table.open() as file:
+        return ended.out, list(csv.DictReader(file))
+
+
+def test_ctrl_c_shows_what_was_measured_and_how_to_go_on(workplace):
+    said, lines = interrupted(workplace, "stopped", "none", *SMALL)
+    assert [line["model"] for line in lines] == ["mobilenet_v2@0.35"]
+    assert float(lines[0]["latency_ms"]) > 0
+    assert "mobilenet_v2@0.35" in said.partition("params")[2]
+    assert said.splitlines()[-2] == "stopped/compare.csv"
+    assert "to continue: the same command with --out stopped" in said.splitlines()[-1]
+
+
+def test_ctrl_c_while_the_first_network_is_fine_tuned_keeps_what_was_measured(workplace):
+    flags = ("weights.h5", *SMALL, "--finetune", "50")
+    said, lines = interrupted(workplace, "stopped tuning", *flags)
+    (line,) = lines
+    assert float(line["probe_accuracy"]) > 50
+    assert (line["ranked_by"], line["accuracy"]) == ("fine-tuning", "")
+    assert "not fine-tuned" in said.partition("params")[2]
+    assert "to continue: the same command with --out stopped tuning" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("change", [("--finetune", "2"), ("--data", "other")])
+def test_another_comparison_in_the_same_folder_is_refused_before_it_is_measured(
+    change, compared, workplace, monkeypatch
+):
+    monkeypatch.chdir(workplace.path)
+    if not (workplace.path / "other").exists():
+        write_pictures(workplace.path / "other", each=3, seed=5)
+    table = workplace.path / "compared" / "compare.csv"
+    before = table.read_bytes()
+    given = ("--models", "mobilenet_v2@0.35", "--weights", "weights.h5", "--image-size", "32")
+    flags = ("--batch-size", "8", "--finetune", "1", "--out", "compared")
+    with pytest.raises(UserError) as refused:
+        main(["--data", "data", *given, *flags, *change])
+    assert "--out" in str(refused.value)
+    assert "--workdir" not in str(refused.value)
+    assert table.read_bytes() == before
+
+
+def test_a_damaged_file_is_refused_even_where_another_source_would_do(workplace, monkeypatch):
+    monkeypatch.chdir(workplace.path)
+    whole = (workplace.path / "weights.h5").read_bytes()
+    (workplace.path / "half.h5").write_bytes(whole[: len(whole) // 2])
+    given = ("--models", "mobilenet_v1@0.25,mobilenet_v2@0.35", "--weights", "half.h5,weights.h5")
+    with pytest.raises(UserError, match=r"half\.h5 is damaged"):
+        main(["--data", "data", *given, *SMALL, "--out", "refused"])
+    assert not (workplace.path / "refused").exists()
+
+
+def test_a_file_of_another_width_is_refused(workplace, monkeypatch):
+    monkeypatch.chdir(workplace.path)
+    given = ("--models", "mobilenet_v2@0.35,mobilenet_v2@0.5", "--weights", "weights.h5")
+    with pytest.raises(UserError, match=r"its shapes fit width 0\.35"):
+        main(["--data", "data", *given, *SMALL, "--out", "refused"])
+    assert not (workplace.path / "refused").exists()
+
+
+def test_a_batch_that_no_memory_holds_is_said_of_each_network(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace.path)
+    given = ("--image-size", "32", "--batch-size", str(10**12), "--out", "full")
+    assert main([*BOTH, "none", "--data", "data", *given]) == 0
+    with (workplace.path / "full" / "compare.csv").open() as file:
+        failures = {line["model"]: line["failure"] for line in csv.DictReader(file)}
+    reason = "out of memory with 1,000,000,000,000 pictures a batch"
+    assert failures == dict.fromkeys(["mobilenet_v2@0.35", "mobilenet_v1@0.25"], reason)
+    assert f"mobilenet_v1@0.25: {reason}" in capsys.readouterr().out
+
+
+def test_a_device_that_has_no_memory_left_is_told_from_other_errors():
+    with pytest.raises(OutOfMemory, match="with 32 pictures"), within_memory("with 32 pictures"):
+        jax.block_until_ready(jnp.zeros(2**46))  # 256 TiB
+    with pytest.raises(TypeError, match="add got"), within_memory("with 32 pictures"):
+        jnp.zeros(2) + jnp.zeros(3)
+
+
+def test_a_network_that_is_named_twice_is_measured_once():
+    named = candidates("mobilenet_v2, mobilenet_v2@1.0,mobilenet_v2@1,vgg16", "32")
+    assert [one.label for one in named] == ["mobilenet_v2", "vgg16"]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +200,12 @@ def test_ctrl_c_ends_it_quietly(workplace):
             ("--models", "mobilenet_v2,inception_v3", "--image-size", "64"),
             ["--image-size 64", "inception_v3", "75 pixels"],
         ),
-        (("--image-size", "tiny"), ["--image-size tiny"]),
+        (("--image-size", "tiny"), ["--image-size 'tiny'", "native or smallest"]),
+        (("--image-size", "1e2"), ["--image-size '1e2'"]),
+        (("--image-size", ""), ["--image-size ''"]),
+        (("--models", ""), ["--models ''", "empty"]),
+        (("--models", "mobilenet_v2,,vgg16"), ["--models", "empty"]),
+        (("--budget", "ms=inf"), ["--budget ms=inf", "ms=20"]),
         (("--budget", "seconds=3"), ["--budget seconds=3", "ms=20"]),
         (("--batch-size", "0"), ["--batch-size 0", "at least 1"]),
         (("--batch-size", "12", "--finetune", "1"), ["--batch-size 12", "the 8 devices"]),
@@ -122,3 +223,20 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
         main(["--data", "data", *arguments, "--out", "refused"])
     assert all(word in str(refused.value) for word in words)
     assert not (workplace.path / "refused").exists()
+
+
+def test_results_do_not_go_into_a_file(workplace, monkeypatch):
+    monkeypatch.chdir(workplace.path)
+    with pytest.raises(UserError, match=r"^--out weights.h5 is a file"):
+        main(["--data", "data", "--models", "mobilenet_v2", "--out", "weights.h5"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "paddings"),
+    [(("file.pth",), {"torch"}), (("file.h5",), {"keras"}), ((), {"keras"})],
+)
+def test_a_network_without_weights_is_that_which_they_would_have_made(weights, paddings, tmp_path):
+    sources = [str(tmp_path / name) for name in weights]
+    beginning = start(Candidate("mobilenet_v2", 1.0, 32), 3, sources, lambda _: None)
+    assert beginning.record is None
+    assert {beginning.make().spec.convention.name} == paddings

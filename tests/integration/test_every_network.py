@@ -1,7 +1,4 @@
-"""Networks train from a frontier in their middle on, and what is frozen keeps its bits.
-
-One of each file in `jaxtl/models`: the others of a file differ from it in a number of blocks.
-"""
+"""Every network trains from a frontier in its middle on, and what is frozen keeps its bits."""
 
 import re
 
@@ -14,7 +11,7 @@ from workplace import write_pictures
 
 from jaxtl.checkpoint import Checkpoints
 from jaxtl.config import check, plain
-from jaxtl.models import build, merge, split
+from jaxtl.models import REGISTRY, build, merge, split
 from jaxtl.phases import from_stage
 from jaxtl.run import RunDirectory
 from jaxtl.train import structure, train
@@ -22,13 +19,21 @@ from jaxtl.weights.write import write_weights
 
 pytestmark = pytest.mark.slow
 
-# The smallest pictures, what trains, and the stages that this means; some lie behind a frozen one.
+# What trains, and the stages that this means; some lie behind a frozen one.
 CASES = {
-    "mobilenet_v1": (32, {"(head|block_(11|13))/.*": 1.0}, "head|block_(11|13)"),
-    "vgg16": (32, from_stage("block5_conv2", decay=0.5), "head|block5_conv[23]"),
-    "resnet50": (32, {"(head|conv5_block(1|3))/.*": 1.0}, "head|conv5_block[13]"),
-    "inception_v3": (75, {"(head|mixed_7(a|c))/.*": 1.0}, "head|mixed_7[ac]"),
+    "inception_v3": ({"(head|mixed_7(a|c))/.*": 1.0}, "head|mixed_7[ac]"),
+    "mobilenet_v1": ({"(head|block_(11|13))/.*": 1.0}, "head|block_(11|13)"),
+    "mobilenet_v2": ({"(head|top|block_(14|16))/.*": 1.0}, "head|top|block_(14|16)"),
+    "resnet50": ({"(head|conv5_block(1|3))/.*": 1.0}, "head|conv5_block[13]"),
+    "resnet101": (from_stage("conv4_block23", decay=0.5), "head|conv4_block23|conv5_block[1-3]"),
+    "resnet152": ({"(head|conv4_block36|conv5_block2)/.*": 1.0}, "head|conv4_block36|conv5_block2"),
+    "vgg16": (from_stage("block5_conv2", decay=0.5), "head|block5_conv[23]"),
+    "vgg19": ({"(head|block5_conv(1|4))/.*": 1.0}, "head|block5_conv[14]"),
 }
+
+
+def test_every_network_is_here():
+    assert CASES.keys() == REGISTRY.keys()
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +45,11 @@ def pictures(tmp_path_factory):
     return path
 
 
-def weights_of(name, folder):
-    """Fresh parameters, but for MobileNet V1, in which the signal fades to nothing with them."""
-    if name != "mobilenet_v1":
+def weights_of(name, width, folder):
+    """Fresh parameters, but for MobileNets, in which the signal fades to nothing with them."""
+    if not name.startswith("mobilenet"):
         return None
-    graph, variables = split(build(name, num_classes=None))
+    graph, variables = split(build(name, num_classes=None, width=width))
     path = folder / "weights.h5"
     write_weights(merge(graph, lively(variables)), path)
     return str(path)
@@ -54,7 +59,9 @@ def weights_of(name, folder):
 def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, pictures, tmp_path, monkeypatch):
     """With a new view every epoch the stages left of the frontier run in every step too."""
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
-    image_size, rules, trained = CASES[name]
+    rules, trained = CASES[name]
+    of_name = REGISTRY[name]
+    width = min(of_name.widths)
     phase = {
         "name": "middle",
         "train": plain(rules),
@@ -62,15 +69,16 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, pictures, tmp_pa
         "lr": 1e-3,
         "weight_decay": 0.1,
         "clip_norm": 1.0,
-        "batch_norm": "frozen" if name == "vgg16" else "train",
+        "batch_norm": "frozen" if name.startswith("vgg") else "train",
         "restore_best": False,
     }
     config = check(
         {
             "model": {
                 "name": name,
-                "image_size": image_size,
-                "weights": weights_of(name, tmp_path),
+                "width": width,
+                "image_size": of_name.smallest,
+                "weights": weights_of(name, width, tmp_path),
             },
             "data": {"source": str(pictures), "batch_size": 8},
             "augment": {"horizontal_flip": True},

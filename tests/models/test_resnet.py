@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtl.models import Context, build, definition, merge, split
-from jaxtl.models.layers import max_pool
-from jaxtl.models.resnet import Bottleneck, keras_layers, torch_layers
+from jaxtl.models import Context, build, definition, split
+from jaxtl.models.resnet import Bottleneck, keras_layers
 
 RNG = np.random.default_rng(0)
 
@@ -41,26 +40,6 @@ def test_its_stages_are_the_blocks_of_the_papers_table():
 
 
 @pytest.mark.parametrize("convention", ["keras", "torch"])
-def test_going_from_stage_to_stage_is_the_whole(convention):
-    graph, variables = split(build("resnet50", num_classes=3, convention=convention))
-    x = pictures(2, 32)
-
-    @jax.jit
-    def both_ways(variables):
-        network, y = merge(graph, variables), x
-        for start, stop in zip(network.stage_names, [*network.stage_names[1:], None], strict=True):
-            y = network(y, start=start, stop=stop)
-        return network(x), y
-
-    whole, parts = both_ways(variables)
-    assert whole.shape == (2, 3)
-    assert whole.dtype == "float32"
-    assert not np.array_equal(whole[0], whole[1])
-    largest = np.abs(whole).max()
-    np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-5 * largest)
-
-
-@pytest.mark.parametrize("convention", ["keras", "torch"])
 @pytest.mark.parametrize(("side", "expected"), [(32, (8, 4, 2, 1)), (33, (9, 5, 3, 2))])
 def test_every_group_halves_the_maps_and_rounds_up(convention, side, expected):
     network = build("resnet50", num_classes=None, convention=convention)
@@ -81,24 +60,6 @@ def test_a_block_that_halves_the_maps_sees_all_pixels_in_torch_and_a_quarter_in_
     y, changed = (np.asarray(block(maps, Context())) for maps in (x, other))
     assert y.shape == (1, 4, 4, 8)
     assert np.array_equal(y, changed) is not sees_all
-
-
-@pytest.mark.parametrize("side", [6, 7])
-def test_maxima_are_those_of_real_pixels_alone(side):
-    x = RNG.uniform(-2, -1, (2, side, side, 3)).astype(np.float32)
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-9)
-    starts = range(0, side, 2)
-    expected = [[padded[:, i : i + 3, j : j + 3].max((1, 2)) for j in starts] for i in starts]
-    y = max_pool(x, 3, 2, ((1, 1), (1, 1)))
-    np.testing.assert_array_equal(y, np.moveaxis(expected, 2, 0))
-
-
-def test_every_array_has_one_name_in_keras_and_one_in_torch():
-    network = build("resnet50", num_classes=3)
-    paths = sorted({path.rpartition("/")[0] for path in split(network)[1]})
-    for layers in (keras_layers(network), torch_layers(network, "timm")):
-        assert sorted(layer.path for layer in layers) == paths
-        assert len({layer.name for layer in layers}) == len(paths)
 
 
 def test_every_bias_of_keras_folds_into_the_batch_norm_that_follows_it():

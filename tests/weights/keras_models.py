@@ -11,6 +11,8 @@ import numpy as np
 from keras import layers
 from parity import quick_jit
 
+from jaxtl.models import REGISTRY
+
 CLASSES = 7
 
 # Keras' variables and the names that they have here.
@@ -22,26 +24,19 @@ _OURS = {
 }
 
 
-# The functions of `keras.applications`, and their modules.
-APPLICATIONS = {
-    "inception_v3": ("InceptionV3", "inception_v3"),
-    "mobilenet_v1": ("MobileNet", "mobilenet"),
-    "mobilenet_v2": ("MobileNetV2", "mobilenet_v2"),
-    "resnet50": ("ResNet50", "resnet"),
-    "resnet101": ("ResNet101", "resnet"),
-    "vgg16": ("VGG16", "vgg16"),
-    "vgg19": ("VGG19", "vgg19"),
-}
-
-
-def application(name, *, size, width=1.0, top=False, classes=CLASSES, seed=0) -> keras.Model:
-    """A network of Keras Applications; with `top`, it returns logits."""
+def blank(name, *, size, width=1.0, top=False, classes=CLASSES) -> keras.Model:
+    """A network of Keras Applications, all zeros; with `top`, it returns logits."""
     options = {"classes": classes, "classifier_activation": None} if top else {"pooling": "avg"}
     if name.startswith("mobilenet"):
         options["alpha"] = width
-    function = getattr(keras.applications, APPLICATIONS[name][0])
+    function = getattr(keras.applications, REGISTRY[name].names[name].keras)
     with quick_initialisers():
-        model = function(weights=None, input_shape=(size, size, 3), include_top=top, **options)
+        return function(weights=None, input_shape=(size, size, 3), include_top=top, **options)
+
+
+def application(name, *, seed=0, **options) -> keras.Model:
+    """One with random weights; options are those of `blank`."""
+    model = blank(name, **options)
     randomise(model, seed)
     return model
 
@@ -157,21 +152,25 @@ def _path(layer: str, value: np.ndarray) -> str:
     return f"{block}/{part}"
 
 
-def outputs(model: keras.Model, pictures: np.ndarray, module: str) -> list[np.ndarray]:
-    """Features and, with top, logits for RGB pictures 0..255, as Keras computes them.
+def preprocessed(name: str, pictures: np.ndarray) -> np.ndarray:
+    """RGB pictures 0..255 as a network of Keras Applications takes them, by its own function."""
+    module = getattr(keras.applications, REGISTRY[name].names[name].module)
+    return module.preprocess_input(pictures.astype(np.float32))
+
+
+def outputs(model: keras.Model, preprocessed: np.ndarray) -> list[np.ndarray]:
+    """Features and, with top, logits as Keras computes them.
 
     Args:
         model: one of Keras Applications.
-        pictures: (B, H, W, 3).
-        module: the one there whose `preprocess_input` suits the model.
+        preprocessed: pictures (B, H, W, 3) as the model takes them.
     """
     pools = [x for x in model.layers if isinstance(x, layers.GlobalAveragePooling2D)]
     features = (pools or model.layers[-2:])[0].output
     both = keras.Model(model.input, [features, model.output])
-    preprocess = getattr(keras.applications, module).preprocess_input
-    scaled = preprocess(pictures.astype(np.float32))
     trained = [v.value for v in both.trainable_variables]
     other = [v.value for v in both.non_trainable_variables]
     run = quick_jit(lambda t, o, x: both.stateless_call(t, o, x, training=False)[0])
-    found = [np.asarray(y).reshape(len(pictures), -1) for y in run(trained, other, scaled)]
+    found = [np.asarray(y) for y in run(trained, other, preprocessed)]
+    found = [y.reshape(len(y), -1) for y in found]
     return found[:1] if model.output is features else found

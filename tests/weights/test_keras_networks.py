@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -12,7 +13,7 @@ import pytest
 from keras_files import as_keras_1, edited, save
 
 from jaxtl.errors import UserError
-from jaxtl.models import split
+from jaxtl.models import REGISTRY, split
 from jaxtl.weights import WeightsRecord, create
 
 pytestmark = [
@@ -22,33 +23,53 @@ pytestmark = [
 
 FORMS = ("model.h5", "model.weights.h5", "model.keras")
 
-# Pixels a side of the models here: no array depends on it but those of VGG's own classifier.
-SIZES = {"inception_v3": 75, "mobilenet_v1": 32, "resnet50": 32, "vgg16": 32}
-WIDTHS = {"mobilenet_v1": 0.25}
-
-# Without the variables: the classifier that Keras Applications has with top.
-CLASSIFIERS = {
-    "inception_v3": ("predictions",),
-    "mobilenet_v1": ("conv_preds",),
-    "resnet50": ("predictions",),
-    "vgg16": ("fc1", "fc2", "predictions"),
+# The classifier that Keras Applications has with top: layers there and here.
+CLASSIFIERS = {name: {"predictions": "head"} for name in REGISTRY} | {
+    "mobilenet_v1": {"conv_preds": "head"},
+    "vgg16": {"fc1": "fc1", "fc2": "fc2", "predictions": "head"},
+    "vgg19": {"fc1": "fc1", "fc2": "fc2", "predictions": "head"},
 }
+
+# A kernel in the file, its path here, and its shape there.
+KERNELS = {
+    "inception_v3": (None, "mixed_5b/branch5x5_2/conv/kernel", (5, 5, 48, 64)),
+    "mobilenet_v1": ("conv_pw_6/kernel", "block_6/pointwise/kernel", (1, 1, 64, 128)),
+    "resnet50": ("conv4_block1_1_conv/kernel", "conv4_block1/reduce/kernel", (1, 1, 512, 256)),
+    "vgg16": ("block3_conv1/kernel", "block3_conv1/conv/kernel", (3, 3, 128, 256)),
+}
+
+one_of_each_file = pytest.mark.parametrize("name", KERNELS, indirect=True)
 
 
 def application(name: str, **options) -> keras.Model:
-    width = WIDTHS.get(name, 1.0)
-    return keras_models.application(name, size=SIZES[name], width=width, **options)
+    """The narrowest, for the smallest pictures: both change no names."""
+    of_name = REGISTRY[name]
+    options = {"size": of_name.smallest, "width": min(of_name.widths)} | options
+    return keras_models.application(name, **options)
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(scope="module", params=REGISTRY)
 def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def form(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
 def whole(name) -> keras.Model:
-    """The network with its own classifier of 7 classes."""
-    return application(name, top=True)
+    """The network with its own classifier: of a VGG, for 1,000 classes and 224 pixels alone."""
+    options = {"size": 224, "classes": 1000} if REGISTRY[name].deep_top else {}
+    return application(name, top=True, **options)
+
+
+@pytest.fixture(scope="module")
+def whole_file(whole, form, tmp_path_factory) -> Iterator[Path]:
+    path = save(whole, tmp_path_factory.mktemp("whole") / form)
+    yield path
+    path.unlink()  # 0.5 GB of VGG
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +84,9 @@ def trunk_arrays(name, trunk, tmp_path_factory) -> dict[str, np.ndarray]:
 
 
 def load(name: str, path: Path, **options) -> tuple[dict[str, np.ndarray], WeightsRecord]:
-    options = {"num_classes": keras_models.CLASSES, "width": WIDTHS.get(name, 1.0)} | options
-    network, record = create(name, weights=str(path), image_size=SIZES[name], **options)
+    of_name = REGISTRY[name]
+    options = {"num_classes": keras_models.CLASSES, "width": min(of_name.widths)} | options
+    network, record = create(name, weights=str(path), image_size=of_name.smallest, **options)
     assert record is not None
     return {path: np.asarray(value) for path, value in split(network)[1].items()}, record
 
@@ -79,37 +101,34 @@ def trunk_of(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {path: value for path, value in arrays.items() if not path.startswith("head/")}
 
 
-@pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_file_gives_the_same_bits(name, trunk, trunk_arrays, form, tmp_path):
     loaded, record = load(name, save(trunk, tmp_path / form), num_classes=None)
     assert (record.head, record.left_out) == ("none", ())
     assert_same_bits(loaded, trunk_arrays)
 
 
-def test_the_classifier_of_the_file_is_left_out_by_name_where_none_is_asked_for(
-    name, whole, tmp_path
+def test_the_published_classifier_is_loaded_by_its_number_of_classes(name, whole, whole_file):
+    loaded, record = load(name, whole_file, num_classes=whole.output.shape[-1])
+    assert (record.head, record.left_out) == ("loaded", ())
+    for theirs, ours in CLASSIFIERS[name].items():
+        kernel, bias = whole.get_layer(theirs).get_weights()
+        assert loaded[f"{ours}/kernel"].tobytes() == kernel.tobytes()
+        assert loaded[f"{ours}/bias"].tobytes() == bias.tobytes()
+
+
+@pytest.mark.parametrize(("classes", "head"), [(None, "none"), (3, "new")])
+def test_the_published_classifier_is_left_out_by_name_where_another_is_asked_for(
+    name, whole_file, classes, head
 ):
-    loaded, record = load(name, save(whole, tmp_path / "model.h5"), num_classes=None)
+    loaded, record = load(name, whole_file, num_classes=classes)
     layers = CLASSIFIERS[name]
-    assert record.head == "none"
+    assert record.head == head
     assert record.left_out == tuple(f"{of}/{v}" for of in layers for v in ("kernel", "bias"))
-    assert {path.partition("/")[0] for path in loaded}.isdisjoint({"fc1", "fc2", "head"})
+    assert {path.partition("/")[0] for path in loaded}.isdisjoint({"fc1", "fc2"})
+    assert ("head/kernel" in loaded) == (head == "new")
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_published_classifier_is_loaded_where_the_network_has_it(name, whole, form, tmp_path):
-    loaded, record = load(name, save(whole, tmp_path / form))
-    if name == "vgg16":  # it has its three dense layers for 1,000 classes alone
-        assert record.head == "new"
-        assert len(record.left_out) == 6
-    else:
-        kernel, bias = whole.get_layer(CLASSIFIERS[name][-1]).get_weights()
-        assert (record.head, record.left_out) == ("loaded", ())
-        assert loaded["head/kernel"].tobytes() == kernel.tobytes()
-        assert loaded["head/bias"].tobytes() == bias.tobytes()
-
-
-@pytest.mark.parametrize("form", FORMS)
+@one_of_each_file
 @pytest.mark.parametrize("model", ["flat", "nested"])
 def test_a_head_that_was_put_on_the_trunk_is_loaded(
     name, trunk, trunk_arrays, model, form, tmp_path
@@ -159,7 +178,6 @@ def test_vgg_is_read_by_the_names_of_keras_1(tmp_path):
             assert loaded[f"{layer.name}/conv/{variable}"].tobytes() == value.tobytes()
 
 
-@pytest.mark.parametrize("form", FORMS)
 def test_two_dense_layers_on_a_trunk_are_no_classifier(form, tmp_path):
     model = keras_models.nested_functional(application("vgg16"), "hidden", "output")
     with pytest.raises(UserError, match="2 dense layers where one classifier is expected"):
@@ -197,15 +215,7 @@ class TestABiasThatABatchNormFollows:
             load("resnet50", edited(resnet, tmp_path, changed))
 
 
-# A kernel in the file, its path here, and its shape there.
-KERNELS = {
-    "inception_v3": (None, "mixed_5b/branch5x5_2/conv/kernel", (5, 5, 48, 64)),
-    "mobilenet_v1": ("conv_pw_6/kernel", "block_6/pointwise/kernel", (1, 1, 64, 128)),
-    "resnet50": ("conv4_block1_1_conv/kernel", "conv4_block1/reduce/kernel", (1, 1, 512, 256)),
-    "vgg16": ("block3_conv1/kernel", "block3_conv1/conv/kernel", (3, 3, 128, 256)),
-}
-
-
+@one_of_each_file
 class TestAFileThatDoesNotFit:
     def path(self, name, trunk, folder, change, **options) -> Path:
         kernel, _, shape = KERNELS[name]
@@ -248,7 +258,6 @@ class TestAFileThatDoesNotFit:
             load(name, path)
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("wanted", "given"),
     [("resnet101", "resnet50"), ("vgg19", "vgg16"), ("inception_v3", "mobilenet_v1")],

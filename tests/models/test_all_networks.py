@@ -1,0 +1,48 @@
+"""What holds for each network of the registry."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from parity import assert_same, network_of_zeros, quick_jit, random_pictures
+from step_setup import lively
+
+from jaxtl.models import REGISTRY, build, merge, split
+
+NETWORKS = [
+    pytest.param(name, marks=() if name.startswith("mobilenet") else pytest.mark.slow)
+    for name in REGISTRY
+]
+
+
+@pytest.mark.parametrize("convention", ["keras", "torch"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_going_from_stage_to_stage_is_the_whole(name, convention):
+    of_name = REGISTRY[name]
+    width = min(of_name.widths)
+    graph, variables = split(build(name, num_classes=3, width=width, convention=convention))
+    pictures = random_pictures(of_name.smallest)
+
+    @quick_jit
+    def both_ways(variables):
+        network, maps = merge(graph, variables), pictures
+        for start, stop in pairwise((None, *network.stage_names[1:], None)):
+            maps = network(maps, start=start, stop=stop)
+        return network(pictures), maps
+
+    whole, in_steps = both_ways(lively(variables))
+    assert whole.shape == (2, 3)
+    assert whole.dtype == "float32"
+    assert_same(in_steps, whole)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_array_has_one_name_in_each_library_that_has_the_network(name):
+    of_name = REGISTRY[name]
+    network = network_of_zeros(name, 3, width=min(of_name.widths), top=of_name.deep_top)
+    owners = sorted({path.rpartition("/")[0] for path in split(network)[1]})
+    of_torch = [of_name.torch_layers(network, library) for library in ("timm", "torchvision")]
+    for layers in (of_name.keras_layers(network), *filter(None, of_torch)):
+        assert sorted(layer.path for layer in layers) == owners
+        assert len({layer.name for layer in layers}) == len(owners)
