@@ -21,7 +21,7 @@ from jaxtl.models.layers import (
     Pool,
     Preprocess,
 )
-from jaxtl.ops.depthwise import Padding
+from jaxtl.ops.windows import Padding
 
 # Keras Applications, inception_v3.py. torchvision's inception.py takes ImageNet's mean and standard
 # deviation and turns them into these (`_transform_input`).

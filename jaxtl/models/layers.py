@@ -13,7 +13,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxtl.ops.batch_norm import batch_norm, normalise
-from jaxtl.ops.depthwise import Padding, depthwise_conv
+from jaxtl.ops.convolution import conv
+from jaxtl.ops.depthwise import depthwise_conv
+from jaxtl.ops.windows import Padding
 
 Maps = Float[Array, "batch height width channels"]
 
@@ -126,19 +128,8 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(_filled(0, out)) if bias else None
 
     def __call__(self, x: Maps) -> Maps:
-        y = self._convolve(x)
+        y = conv(x, self.kernel[...], self.stride, self.padding)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
-
-    def _convolve(self, x: Maps) -> Maps:
-        kernel = self.kernel[...].astype(x.dtype)
-        if kernel.shape[:2] == (1, 1) and self.stride == 1:
-            # The same product, which jax 0.10 runs twice as fast on a CPU as the convolution. In
-            # two dimensions: with more, XLA transposes whole feature maps for the kernel's gradient
-            # (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md).
-            return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
-        return lax.conv_general_dilated(
-            x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
 
 
 class DepthwiseConv(nnx.Module):

