@@ -195,10 +195,13 @@ def _report(rows: Sequence[Row | Unmeasured], work: Work, table: Path, device: s
     """All that a whole comparison comes to."""
     out, known, files = work.out, measured(rows), [str(table)]
     out.print(comparison_table(rows, work.sample, device, width=out.width, rest=table))
+    alike: dict[str, list[str]] = {}
     for row in rows:
         if why := _what_is_wrong(row):
-            more = f"{why[:_LINE]} ... (the rest is in {table})" if len(why) > _LINE else why
-            out.print(f"{row.model}{more}")
+            alike.setdefault(why, []).append(row.model)
+    for why, models in alike.items():
+        more = f"{why[:_LINE]} ... (the rest is in {table})" if len(why) > _LINE else why
+        out.print(f"{', '.join(models)}{more}")
     if known:
         picture = table.with_suffix(".png")
         write_picture(picture, rows, sample=work.sample, device=device)
@@ -214,7 +217,7 @@ def _what_is_wrong(row: Row | Unmeasured) -> str:
     if isinstance(failure, Failure):
         return f": {failure}"
     if isinstance(row, Row) and row.probe is None:
-        return f" has no weights: {row.tried or 'none were asked for'}"
+        return f": no weights: {row.tried or 'none were asked for'}"
     return ""
 
 

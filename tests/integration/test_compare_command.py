@@ -69,7 +69,7 @@ def test_a_network_without_weights_has_a_cost_and_a_reason_and_no_accuracy(lines
     assert reason.startswith("lost.h5 does not exist; weights.h5 does not hold mobilenet_v1")
     assert float(line["latency_ms"]) > 0
     assert float(line["finetuning_memory_mb"]) > 0
-    assert f"mobilenet_v1@0.25 has no weights: {reason[:300]}" in compared.out
+    assert f"mobilenet_v1@0.25: no weights: {reason[:300]}" in compared.out
 
 
 def test_the_terminal_says_what_is_being_done_and_what_to_take(compared):

@@ -87,7 +87,9 @@ def test_the_smallest_pictures_leave_one_pixel():
 
     assert maps(DEFINITION.smallest, "pool") == (1, 1, 1, 2048)
     assert maps(299, "pool") == (1, 8, 8, 2048)
-    assert maps(DEFINITION.smallest - 1, "mixed_7b") == (1, 0, 0, 1280)
+    # The windows of the next stage are 3x3, without padding.
+    assert maps(DEFINITION.smallest, "mixed_7a") == (1, 3, 3, 768)
+    assert maps(DEFINITION.smallest - 1, "mixed_7a") == (1, 2, 2, 768)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 3), (1, 1, 1, 2), (1, 2, 7, 1)])
