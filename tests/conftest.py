@@ -1,5 +1,6 @@
 """Eight simulated devices, Keras on JAX, and compiled programs that all tests share."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -27,3 +28,13 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
         yield home
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """What a module compiled goes with it: programs may hold the weights of whole networks."""
+    yield
+    import jax  # after the variables above are set
+
+    jax.clear_caches()
+    gc.collect()
