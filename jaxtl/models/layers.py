@@ -15,9 +15,7 @@ from jaxtyping import Array, Bool, Float, Key
 from jaxtl.ops.batch_norm import batch_norm, normalise
 from jaxtl.ops.convolution import conv
 from jaxtl.ops.depthwise import depthwise_conv
-from jaxtl.ops.windows import Padding
-
-Maps = Float[Array, "batch height width channels"]
+from jaxtl.ops.windows import Maps, Padding
 
 
 @jax.tree_util.register_dataclass
