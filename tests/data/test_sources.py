@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -206,20 +205,20 @@ def test_a_class_with_a_single_picture_cannot_be_split(tmp_path):
     assert f"{tmp_path}/rare/it.jpg" in message
 
 
-def test_a_folder_that_may_not_be_read_is_refused():
-    root = Path(tempfile.mkdtemp())  # not tmp_path, which other users may not even look into
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    # By a relative path, since other users may not look into the folders above.
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    make(Path("pictures"), "a/1.jpg", "b/1.jpg")
+    Path("pictures/b").chmod(0)
     user = os.geteuid()
     try:
-        root.chmod(0o755)
-        make(root, "a/1.jpg", "b/1.jpg")
-        (root / "b").chmod(0)
         if user == 0:
             os.seteuid(65534)
-        assert refused(root) == f"cannot read {root}/b: Permission denied"
+        assert refused("pictures") == "cannot read pictures/b: Permission denied"
     finally:
         os.seteuid(user)
-        (root / "b").chmod(0o755)
-        shutil.rmtree(root)
+        Path("pictures/b").chmod(0o755)
 
 
 def test_a_link_to_a_folder_above_is_refused_and_other_links_are_followed(tmp_path):

@@ -132,13 +132,11 @@ def test_ctrl_c_while_the_first_network_is_fine_tuned_keeps_what_was_measured(wo
     assert "to continue: the same command with --out stopped tuning" in said.splitlines()[-1]
 
 
-@pytest.mark.parametrize("change", [("--finetune", "2"), ("--data", "other")])
+@pytest.mark.parametrize("change", [("--finetune", "2"), ("--data", "data/val")])
 def test_another_comparison_in_the_same_folder_is_refused_before_it_is_measured(
     change, compared, workplace, monkeypatch
 ):
     monkeypatch.chdir(workplace.path)
-    if not (workplace.path / "other").exists():
-        write_pictures(workplace.path / "other", each=3, seed=5)
     table = workplace.path / "compared" / "compare.csv"
     before = table.read_bytes()
     given = ("--models", "mobilenet_v2@0.35", "--weights", "weights.h5", "--image-size", "32")
