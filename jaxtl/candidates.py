@@ -112,8 +112,9 @@ def sources(text: str) -> tuple[str, ...]:
     Raises:
         UserError: one of them is no source.
     """
-    named = {"auto": AUTO, "none": ()}
-    return named[text] if text in named else tuple(checked(text.split(",")))
+    if text in ("auto", "none"):
+        return AUTO if text == "auto" else ()
+    return tuple(checked([source.strip() for source in text.split(",")]))
 
 
 def start(

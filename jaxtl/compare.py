@@ -45,7 +45,8 @@ With --finetune, a new head trains for {HEAD_EPOCHS} epochs, and then every para
 as you give; networks are ranked by their accuracy on the validation pictures in the best of
 these."""
 
-_LINE = 300  # characters of a reason on the terminal: it may name hundreds of arrays
+
+_MOST = 10**12  # pictures in a batch, of which no memory holds as many
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(given, flag) < least:
             name = flag.replace("_", "-")
             raise UserError(f"--{name} {getattr(given, flag)}: give a number of at least {least}")
+    if given.batch_size > _MOST:
+        raise UserError(f"--batch-size {given.batch_size}: give a number that fits in memory")
     comparison = Comparison(
         source=given.data,
         candidates=candidates(given.models, given.image_size),
@@ -87,7 +90,8 @@ def _flags() -> argparse.ArgumentParser:
         "--weights",
         default="auto",
         metavar="SOURCE,...",
-        help=f"where weights come from, or none for cost alone [auto: {','.join(AUTO)}]",
+        help="where weights come from, of which each network takes the first that holds it, or none "
+        f"for cost alone [auto: {','.join(AUTO)}]",
     )
     flags.add_argument(
         "--image-size",
@@ -200,8 +204,7 @@ def _report(rows: Sequence[Row | Unmeasured], work: Work, table: Path, device: s
         if why := _what_is_wrong(row):
             alike.setdefault(why, []).append(row.model)
     for why, models in alike.items():
-        more = f"{why[:_LINE]} ... (the rest is in {table})" if len(why) > _LINE else why
-        out.print(f"{', '.join(models)}{more}")
+        out.print(f"{', '.join(models)}{why}")
     if known:
         picture = table.with_suffix(".png")
         write_picture(picture, rows, sample=work.sample, device=device)

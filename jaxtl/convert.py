@@ -87,7 +87,7 @@ def _of_source(given: argparse.Namespace) -> tuple[Network, bool]:
         num_classes=given.classes,
         weights=given.source,
         width=width,
-        image_size=given.image_size or definition(name).native,
+        image_size=definition(name).native if given.image_size is None else given.image_size,
     )
     assert record is not None  # there are weights
     if record.head == "new":

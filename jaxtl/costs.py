@@ -110,7 +110,7 @@ def measure(
     say(f"fine-tuning on {batch_size}")
     finetuning = _finetuning(network, _noise(batch_size, image_size), device)
     times.append(timed(one))
-    single = Measured(min(times)[0], sum(calls for _, calls in times), memory)
+    single = Measured(*min(times), memory)
     return Cost(
         parameters=sum(value.size for path, value in variables.items() if path not in fixed),
         weight_bytes=sum(value.nbytes for value in variables.values()),

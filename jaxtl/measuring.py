@@ -109,6 +109,9 @@ def measured_row(
                 say(f"features of {len(work.labels):,} pictures with the weights {record.source}")
                 features = _features(config, network, work)
         if record is not None:
+            if not np.isfinite(features).all():
+                of = f"with the weights {record.source}, which are not those of a trained network"
+                return Unmeasured(label, size, Failure("features not finite", of))
             say(f"linear probe of {features.shape[1]:,} features")
             probe = linear_probe(features, work.labels, folds=work.folds)
         with within_memory(f"with {batch:,} pictures a batch"):
@@ -193,15 +196,18 @@ def check_run(candidate: Candidate, beginning: Start, work: Work) -> None:
     """Refuses to fine-tune where something else lies, before anything is measured.
 
     Raises:
-        UserError: the folder holds other files, or a run of another config or of other data.
+        UserError: the folder holds other files, or a run of another config, of other data, or that
+            began with other weights.
     """
-    if not work.comparison.epochs or beginning.record is None:
+    record = beginning.record
+    if not work.comparison.epochs or record is None:
         return
-    config = _config(candidate, work.comparison, beginning.record.source)
+    config = _config(candidate, work.comparison, record.source)
+    weights = dataclasses.asdict(record) | {"left_out": list(record.left_out)}  # as JSON has it
     run = RunDirectory(work.comparison.folder / candidate.label)
     with _named_by_out(), run.locked():
         if run.exists():
-            run.check_same(config, run_facts(work.data))
+            run.check_same(config, run_facts(work.data) | {"weights": weights})
         else:
             run.check_empty()
 

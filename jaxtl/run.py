@@ -18,6 +18,7 @@ import pydantic
 
 from jaxtl.config import Config, differences
 from jaxtl.errors import UserError
+from jaxtl.files import part_of, write_whole
 
 _PACKAGES = ("jaxtl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -75,7 +76,7 @@ class RunDirectory:
         """
         # What a run leaves behind that died before its first checkpoint.
         own = {self._config, self._run, self.metrics, self.checkpoints}
-        own |= {self.tensorboard} | {_part(path) for path in (self._config, self._run)}
+        own |= {self.tensorboard} | {part_of(path) for path in (self._config, self._run)}
         if set(self.path.iterdir()) - own:
             raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
 
@@ -154,12 +155,5 @@ def _machine() -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that a crash leaves either the old file or the new one."""
-    with _part(path).open("w") as file:
-        file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(_part(path), path)
-
-
-def _part(path: Path) -> Path:
-    return path.with_suffix(".part")
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_whole(path, text.encode())

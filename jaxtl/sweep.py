@@ -21,6 +21,7 @@ from jaxtl import cli
 from jaxtl.config import Config, differences, leaves
 from jaxtl.data.sources import Splits, open_splits
 from jaxtl.errors import UserError
+from jaxtl.files import part_of
 from jaxtl.freeze import Freezing, partition
 from jaxtl.frontier import feature_plans, row_spec
 from jaxtl.loop import Diverged, Interrupted
@@ -165,7 +166,7 @@ def _begin(workdir: Path, variations: Sequence[Variation]) -> None:
     """
     path = workdir / "sweep.json"
     if not path.exists():
-        if set(workdir.iterdir()) - {path.with_suffix(".part")}:
+        if set(workdir.iterdir()) - {part_of(path)}:
             raise UserError(f"{workdir} holds other files; name a new directory with --workdir")
         write_json(path, {run.name: run.config.model_dump() for run in variations})
         return

@@ -65,10 +65,3 @@ def test_a_class_with_one_picture_is_named():
 def test_one_class_alone_is_refused():
     with pytest.raises(UserError, match="at least two"):
         folds_for(np.zeros(9, np.int32), CLASSES)
-
-
-def test_features_that_are_not_finite_are_refused_in_words():
-    features, labels = clouds(apart=1.5)
-    features[3, 2] = np.inf
-    with pytest.raises(UserError, match="not finite"):
-        linear_probe(features, labels)

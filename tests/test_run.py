@@ -33,7 +33,7 @@ def test_a_path_that_is_a_pattern_is_refused(tmp_path):
 
 
 def test_what_a_run_left_that_died_before_its_first_checkpoint_is_no_hindrance(tmp_path):
-    for name in ("config.json", "config.part", "run.part", "metrics.jsonl"):
+    for name in ("config.json", "config.json.part", "run.json.part", "metrics.jsonl"):
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoints").mkdir()
     RunDirectory(tmp_path).check_empty()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxtl.errors import UserError
+from jaxtl.probe import Probe
 from jaxtl.report.comparison import (
     WITHIN,
     Failure,
@@ -157,12 +158,13 @@ def _best(rows: Sequence[Row]) -> Row:
 
 
 def _alike(best: Row, rows: Sequence[Row]) -> str:
-    """The networks whose accuracy is within one spread of the best, in words."""
-    least = (best.accuracy or 0.0) - best.spread
+    """The networks whose accuracy is within a spread of the best, its own or theirs, in words."""
     close = [
         row.model
         for row in rows
-        if row is not best and row.accuracy is not None and row.accuracy >= least
+        if row is not best
+        and row.accuracy is not None
+        and row.accuracy + max(row.spread, best.spread) >= (best.accuracy or 0.0)
     ]
     one = f"; not distinguishable from {best.model} in accuracy: "
     return one + ", ".join(close) if close else ""
@@ -199,12 +201,15 @@ def _traits(row: Row, rows: Sequence[Row]) -> list[str]:
     if row.accuracy is None:
         failed = isinstance(row.tuned, Failure)
         traits.append(f"{row.lack} when fine-tuned" if failed else f"{row.lack}, so no accuracy")
-    tuned, probe = row.tuned, row.probe
-    if isinstance(tuned, Tuned) and probe is not None and tuned.accuracy <= probe.mean:
+    if isinstance(row.tuned, Tuned) and _gained_nothing(row.tuned, row.probe):
         traits.append("no better than its linear probe: more epochs of --finetune may help")
     if better := [other for other in pareto_front(rows) if beats(other, row)]:
         traits.append(f"{better[-1].model} is at least as accurate and, {WITHIN}, at least as fast")
     return traits or ["nothing tells it from the others"]
+
+
+def _gained_nothing(tuned: Tuned, probe: Probe | None) -> bool:
+    return probe is not None and tuned.accuracy <= probe.mean and tuned.right < tuned.pictures
 
 
 class _Place(NamedTuple):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxtl.costs import Cost
+from jaxtl.files import write_whole
 from jaxtl.probe import Probe
 
 MARGIN = 0.1
@@ -58,9 +59,14 @@ class Tuned:
 
     @property
     def spread(self) -> float:
-        """The standard error of a share of so many pictures, in percentage points."""
-        share = self.right / self.pictures
-        return 100 * math.sqrt(share * (1 - share) / self.pictures)
+        """The standard error of a share of so many pictures, in percentage points.
+
+        It is that of Agresti and Coull for one standard deviation (The American Statistician 52,
+        1998, p. 119-126), which half a picture right and half a picture wrong are added for: with
+        all pictures right it is not 0.
+        """
+        share = (self.right + 0.5) / (self.pictures + 1)
+        return 100 * math.sqrt(share * (1 - share) / (self.pictures + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,13 +248,12 @@ def write_comparison(
     """
     front = pareto_front(measured(rows))
     lines = [_fields(row, front, sample, device) for row in rows]
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        # What could not be measured has some of the columns only.
-        writer = csv.DictWriter(file, max(lines, key=len))
-        writer.writeheader()
-        writer.writerows(lines)
-    os.replace(part, path)
+    text = io.StringIO(newline="")
+    # What could not be measured has some of the columns only.
+    writer = csv.DictWriter(text, max(lines, key=len))
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(path, text.getvalue().encode())
 
 
 def _fields(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxtl.errors import UserError
+from jaxtl.files import write_whole
 
 
 @contextlib.contextmanager
@@ -45,9 +45,7 @@ class MetricsLog:
     def __init__(self, path: Path, tensorboard: Path, *, until: int):
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= until]
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(part, path)
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._lines = path.open("a")
         self._tensorboard = SummaryWriter(str(tensorboard), purge_step=until + 1)
 

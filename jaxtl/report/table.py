@@ -72,8 +72,8 @@ def comparison_table(
         width: of the terminal.
         rest: the file that holds what there is no room for.
     """
-    tuned = any(row.ranked_by == "fine-tuning" for row in measured(rows))
-    shown = {"": True, "sizes": len({row.image_size for row in rows}) > 1, "tuned": tuned}
+    several = len({row.image_size for row in rows}) > 1
+    shown = {"": True, "sizes": several, "tuned": by_tuning(measured(rows))}
     columns = [column for column in _COLUMNS if shown[column.kind]]
     left_out: list[str] = []
     dispensable = [name for name in _DISPENSABLE if name in {column.name for column in columns}]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from jaxtl.errors import UserError
 from jaxtl.models import Network, build, definition
 from jaxtl.weights import sources
 from jaxtl.weights.keras import read_keras
-from jaxtl.weights.strict import load_into
+from jaxtl.weights.strict import AnotherNetwork, Misfit, fits, load_into
 from jaxtl.weights.torch import read_torch
 
 _log = logging.getLogger("jaxtl")
@@ -112,6 +114,7 @@ def create(
         The network, and the record of its weights: None when they are random.
 
     Raises:
+        AnotherNetwork: a file holds another network, or another width of this one.
         UserError: as in `create_model`.
     """
     smallest = definition(name).smallest
@@ -142,7 +145,13 @@ def create(
     if found.convention != likely:
         network = make(found.convention)
     stored = _READERS[found.layout](found.data, found.path, network)
-    loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
+    try:
+        loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
+    except Misfit as error:
+        if other := _sibling(found, network):
+            this = _label(network.name, network.width)
+            raise AnotherNetwork(f"{found.path} holds {other}, and not {this}") from error
+        raise
     digest = hashlib.sha256(found.data).hexdigest()
     record = WeightsRecord(
         found.source, found.file, digest, found.convention, loaded.head, loaded.left_out
@@ -153,3 +162,22 @@ def create(
         ", ".join(record.left_out) or "nothing",
     )
     return loaded.network, record
+
+
+def _sibling(found: sources.Found, network: Network) -> str | None:
+    """The other network or width of the same kind that a file holds, if one.
+
+    Each has to be built for its shapes: worth the time only once loading has failed.
+    """
+    known = definition(network.name)
+    for name, width in itertools.product(known.names, known.widths):
+        if (name, width) != (network.name, network.width):
+            trunk = build(name, num_classes=None, width=width, convention=found.convention)
+            with contextlib.suppress(UserError):
+                if fits(trunk, _READERS[found.layout](found.data, found.path, trunk)):
+                    return _label(name, width)
+    return None
+
+
+def _label(name: str, width: float) -> str:
+    return f"{name} of width {width:g}" if len(definition(name).widths) > 1 else name

@@ -13,7 +13,6 @@ import io
 import json
 import re
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network
+from jaxtl.weights.mark import DAMAGED
 from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, published, stage
 
 # The variables of each layer class in the order in which it creates them, which is how
@@ -49,18 +49,6 @@ OURS = {
     "moving_variance": "var",
 }
 _KERAS_1 = {"W": "kernel", "b": "bias"}
-
-# What h5py, zipfile and json raise on bytes that are not what they should be.
-_DAMAGED = (
-    OSError,
-    AttributeError,
-    KeyError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +91,7 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     """
     try:
         layers = _layers_of_zip(data) if file.suffix == ".keras" else _layers_of_hdf5(data, {})
-    except _DAMAGED as error:
+    except DAMAGED as error:
         message = " ".join(str(error).split())
         raise UserError(f"{file} is damaged, or is no Keras weights file: {message}") from error
     return _by_our_paths(layers, file, network)

@@ -7,6 +7,8 @@ trained on.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,19 @@ from jaxtl.errors import UserError
 
 MARK = "jaxtl_convention"
 """An attribute of an HDF5 file, and a key of the metadata of safetensors."""
+
+DAMAGED = (
+    OSError,
+    AttributeError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What h5py, zipfile and json raise on bytes that are not what they should be."""
 
 _CONVENTIONS: tuple[Literal["keras", "torch"], ...] = ("keras", "torch")
 
@@ -41,11 +56,11 @@ def marked(path: Path) -> Literal["keras", "torch"] | None:
         elif path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as file:
                 mark = (file.metadata() or {}).get(MARK)
-    except (OSError, SafetensorError):
+    except (*DAMAGED, SafetensorError):
+        return None
+    if mark is None:
         return None
     for convention in _CONVENTIONS:
-        if mark == convention:
+        if isinstance(mark, str) and mark == convention:
             return convention
-    if mark is not None:
-        raise UserError(f"{path} is marked with the convention {mark!r}, which is unknown here")
-    return None
+    raise UserError(f"{path} is marked with the convention {mark!r}, which is unknown here")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Network, build, merge, split
+from jaxtl.models import Network, merge, split
 
 HEAD = "head"
 """The stage whose last dimension is the classes."""
@@ -20,6 +20,10 @@ CLASSIFIER = frozenset({"fc1", "fc2", HEAD})
 """The stages that a network may have or leave out, whatever the file of its weights holds."""
 
 _NAMED = 10  # arrays of a kind that a message names: of another network, hundreds are wrong
+
+
+class Misfit(UserError):
+    """What a file holds has other names or shapes than the network."""
 
 
 class AnotherNetwork(UserError):
@@ -80,8 +84,9 @@ def load_into(
         fresh_head: keep the network's own head whatever the file holds.
 
     Raises:
-        UserError: a parameter is missing, unexpected, of another shape, or no finite float; the
-            message names them, ten of a kind where there are more, and how many.
+        Misfit: a parameter is missing, unexpected, or of another shape; the message names them, ten
+            of a kind where there are more, and how many.
+        UserError: a parameter is no finite float, or the file's head is none in itself.
     """
     graph, variables = split(network)
     _check_head(network, stored, file)
@@ -139,10 +144,7 @@ def _check_shapes(
     ]
     if not (missing or unexpected or misshaped):
         return
-    problem = f"{file} does not fit {network.name} of width {network.width}"
-    width = _fitting_width(network, used) if misshaped and not (missing or unexpected) else None
-    if width is not None:
-        raise UserError(f"{problem}: its shapes fit width {width}")
+    problem = f"{file} does not fit {network.name} of width {network.width:g}"
     for what, names in (
         ("missing", missing),
         ("unexpected", unexpected),
@@ -151,19 +153,13 @@ def _check_shapes(
         if names:
             more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
             problem += f"; {what}: {', '.join(names[:_NAMED] + more)}"
-    raise UserError(problem)
+    raise Misfit(problem)
 
 
-def _fitting_width(network: Network, used: Mapping[str, Stored]) -> float | None:
-    """The width that the shapes are of, if one: worth the time only once loading has failed."""
-    trunk = {path: e.value.shape for path, e in used.items() if stage(path) not in CLASSIFIER}
-    convention = network.spec.convention.name
-    for width in REGISTRY[network.name].widths:
-        other = build(network.name, num_classes=None, width=width, convention=convention)
-        shapes = {path: value.shape for path, value in split(other)[1].items()}
-        if width != network.width and trunk == shapes:
-            return width
-    return None
+def fits(trunk: Network, stored: Mapping[str, Stored]) -> bool:
+    """Whether a file holds exactly the arrays of a network without a head, but for a classifier."""
+    found = {path: e.value.shape for path, e in stored.items() if stage(path) not in CLASSIFIER}
+    return found == {path: value.shape for path, value in split(trunk)[1].items()}
 
 
 def _check_values(used: Mapping[str, Stored], file: str) -> None:

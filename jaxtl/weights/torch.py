@@ -23,8 +23,8 @@ from jaxtl.weights.strict import AnotherNetwork, Stored, published
 _LIBRARIES = ("timm", "torchvision")
 
 # Torch's names of the arrays of a layer, and ours.
-BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-OTHER = {"weight": "kernel", "bias": "bias"}
+_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+_OTHER = {"weight": "kernel", "bias": "bias"}
 
 # What no network here has: the batches that a BatchNorm saw, and the classifier at half the depth
 # of Inception, which torchvision trains with and leaves out in inference.
@@ -85,15 +85,16 @@ def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tup
         places = {
             f"{layer.name}.{theirs}": (layer, ours)
             for layer in REGISTRY[network.name].torch_layers(published(network), library) or ()
-            for theirs, ours in _variables(layer).items()
+            for theirs, ours in variables_of(layer).items()
         }
         if not best or len(arrays.keys() & places.keys()) > len(arrays.keys() & best.keys()):
             best = places
     return best
 
 
-def _variables(layer: Layer) -> dict[str, str]:
-    return BATCH_NORM if layer.kind == "batch_normalization" else OTHER
+def variables_of(layer: Layer) -> dict[str, str]:
+    """Our names of a layer's arrays, by torch's."""
+    return _BATCH_NORM if layer.kind == "batch_normalization" else _OTHER
 
 
 def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
@@ -101,7 +102,7 @@ def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
     dense = layer.kind in ("dense", "flat_dense")
     if dense and value.ndim == 4 and value.shape[2:] == (1, 1):
         value = value[:, :, 0, 0]  # a dense layer that timm has as a convolution
-    flat = layer.kind == "flat_dense"
+    flat = layer.kind == "flat_dense" and value.size
     if flat and (
         value.shape[2:] == (SIDE, SIDE) or (value.ndim == 2 and value.shape[1] % SIDE**2 == 0)
     ):

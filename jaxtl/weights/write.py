@@ -6,10 +6,8 @@ compute something else (docs/decisions/0015-the-weights-bring-their-convention.m
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,11 +19,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from jaxtl.errors import UserError
+from jaxtl.files import write_whole
 from jaxtl.models import Layer, Network, Variables, definition, merge, split
 from jaxtl.models.vgg import SIDE
 from jaxtl.weights.keras import OURS, VARIABLES
 from jaxtl.weights.mark import MARK
-from jaxtl.weights.torch import BATCH_NORM, OTHER
+from jaxtl.weights.torch import variables_of
 
 Arrays = dict[str, np.ndarray]
 """The arrays of a layer by the names that they have in a file, in the order of the framework."""
@@ -75,7 +74,7 @@ def write_weights(network: Network, path: str | Path) -> Written:
     framework, encode = _format(path)
     _check_classifier(network)
     layers = (_keras_layers if framework == "keras" else _timm_layers)(network)
-    _write_whole(path, encode(layers, spec.convention.name))
+    write_whole(path, encode(layers, spec.convention.name))
     count = sum(array.size for _, arrays in layers for array in arrays.values())
     load = _keras_line(network, path) if framework == "keras" else _timm_line(network, path)
     return Written(path, count, load, _pictures(network, framework))
@@ -160,9 +159,9 @@ def _timm_layers(network: Network) -> _Layers:
     variables = split(network)[1]
     layers = []
     for layer in definition(network.name).torch_layers(network, "timm") or []:
-        theirs = BATCH_NORM if layer.kind == "batch_normalization" else OTHER
+        theirs = variables_of(layer)
         arrays = _renamed(variables, layer, {ours: name for name, ours in theirs.items()})
-        if theirs is OTHER:
+        if layer.kind != "batch_normalization":
             weight = arrays["weight"]
             if layer.kind == "flat_dense":
                 weight = weight.reshape(SIDE, SIDE, -1, weight.shape[-1])
@@ -264,21 +263,6 @@ def _stem(path: Path) -> str:
         if path.name.endswith(suffix):
             return str(path).removesuffix(suffix)
     return str(path)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that a crash or a full disk leaves it whole or not there."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
 
 
 def _keras_line(network: Network, path: Path) -> str:

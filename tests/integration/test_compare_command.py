@@ -4,15 +4,18 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
+from pathlib import Path
 
+import h5py
 import jax
 import jax.numpy as jnp
 import pytest
 from PIL import Image
-from workplace import finish, wait_until, write_pictures
+from workplace import Workplace, finish, wait_until, write_pictures, write_weights
 
-from jaxtl.candidates import Candidate, candidates, start
+from jaxtl.candidates import Candidate, candidates, sources, start
 from jaxtl.compare import main
 from jaxtl.errors import UserError
 from jaxtl.measuring import OutOfMemory, within_memory
@@ -69,7 +72,7 @@ def test_a_network_without_weights_has_a_cost_and_a_reason_and_no_accuracy(lines
     assert reason.startswith("lost.h5 does not exist; weights.h5 does not hold mobilenet_v1")
     assert float(line["latency_ms"]) > 0
     assert float(line["finetuning_memory_mb"]) > 0
-    assert f"mobilenet_v1@0.25: no weights: {reason[:300]}" in compared.out
+    assert f"mobilenet_v1@0.25: no weights: {reason}" in compared.out
 
 
 def test_the_terminal_says_what_is_being_done_and_what_to_take(compared):
@@ -158,12 +161,52 @@ def test_a_damaged_file_is_refused_even_where_another_source_would_do(workplace,
     assert not (workplace.path / "refused").exists()
 
 
-def test_a_file_of_another_width_is_refused(workplace, monkeypatch):
-    monkeypatch.chdir(workplace.path)
-    given = ("--models", "mobilenet_v2@0.35,mobilenet_v2@0.5", "--weights", "weights.h5")
-    with pytest.raises(UserError, match=r"its shapes fit width 0\.35"):
-        main(["--data", "data", *given, *SMALL, "--out", "refused"])
-    assert not (workplace.path / "refused").exists()
+def test_each_network_takes_the_file_that_holds_it(workplace, tmp_path):
+    other = tmp_path / "wider.h5"
+    write_weights(other, width=0.5)
+    files, said = sources(f"{workplace.path / 'weights.h5'}, {other}"), []
+    for width, own in zip((0.35, 0.5), files, strict=True):
+        beginning = start(Candidate("mobilenet_v2", width, 32), 3, files, said.append)
+        assert beginning.record is not None
+        assert beginning.record.source == own
+    (why,) = said
+    assert why.startswith(f"{files[0]} holds mobilenet_v2 of width 0.35, and not ")
+    assert why.endswith(f"of width 0.5; using {other}")
+
+
+def change(path, array, value):
+    """Sets all of an array in a file of weights."""
+    with h5py.File(path, "a") as file:
+        names = []
+        file.visit(names.append)
+        (name,) = [name for name in names if array in name]
+        file[name][...] = value
+
+
+def test_fine_tuning_is_not_continued_with_other_weights(compared, workplace, tmp_path):
+    shutil.copytree(workplace.path / "compared", tmp_path / "compared")
+    shutil.copy(workplace.path / "weights.h5", tmp_path / "weights.h5")
+    change(tmp_path / "weights.h5", "Conv_1_bn/beta", 0.5)
+    (tmp_path / "data").symlink_to(workplace.path / "data")
+    flags = ("weights.h5", *SMALL, "--finetune", "1", "--out", "compared")
+    ended = Workplace(tmp_path).run("jaxtl.compare", *BOTH, *flags)
+    assert ended.code == 2
+    assert "its weights changed since it began; name another --out" in ended.err.splitlines()[-1]
+
+
+def test_a_network_whose_features_are_not_finite_does_not_end_the_comparison(
+    workplace, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(workplace.path / "weights.h5", "wrong.h5")
+    change("wrong.h5", "Conv_1_bn/moving_variance", -1.0)
+    given = ("--models", "mobilenet_v2@0.35,mobilenet_v1@0.25", "--weights", "wrong.h5")
+    assert main(["--data", str(workplace.path / "data"), *given, *SMALL, "--out", "results"]) == 0
+    with Path("results/compare.csv").open() as file:
+        wrong, other = csv.DictReader(file)
+    assert wrong["failure"].startswith("features not finite with the weights wrong.h5")
+    assert float(other["latency_ms"]) > 0
+    assert "mobilenet_v2@0.35: features not finite" in capsys.readouterr().out
 
 
 def test_a_batch_that_no_memory_holds_is_said_of_each_network(workplace, monkeypatch, capsys):
@@ -206,6 +249,7 @@ def test_a_network_that_is_named_twice_is_measured_once():
         (("--budget", "ms=inf"), ["--budget ms=inf", "ms=20"]),
         (("--budget", "seconds=3"), ["--budget seconds=3", "ms=20"]),
         (("--batch-size", "0"), ["--batch-size 0", "at least 1"]),
+        (("--batch-size", str(10**20)), [f"--batch-size {10**20}", "fits in memory"]),
         (("--batch-size", "12", "--finetune", "1"), ["--batch-size 12", "the 8 devices"]),
         (("--data", "alone"), ["'red' has a single picture"]),
     ],

@@ -107,6 +107,10 @@ REFUSALS = {
         (*WITH_HEAD, "--classes", "7", "--to", "a.h5"),
         ["headed.h5 has no head of 7 classes"],
     ),
+    "pictures of no size": (
+        (*WITH_HEAD, "--classes", "3", "--image-size", "0", "--to", "a.h5"),
+        ["image_size 0 is too small"],
+    ),
     "a file that exists": (("--from", "whole", "--to", "weights.h5"), ["weights.h5 exists"]),
 }
 

@@ -223,11 +223,35 @@ def test_fine_tuning_that_gained_nothing_is_told_so():
     told = "no better than its linear probe: more epochs of --finetune may help"
     assert [name for name, traits in said(TUNED).items() if told in traits] == ["probe is better"]
     assert not any(told in traits for traits in said(ROWS).values())
+    perfect = [tuned("perfect", 100.0, 5.0, Tuned(200, 200, 2)), *TUNED]
+    assert told not in said(perfect)["perfect"]
 
 
 def test_the_spread_of_a_fine_tuned_accuracy_is_the_standard_error_of_a_share():
     drawn = np.random.default_rng(0).binomial(200, 0.98, 100_000) / 2
-    assert TUNED[1].spread == pytest.approx(drawn.std(), rel=0.02)
+    assert TUNED[1].spread == pytest.approx(drawn.std(), rel=0.15)
+    assert Tuned(5000, 10_000, 1).spread == pytest.approx(0.5, rel=1e-3)  # sqrt(p (1 - p) / n)
+
+
+@pytest.mark.parametrize(("pictures", "truth"), [(18, 0.97), (18, 0.8), (357, 0.99)])
+def test_as_often_as_a_standard_error_should_it_holds_the_true_accuracy(pictures, truth):
+    drawn = np.random.default_rng(0).binomial(pictures, truth, 2000)
+    held = [abs(one.accuracy - 100 * truth) <= one.spread for one in _tuned(drawn, pictures)]
+    assert 0.55 < np.mean(held) < 0.95  # of a normal distribution, 68 %
+
+
+def _tuned(drawn, pictures):
+    return [Tuned(int(right), pictures, 1) for right in drawn]
+
+
+def test_networks_that_are_all_right_are_not_told_from_those_that_nearly_are():
+    rows = [
+        tuned("all", 95.0, 9.0, Tuned(18, 18, 1)),
+        tuned("nearly", 95.0, 5.0, Tuned(18 - 1, 18, 1)),
+        tuned("far", 95.0, 5.0, Tuned(18 - 2, 18, 1)),
+    ]
+    (line,) = advice(rows, [Budget("ms", 20)])
+    assert line.endswith("; not distinguishable from all in accuracy: nearly")
 
 
 def test_a_network_that_diverged_is_told_so_everywhere(tmp_path):

@@ -27,7 +27,7 @@ _OURS = {
 def blank(name, *, size, width=1.0, top=False, classes=CLASSES) -> keras.Model:
     """A network of Keras Applications, all zeros; with `top`, it returns logits."""
     options = {"classes": classes, "classifier_activation": None} if top else {"pooling": "avg"}
-    if name.startswith("mobilenet"):
+    if len(REGISTRY[name].widths) > 1:
         options["alpha"] = width
     function = getattr(keras.applications, REGISTRY[name].names[name].keras)
     with quick_initialisers():

