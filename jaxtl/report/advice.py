@@ -132,6 +132,8 @@ def advice(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[str]:
             f"{row.model} ({accuracy_text(row)}, {number(row.milliseconds)} ms)" for row in front
         ]
         alike = _alike(_best(front), rows)
+        if len(front) == 1:
+            return [f"take {names[0]}, alone on the Pareto front{alike}"]
         return [f"take one of the Pareto front, the fastest first: {', '.join(names)}{alike}"]
     lines = [_within([budget], rows) for budget in budgets]
     return lines if len(budgets) == 1 else [*lines, _within(budgets, rows)]

@@ -177,6 +177,8 @@ def test_without_a_budget_the_front_is_offered():
         "take one of the Pareto front, the fastest first: small (88.0 ± 0.8 %, 3.00 ms), "
         "middle (93.1 ± 0.8 %, 18.0 ms), large (96.4 ± 0.8 %, 90.0 ms)"
     ]
+    alone = ["take middle (93.1 ± 0.8 %, 18.0 ms), alone on the Pareto front"]
+    assert advice([MIDDLE, UNKNOWN], []) == alone
     assert "none can be recommended" in advice([UNKNOWN], [])[0]
 
 
