@@ -90,8 +90,8 @@ def _flags() -> argparse.ArgumentParser:
         "--weights",
         default="auto",
         metavar="SOURCE,...",
-        help="where weights come from, of which each network takes the first that holds it, or none "
-        f"for cost alone [auto: {','.join(AUTO)}]",
+        help="where weights come from, each network from the first that holds it, or none for cost "
+        f"alone [auto: {','.join(AUTO)}]",
     )
     flags.add_argument(
         "--image-size",
