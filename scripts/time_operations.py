@@ -4,8 +4,8 @@
 
 For each the fastest of seven calls, in milliseconds, batch 32, on a CPU: the gradients of the
 depthwise convolution (docs/decisions/0003), of the 1x1 convolution and of BatchNorm
-(docs/decisions/0009), and the resampling of 224 px pictures with a matrix each
-(docs/decisions/0007).
+(docs/decisions/0009), of 3x3 convolutions on small and on large maps (docs/decisions/0016 and
+0017), and the resampling of 224 px pictures with a matrix each (docs/decisions/0007).
 """
 
 from __future__ import annotations
@@ -48,11 +48,15 @@ def main() -> None:
             f"of a product in four dimensions {straight:.0f}"
         )
 
-    for side, channels, stride in ((1, 512, 1), (2, 512, 1), (3, 256, 1), (4, 256, 1), (4, 256, 2)):
+    for side, channels, stride in (
+        *((1, 512, 1), (2, 512, 1), (3, 256, 1), (4, 256, 1), (4, 256, 2)),
+        *((14, 256, 1), (14, 512, 1), (28, 128, 1), (28, 512, 1)),
+        *((56, 64, 1), (56, 256, 1), (56, 128, 2), (112, 64, 1)),
+    ):
         x, kernel = (jnp.ones((_BATCH, side, side, channels)), jnp.ones((3, 3, channels, channels)))
+        way = convolution._gathered if side < 5 else convolution._on_large_maps
         ours, native = (
-            _fastest(_with_gradients(way, stride), x, kernel)
-            for way in (convolution._gathered, convolution._native)
+            _fastest(_with_gradients(way, stride), x, kernel) for way in (way, convolution._native)
         )
         print(
             f"3x3 convolution and gradients {side}x{side}x{channels}, stride {stride}: "

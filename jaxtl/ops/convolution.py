@@ -2,13 +2,16 @@
 
 XLA's CPU backend runs a window of one pixel faster as a matrix product, and one that is about as
 large as the maps ten to a hundred times faster: there it finds no fast way of its own
-(docs/decisions/0016-small-maps-by-a-matrix-product.md).
+(docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps it takes up to four times as
+long for the gradient of the kernel as matrix products do
+(docs/decisions/0017-gradients-of-kernels-picture-by-picture.md).
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -18,7 +21,7 @@ from jaxtl.ops.windows import Maps, Padding, Pads, pads_of, windows
 
 Kernel = Float[Array, "rows columns channels out"]
 
-_FEW_PIXELS = 16
+_FEW_PIXELS, _MANY_PIXELS = 16, 64
 
 
 def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Maps:
@@ -37,7 +40,10 @@ def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") ->
     pads = pads_of(x.shape, kernel.shape, stride, padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and not np.any(pads):
         return _product(x, kernel)
-    if x.shape[1] * x.shape[2] > _FEW_PIXELS:
+    pixels = x.shape[1] * x.shape[2]
+    if pixels > _MANY_PIXELS:
+        return _on_large_maps(x, kernel, stride, tuple(pads))
+    if pixels > _FEW_PIXELS:
         return _native(x, kernel, stride, pads)
     return lax.platform_dependent(
         x,
@@ -51,6 +57,54 @@ def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _on_large_maps(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
+    return _native(x, kernel, stride, pads)
+
+
+def _forward(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> tuple[Maps, tuple[Maps, Kernel]]:
+    return _native(x, kernel, stride, pads), (x, kernel)
+
+
+def _backward(
+    stride: int, pads: Pads, residuals: tuple[Maps, Kernel], gradient: Maps
+) -> tuple[Maps, Kernel]:
+    return lax.platform_dependent(
+        *residuals,
+        gradient,
+        cpu=partial(_pull_back_by_picture, stride=stride, pads=pads),
+        default=partial(_native_pull_back, stride=stride, pads=pads),
+    )
+
+
+_on_large_maps.defvjp(_forward, _backward)
+
+
+def _native_pull_back(
+    x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
+) -> tuple[Maps, Kernel]:
+    return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
+
+
+def _pull_back_by_picture(
+    x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
+) -> tuple[Maps, Kernel]:
+    """The kernel's gradient is a product for each of its pixels, summed over the pictures."""
+    (of_x,) = jax.vjp(lambda x: _native(x, kernel, stride, pads), x)[1](gradient)
+
+    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
+        picture, its_gradient = (array[None] for array in pair)
+        flat = its_gradient.reshape(-1, its_gradient.shape[-1])
+        products = [
+            jnp.matmul(part.reshape(len(flat), -1).T, flat, preferred_element_type=total.dtype)
+            for part in windows(picture, kernel.shape, stride, pads)
+        ]
+        return total + jnp.stack(products).reshape(kernel.shape), None
+
+    none = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
+    return of_x, lax.scan(add, none, (x, gradient))[0].astype(kernel.dtype)
 
 
 def _gathered(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:

@@ -14,7 +14,7 @@ ROUND = ((1, 1), (1, 1))
 CASES = [
     case
     for case in itertools.product(
-        [(1, 1), (2, 2), (3, 5)],
+        [(1, 1), (2, 2), (3, 5), (9, 10)],
         [(1, 1), (3, 3), (7, 1)],
         [1, 2],
         ["SAME", ROUND, "VALID"],
@@ -55,7 +55,7 @@ def test_value_and_both_gradients_are_those_of_xla(shape, size, stride, padding)
         np.testing.assert_allclose(own, theirs, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (5, 5)])
+@pytest.mark.parametrize("shape", [(2, 2), (5, 5), (9, 10)])
 def test_half_precision_stays_half_and_the_gradient_of_the_kernel_does_not(shape):
     x, kernel = draw(shape, (3, 3), jnp.bfloat16)
     y, pull_back = jax.vjp(lambda x, k: conv(x, k), x, kernel)
@@ -64,6 +64,13 @@ def test_half_precision_stays_half_and_the_gradient_of_the_kernel_does_not(shape
     np.testing.assert_allclose(
         y.astype(np.float32), native(*map(np.float32, (x, kernel)), 1, "SAME"), rtol=0.05, atol=0.2
     )
+
+
+def test_the_gradient_of_the_kernel_is_summed_in_single_precision():
+    x = jnp.full((64, 9, 10, 1), 1 + 2**-7, jnp.bfloat16)  # the next number after 1
+    kernel = jnp.ones((3, 3, 1, 1), jnp.float32)
+    of_kernel = jax.grad(lambda kernel: conv(x, kernel).astype(jnp.float32).sum())(kernel)
+    assert float(of_kernel[1, 1, 0, 0]) == pytest.approx(64 * 90 * (1 + 2**-7), rel=2**-8)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +89,19 @@ def test_small_maps_are_a_product_on_a_cpu_alone(shape, size, platform, convolut
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert program.count("stablehlo.convolution") == convolutions
     assert program.count("stablehlo.dot_general") == 1 - convolutions
+
+
+@pytest.mark.parametrize(
+    ("shape", "platform", "convolutions"),
+    [((9, 10), "cpu", 1), ((9, 10), "cuda", 2), ((9, 10), "tpu", 2), ((5, 5), "cpu", 2)],
+)
+def test_the_kernel_of_large_maps_has_its_gradient_by_products_on_a_cpu_alone(
+    shape, platform, convolutions
+):
+    def pull_back(x, kernel):
+        return jax.grad(lambda *both: conv(*both).sum(), argnums=(0, 1))(x, kernel)
+
+    traced = jax.jit(pull_back).trace(*draw(shape, (3, 3)))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.convolution") == convolutions
+    assert program.count("stablehlo.dot_general") == (9 if convolutions == 1 else 0)
