@@ -117,12 +117,12 @@ def interrupted(workplace, folder, *arguments):
 
 
 def test_ctrl_c_shows_what_was_measured_and_how_to_go_on(workplace):
-    said, lines = interrupted(workplace, "stopped", "none", *SMALL)
+    said, lines = interrupted(workplace, "stopped comparing", "none", *SMALL)
     assert [line["model"] for line in lines] == ["mobilenet_v2@0.35"]
     assert float(lines[0]["latency_ms"]) > 0
     assert "mobilenet_v2@0.35" in said.partition("params")[2]
-    assert said.splitlines()[-2] == "stopped/compare.csv"
-    assert "to continue: the same command with --out stopped" in said.splitlines()[-1]
+    assert said.splitlines()[-2] == "stopped comparing/compare.csv"
+    assert "to continue: the same command with --out stopped comparing" in said.splitlines()[-1]
 
 
 def test_ctrl_c_while_the_first_network_is_fine_tuned_keeps_what_was_measured(workplace):
@@ -157,8 +157,8 @@ def test_a_damaged_file_is_refused_even_where_another_source_would_do(workplace,
     (workplace.path / "half.h5").write_bytes(whole[: len(whole) // 2])
     given = ("--models", "mobilenet_v1@0.25,mobilenet_v2@0.35", "--weights", "half.h5,weights.h5")
     with pytest.raises(UserError, match=r"half\.h5 is damaged"):
-        main(["--data", "data", *given, *SMALL, "--out", "refused"])
-    assert not (workplace.path / "refused").exists()
+        main(["--data", "data", *given, *SMALL, "--out", "not compared"])
+    assert not (workplace.path / "not compared").exists()
 
 
 def test_each_network_takes_the_file_that_holds_it(workplace, tmp_path):
@@ -251,20 +251,20 @@ def test_a_network_that_is_named_twice_is_measured_once():
         (("--batch-size", "0"), ["--batch-size 0", "at least 1"]),
         (("--batch-size", str(10**20)), [f"--batch-size {10**20}", "fits in memory"]),
         (("--batch-size", "12", "--finetune", "1"), ["--batch-size 12", "the 8 devices"]),
-        (("--data", "alone"), ["'red' has a single picture"]),
+        (("--data", "single"), ["'red' has a single picture"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(
     arguments, words, workplace, monkeypatch
 ):
     monkeypatch.chdir(workplace.path)
-    if not (workplace.path / "alone").exists():
-        write_pictures(workplace.path / "alone", each=2, seed=0)
-        (workplace.path / "alone" / "red" / "00.jpg").unlink()
+    if not (workplace.path / "single").exists():
+        write_pictures(workplace.path / "single", each=2, seed=0)
+        (workplace.path / "single" / "red" / "00.jpg").unlink()
     with pytest.raises(UserError) as refused:
-        main(["--data", "data", *arguments, "--out", "refused"])
+        main(["--data", "data", *arguments, "--out", "not compared"])
     assert all(word in str(refused.value) for word in words)
-    assert not (workplace.path / "refused").exists()
+    assert not (workplace.path / "not compared").exists()
 
 
 def test_results_do_not_go_into_a_file(workplace, monkeypatch):
