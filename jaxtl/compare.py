@@ -45,7 +45,6 @@ With --finetune, a new head trains for {HEAD_EPOCHS} epochs, and then every para
 as you give; networks are ranked by their accuracy on the validation pictures in the best of
 these."""
 
-
 _MOST = 10**12  # pictures in a batch, of which no memory holds as many
 
 

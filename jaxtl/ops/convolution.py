@@ -2,7 +2,7 @@
 
 XLA's CPU backend runs a window of one pixel faster as a matrix product, and one that is about as
 large as the maps ten to a hundred times faster: there it finds no fast way of its own
-(docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps it takes up to four times as
+(docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps it takes up to 4.5 times as
 long for the gradient of the kernel as matrix products do
 (docs/decisions/0017-gradients-of-kernels-picture-by-picture.md).
 """
@@ -21,7 +21,8 @@ from jaxtl.ops.windows import Maps, Padding, Pads, pads_of, windows
 
 Kernel = Float[Array, "rows columns channels out"]
 
-_FEW_PIXELS, _MANY_PIXELS = 16, 64
+_FEW_PIXELS = 16  # maps of so many at most are convolved by one product on a CPU
+_MANY_PIXELS = 64  # on maps of more, a CPU takes the kernel's gradient by products
 
 
 def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Maps:
