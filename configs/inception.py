@@ -4,13 +4,12 @@
 
 `finetune` trains 11.1 of the 21.8 million parameters before the head, and no BatchNorm statistics.
 On ImageNet the weights of `keras` have a published top-1 of 77.9 %, those of `hf:` 77.5 %. The
-pictures have 299 pixels a side, and at least 75.
+images have 299 pixels a side, and at least 75.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxtl.config import Phase
-from jaxtl.phases import from_stage, head_only
+from jaxtl.config import Phase, from_stage, head_only
 
 
 def get_config() -> ConfigDict:

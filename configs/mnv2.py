@@ -9,8 +9,7 @@ two CPU cores, or 64 s with nothing downloaded or compiled before.
 
 from ml_collections import ConfigDict
 
-from jaxtl.config import Phase
-from jaxtl.phases import from_stage, head_only
+from jaxtl.config import Phase, from_stage, head_only
 
 
 def get_config() -> ConfigDict:

@@ -8,8 +8,7 @@ On ImageNet the weights of `keras` have a published top-1 of 76.4 %, those of `h
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxtl.config import Phase
-from jaxtl.phases import from_stage, head_only
+from jaxtl.config import Phase, from_stage, head_only
 
 
 def get_config() -> ConfigDict:

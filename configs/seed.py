@@ -3,17 +3,16 @@
     python -m jaxtl.train --cfg seed.py --cfg.data.source=path/to/images
 
 The directory holds `train/` and `val/` with a folder for each class. MobileNetV2 without its top,
-frozen, 224 px, batch 32; a new dense layer trained by Adam at 1e-3 for 100 epochs; pictures
+frozen, 224 px, batch 32; a new dense layer trained by Adam at 1e-3 for 100 epochs; images
 sheared, zoomed and flipped; no dropout, no early stopping, and the last parameters are the
-result. Three things differ from Keras: pictures are normalised as the weights want, resized by an
+result. Three things differ from Keras: images are normalised as the weights want, resized by an
 antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 1e-8, not 1e-7. With
-`--cfg.views=8` the frozen stages run eight times over each picture and not a hundred.
+`--cfg.views=8` the frozen stages run eight times over each image and not a hundred.
 """
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxtl.config import Phase
-from jaxtl.phases import head_only
+from jaxtl.config import Phase, head_only
 
 
 def get_config() -> ConfigDict:

@@ -11,9 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxtl.config import Phase
-from jaxtl.phases import head_only
-from jaxtl.variations import grid
+from jaxtl.config import Phase, head_only
+from jaxtl.sweeps.variations import grid
 
 
 def get_config() -> ConfigDict:

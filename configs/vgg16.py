@@ -9,8 +9,7 @@ top-1 of 71.3 %, those of `hf:` 71.6 %, with two more dense layers than here.
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxtl.config import Phase
-from jaxtl.phases import from_stage, head_only
+from jaxtl.config import Phase, from_stage, head_only
 
 
 def get_config() -> ConfigDict:

@@ -1,4 +1,4 @@
-"""VGG-19: unfrozen block by block, the nearer to the pictures at the lower rate.
+"""VGG-19: unfrozen block by block, the nearer to the images at the lower rate.
 
     python -m jaxtl.train --cfg vgg19.py --cfg.data.source=path/to/images
 
@@ -10,7 +10,7 @@ have a published top-1 of 71.3 %, those of `hf:` 72.4 %, with two more dense lay
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxtl.phases import gradual
+from jaxtl.config import gradual
 
 
 def get_config() -> ConfigDict:

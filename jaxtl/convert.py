@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtl import cli
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Network, definition
-from jaxtl.predictor import load_run
+from jaxtl.training.predictor import load_run
 from jaxtl.weights.create import create
 from jaxtl.weights.sources import IMAGENET_CLASSES, checked, convention_of
 from jaxtl.weights.write import Written, check_target, without_head, write_weights
@@ -111,7 +111,7 @@ def _summary(network: Network, written: Written, left_out: bool) -> str:
     width = "" if network.width == 1 else f" of width {network.width:g}"
     return (
         f"{written.path}: {network.name}{width}, {head}, {written.parameters:,} parameters with "
-        f"BatchNorm statistics; load: {written.load}; pictures: {written.pictures}"
+        f"BatchNorm statistics; load: {written.load}; images: {written.images}"
     )
 
 

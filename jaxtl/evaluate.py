@@ -8,40 +8,40 @@ from pathlib import Path
 from rich.table import Table
 
 from jaxtl import cli
+from jaxtl.console import console, metrics_text
 from jaxtl.data.sources import found_line, open_all, open_splits
 from jaxtl.errors import UserError
 from jaxtl.metrics import confusion
-from jaxtl.predictor import load_run
-from jaxtl.report.page import write_page
-from jaxtl.report.terminal import console, metrics_text
-from jaxtl.run import RunDirectory
+from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.report import write_page
+from jaxtl.training.predictor import load_run
 
 _HELP = """Measures a trained run: loss, accuracy, and how each class fares.
 
-Without --data it measures the pictures that the run was validated on."""
+Without --data it measures the images that the run was validated on."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command."""
     flags = cli.parser("jaxtl.evaluate", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
-    flags.add_argument("--data", metavar="SOURCE", help="other pictures with the same classes")
+    flags.add_argument("--data", metavar="SOURCE", help="other images with the same classes")
     flags.add_argument(
         "--report", action="store_true", help="draw report.html in the run directory again"
     )
     given = flags.parse_args(arguments)
     if given.report and given.data is not None:
-        raise UserError("--report is about the run's own validation pictures; leave --data out")
+        raise UserError("--report is about the run's own validation images; leave --data out")
     out = console()
     predictor = load_run(given.run)
     config = predictor.config
     if given.data is None:
         fraction, seed = config.data.val_fraction, config.data.seed
-        where = predictor.facts["source"]
+        where = predictor.metadata["source"]
         source = open_splits(where, val_fraction=fraction, seed=seed).val
-        if source.fingerprint != predictor.facts["data"]["val"]["sha256"]:
+        if source.fingerprint != predictor.metadata["data"]["val"]["sha256"]:
             raise UserError(
-                f"{where} changed since the run; name the pictures to measure with --data={where}"
+                f"{where} changed since the run; name the images to measure with --data={where}"
             )
     else:
         source = open_all(given.data, classes=predictor.classes)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
     counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
     table = Table("class")
-    for column in ("pictures", "right", "recall", "precision"):
+    for column in ("images", "right", "recall", "precision"):
         table.add_column(column, justify="right")
     for index, name in enumerate(predictor.classes):
         total, found, right = counts[index].sum(), counts[:, index].sum(), counts[index, index]
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         table.add_row(name, str(total), str(right), *shares)
     out.print(table)
     means = evaluation.sums.means(len(predictor.classes))
-    out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.pictures} right)")
+    out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.images} right)")
     if given.report:
         run = RunDirectory(Path(given.run))
         write_page(run, evaluation, predictor.classes)

@@ -1,7 +1,8 @@
-"""Loss and accuracy as exact sums over pictures, and what follows from them."""
+"""Loss and accuracy as exact sums over images, and what follows from them."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -14,27 +15,42 @@ Scalar = float | Array
 
 
 class Sums(NamedTuple):
-    """Sums over pictures; adding two of them joins their pictures.
+    """Sums over images; adding two of them joins their images.
 
     Attributes:
         loss: of the cross-entropy, in nats.
-        top1: pictures whose likeliest class is the right one.
-        top5: pictures whose right class is among the five likeliest.
-        pictures: how many they are.
+        top1: images whose likeliest class is the right one.
+        top5: images whose right class is among the five likeliest.
+        images: how many they are.
     """
 
     loss: Scalar
     top1: Scalar
     top5: Scalar
-    pictures: Scalar
+    images: Scalar
 
     def __add__(self, other: tuple) -> Sums:
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def means(self, num_classes: int) -> dict[str, float]:
         """Loss, accuracy and, with more than five classes, top-5 accuracy."""
-        loss, top1, top5 = (float(total) / float(self.pictures) for total in self[:3])
+        loss, top1, top5 = (float(total) / float(self.images) for total in self[:3])
         return {"loss": loss, "accuracy": top1} | ({"top5": top5} if num_classes > 5 else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a network makes of labelled images.
+
+    Attributes:
+        sums: exact, over every image once.
+        labels: the right classes, in the order of the source.
+        predicted: the likeliest classes.
+    """
+
+    sums: Sums
+    labels: Int[np.ndarray, "images"]
+    predicted: Int[np.ndarray, "images"]
 
 
 def to_host(sums: Sums) -> list[Sums]:
@@ -66,7 +82,7 @@ def cross_entropy(
     labels: Int[Array, "batch"],
     smoothing: float | Float[Array | np.ndarray, ""] = 0.0,
 ) -> Float[Array, "batch"]:
-    """Softmax cross-entropy of each picture, in nats.
+    """Softmax cross-entropy of each image, in nats.
 
     Args:
         logits: (B, C).
@@ -94,9 +110,9 @@ _hits = jax.jit(hits)
 
 
 def confusion(
-    labels: Int[np.ndarray, "pictures"], predicted: Int[np.ndarray, "pictures"], num_classes: int
+    labels: Int[np.ndarray, "images"], predicted: Int[np.ndarray, "images"], num_classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    """How many pictures of each class (row) were taken for each class (column)."""
+    """How many images of each class (row) were taken for each class (column)."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts

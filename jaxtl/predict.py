@@ -1,4 +1,4 @@
-"""Classifies pictures with a trained run: `python -m jaxtl.predict --run DIR PATH...`."""
+"""Classifies images with a trained run: `python -m jaxtl.predict --run DIR PATH...`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from rich.table import Table
 
 from jaxtl import cli
+from jaxtl.console import console
 from jaxtl.data.folders import EXTENSIONS
 from jaxtl.errors import UserError
-from jaxtl.predictor import load_run
-from jaxtl.report.terminal import console
+from jaxtl.training.predictor import load_run
 
-_HELP = """Classifies pictures with a trained run.
+_HELP = """Classifies images with a trained run.
 
-A PATH is a picture or a folder, which is searched to any depth."""
+A PATH is a image or a folder, which is searched to any depth."""
 
 Guess = tuple[str, float]
 
@@ -28,13 +28,13 @@ def main(arguments: Sequence[str]) -> int:
     """The command."""
     flags = cli.parser("jaxtl.predict", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
-    flags.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a picture or a folder")
+    flags.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a image or a folder")
     flags.add_argument("--format", choices=("table", "csv", "json"), default="table")
     flags.add_argument("--top", type=int, default=5, metavar="K", help="classes to show [5]")
     given = flags.parse_args(arguments)
     if given.top < 1:
         raise UserError(f"--top is at least 1, not {given.top}")
-    paths = list(_pictures(given.paths))
+    paths = list(_images(given.paths))
     predictor = load_run(given.run)
     probabilities = predictor.predict(paths)
     guesses = [
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _pictures(paths: Iterable[Path]) -> Iterable[Path]:
-    """The files among the paths and the pictures in the folders among them, sorted."""
+def _images(paths: Iterable[Path]) -> Iterable[Path]:
+    """The files among the paths and the images in the folders among them, sorted."""
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if _is_picture(p.relative_to(path), path))
+            found = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path), path))
             if not found:
-                raise UserError(f"no pictures in {path}")
+                raise UserError(f"no images in {path}")
             yield from found
         elif path.exists():
             yield path
@@ -59,13 +59,13 @@ def _pictures(paths: Iterable[Path]) -> Iterable[Path]:
             raise UserError(f"no file {path}")
 
 
-def _is_picture(path: Path, folder: Path) -> bool:
+def _is_image(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and path.suffix.lower() in EXTENSIONS and (folder / path).is_file()
 
 
 def _table(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
-    table = Table("picture", "class", "probability", "others")
+    table = Table("image", "class", "probability", "others")
     for path, ((best, probability), *others) in zip(paths, guesses, strict=True):
         rest = ", ".join(f"{name} {p:.3f}" for name, p in others)
         table.add_row(str(path), best, f"{probability:.3f}", rest)

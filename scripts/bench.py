@@ -119,7 +119,7 @@ def _sizes(given: argparse.Namespace) -> Sizes:
 def _measured(given: argparse.Namespace, part: dict[str, Any]) -> Iterator[str]:
     """Measures one row after the other into `part`; yields the name of each when it is there."""
     if given.device == "gpu":
-        part["facts"] = measure.gpu(material.fetch_weights())
+        part["metadata"] = measure.gpu(material.fetch_weights())
         yield "gpu"
         return
     with tempfile.TemporaryDirectory() as folder:

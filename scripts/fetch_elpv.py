@@ -55,12 +55,12 @@ def _write_folders(archive: zipfile.ZipFile, folder: Path) -> None:
     parts = train_test_split(names, classes, test_size=0.25, stratify=classes, random_state=0)
     train, val, train_classes, val_classes = parts
     root = labels.rpartition("/")[0]
-    for split, pictures, kinds in (("train", train, train_classes), ("val", val, val_classes)):
-        for picture, kind in zip(pictures, kinds, strict=True):
-            path = folder / split / kind / Path(picture).name
+    for split, images, kinds in (("train", train, train_classes), ("val", val, val_classes)):
+        for image, kind in zip(images, kinds, strict=True):
+            path = folder / split / kind / Path(image).name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(archive.read(f"{root}/{picture}"))
-        print(f"{folder / split}: {len(pictures)} pictures")
+            path.write_bytes(archive.read(f"{root}/{image}"))
+        print(f"{folder / split}: {len(images)} images")
 
 
 if __name__ == "__main__":

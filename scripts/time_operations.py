@@ -5,7 +5,7 @@
 For each the fastest of seven calls, in milliseconds, batch 32, on a CPU: the gradients of the
 depthwise convolution (docs/decisions/0003), of the 1x1 convolution and of BatchNorm
 (docs/decisions/0009), of 3x3 convolutions on small and on large maps (docs/decisions/0016 and
-0017), and the resampling of 224 px pictures with a matrix each (docs/decisions/0007).
+0017), and the resampling of 224 px images with a matrix each (docs/decisions/0007).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxtl.data.augment import warp
+from jaxtl.data.augmentation import warp
 from jaxtl.models.layers import Conv
 from jaxtl.ops import convolution, depthwise
 from jaxtl.ops.batch_norm import batch_norm
@@ -68,10 +68,10 @@ def main() -> None:
         ours, plain = (_fastest(_there_and_back(norm), x, one) for norm in (_norm, _plain_norm))
         print(f"BatchNorm and gradients {side}x{side}x{channels}: {ours:.0f}, autodiff {plain:.0f}")
 
-    pictures = jnp.ones((_BATCH, 224, 224, 3))
+    images = jnp.ones((_BATCH, 224, 224, 3))
     matrices = jnp.eye(3) + 0.01 * jax.random.normal(jax.random.key(0), (_BATCH, 3, 3))
-    ours = _fastest(jax.vmap(warp), pictures, matrices)
-    theirs = _fastest(jax.vmap(_dm_pix), pictures, matrices)
+    ours = _fastest(jax.vmap(warp), images, matrices)
+    theirs = _fastest(jax.vmap(_dm_pix), images, matrices)
     print(f"resampling 224 px: {ours:.0f}, dm_pix.affine_transform {theirs:.0f}")
 
 
@@ -119,9 +119,9 @@ def _plain_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     return (x - mean) * (scale * lax.rsqrt(var + 1e-3)) + bias
 
 
-def _dm_pix(picture: jax.Array, matrix: jax.Array) -> jax.Array:
+def _dm_pix(image: jax.Array, matrix: jax.Array) -> jax.Array:
     matrix = jnp.eye(3).at[:2, :2].set(matrix[:2, :2])
-    return dm_pix.affine_transform(picture, matrix, mode="nearest")
+    return dm_pix.affine_transform(image, matrix, mode="nearest")
 
 
 def _fastest(function: Callable, *arguments: jax.Array) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtl.models import Network, Spec, definition, merge, split
 
 
-def random_pictures(size: int) -> np.ndarray:
+def random_images(size: int) -> np.ndarray:
     """Two of coloured patches and noise: of noise alone, the features would be nearly the same."""
     rng = np.random.default_rng(1)
     patches = rng.integers(0, 256, (2, 4, 4, 3))
@@ -38,19 +38,19 @@ def quick_jit(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def our_outputs(network: Network, pictures: np.ndarray) -> list[np.ndarray]:
+def our_outputs(network: Network, images: np.ndarray) -> list[np.ndarray]:
     """Features and, of a network with a head, logits."""
     graph, variables = split(network)
 
     @quick_jit
-    def run(variables, pictures):
+    def run(variables, images):
         network = merge(graph, variables)
         if network.num_classes is None:
-            return [network(pictures)]
-        features = network(pictures, stop="head")
+            return [network(images)]
+        features = network(images, stop="head")
         return [features, network(features, start="head")]
 
-    return [np.asarray(y) for y in run(variables, pictures)]
+    return [np.asarray(y) for y in run(variables, images)]
 
 
 def assert_all_same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
@@ -60,7 +60,7 @@ def assert_all_same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> None:
 
 
 def assert_same(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Compares what two networks return for two pictures."""
+    """Compares what two networks return for two images."""
     assert ours.shape == theirs.shape
     largest = np.abs(theirs).max()
     assert largest > 1e-3, "a reference of zeros would prove nothing"

@@ -4,26 +4,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtl.config import Augment, Phase
+from jaxtl.config.config_file import Augment, Phase
 from jaxtl.data.loader import Batch
-from jaxtl.freeze import freezing, partition, training_graph
 from jaxtl.models import build, merge, split
-from jaxtl.optim import hyperparameters, optimizer
-from jaxtl.steps import AXIS, TrainState, make_train_step, replicate, shard
+from jaxtl.training.optimizer import hyperparameters, optimizer
+from jaxtl.training.step import AXIS, TrainState, make_train_step, replicate, shard
+from jaxtl.training.trainable import partition, select_trainable, training_graph
 
 SIDE, CLASSES, BATCH = 32, 7, 16
 HEAD_ONLY = {"head/.*": 1.0}
 MIDDLE = {"head/.*": 1.0, "(top|block_(14|16))/.*": 0.1}  # block_15 stays frozen
 
 
-def make_batch(seed=0, pictures=BATCH, side=SIDE, view=0):
-    """Coarse patterns: batch statistics of pictures that are all noise are rounding errors."""
+def make_batch(seed=0, images=BATCH, side=SIDE, view=0):
+    """Coarse patterns: batch statistics of images that are all noise are rounding errors."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (BATCH, 4, 4, 3), np.uint8)
     return Batch(
         inputs=coarse.repeat(side // 4, axis=1).repeat(side // 4, axis=2),
         labels=rng.integers(0, CLASSES, BATCH).astype(np.int32),
-        valid=np.arange(BATCH) < pictures,
+        valid=np.arange(BATCH) < images,
         indices=np.arange(BATCH, dtype=np.int32) + BATCH * seed,
         views=np.full(BATCH, view, np.int32),
     )
@@ -73,10 +73,10 @@ class Setup:
         )
         self.graph = split(self.network)[0]
         self.variables = lively(split(self.network)[1])
-        self.frozen = freezing(self.network, rules, self.phase.batch_norm)
+        self.trainable = select_trainable(self.network, rules, self.phase.batch_norm)
         self.step = make_train_step(
-            training_graph(self.network, self.frozen, momentum=0.9, axis_name=AXIS),
-            self.frozen,
+            training_graph(self.network, self.trainable, momentum=0.9, axis_name=AXIS),
+            self.trainable,
             self.phase,
             steps_per_epoch=10,
             augmentation=augmentation or Augment(),
@@ -85,16 +85,16 @@ class Setup:
         )
         hyper = hyperparameters(self.phase, 3, view_seed)
         self.hyper = replicate(hyper, self.devices)
-        self.transform = optimizer(self.phase, self.frozen, 10, hyper)
-        parameters = {path: self.variables[path] for path in self.frozen.labels}
-        changing, fixed = partition(self.variables, self.frozen.changing)
+        self.transform = optimizer(self.phase, self.trainable, 10, hyper)
+        parameters = {path: self.variables[path] for path in self.trainable.labels}
+        changing, fixed = partition(self.variables, self.trainable.variables)
         state = TrainState(jnp.int32(0), changing, jax.jit(self.transform.init)(parameters))
         self.state = replicate(jax.tree.map(jnp.copy, state), self.devices)
         self.fixed = replicate(fixed, self.devices)
 
     def features(self, images):
-        """What the frozen stages make of pictures."""
-        run = jax.jit(lambda x: merge(self.graph, self.variables)(x, stop=self.frozen.frontier))
+        """What the frozen stages make of images."""
+        run = jax.jit(lambda x: merge(self.graph, self.variables)(x, stop=self.trainable.frontier))
         return np.asarray(run(images))
 
     def run(self, batches, *, table=None, together=1):

@@ -77,4 +77,4 @@ def test_confusion_is_that_of_scikit_learn():
 def test_what_is_no_number_is_no_hit():
     logits = np.full((2, 7), np.nan, np.float32)
     sums = score(logits, np.array([0, 3]), np.ones(2, bool))
-    assert (sums.top1, sums.top5, sums.pictures) == (0, 0, 2)
+    assert (sums.top1, sums.top5, sums.images) == (0, 0, 2)

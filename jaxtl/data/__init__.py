@@ -1,1 +1,1 @@
-"""Pictures from their source to the device: sources, decoding, loading, augmentation."""
+"""Images from their source to the device: sources, decoding, loading, augmentation."""

@@ -1,4 +1,4 @@
-"""Pictures in class folders."""
+"""Images in class folders."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ _SPLITS = {"train", "training", *VALIDATION_FOLDERS, "testing", "eval"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FolderSource:
-    """The pictures of a folder of class folders.
+    """The images of a folder of class folders.
 
     Attributes:
         root: the folder.
-        paths: one a picture, relative to `root`, with slashes.
-        labels: one a picture, an index into `classes`.
+        paths: one a image, relative to `root`, with slashes.
+        labels: one a image, an index into `classes`.
         classes: the names of the classes.
     """
 
     root: Path
     paths: tuple[str, ...]
-    labels: Int32[np.ndarray, " pictures"]
+    labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> bytes:
-        """Reads the encoded picture; raises UserError where that fails."""
+        """Reads the encoded image; raises UserError where that fails."""
         try:
             return (self.root / self.paths[index]).read_bytes()
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}") from error
 
     def describe(self, index: int) -> str:
-        """The path of a picture."""
+        """The path of a image."""
         return str(self.root / self.paths[index])
 
     @functools.cached_property
@@ -70,8 +70,8 @@ class FolderSource:
         with _readable():
             return [(self.root / path).stat() for path in self.paths]
 
-    def _of(self, facts: list) -> str:
-        known = [self.classes, self.labels.tolist(), self.paths, facts]
+    def _of(self, metadata: list) -> str:
+        known = [self.classes, self.labels.tolist(), self.paths, metadata]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
@@ -79,18 +79,18 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
     """Opens a folder of class folders, or one with `train/` and perhaps `val/` of class folders.
 
     Classes are the names of the class folders, sorted. Class folders are searched to any depth;
-    hidden files and folders are passed over; files that are not pictures are reported in one
+    hidden files and folders are passed over; files that are not images are reported in one
     warning. Beside `train/` the first of `val/`, `valid/`, `validation/`, `test/` is for
     validation, and the others are not looked at. A folder called `train` that holds no folders is
     an ordinary class.
 
     Returns:
-        The training pictures and the validation pictures, or all pictures and None where the folder
-        has no such split. Both have the classes of the training pictures.
+        The training images and the validation images, or all images and None where the folder
+        has no such split. Both have the classes of the training images.
 
     Raises:
-        UserError: the folder is empty or cannot be read, a class has no pictures, or the validation
-            pictures have a class that the training pictures lack.
+        UserError: the folder is empty or cannot be read, a class has no images, or the validation
+            images have a class that the training images lack.
     """
     with _readable():
         names = _subfolders(root)
@@ -98,16 +98,16 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
             if names and {name.lower() for name in names} <= _SPLITS:
                 raise UserError(
                     f"{root} has {', '.join(names)}, but no train/ with class folders in it: "
-                    "name the training pictures train/, or name the folder of one split"
+                    "name the training images train/, or name the folder of one split"
                 )
-            return _source(root, _pictures_by_class(root)), None
-        train = _source(root / "train", _pictures_by_class(root / "train"))
+            return _source(root, _images_by_class(root)), None
+        train = _source(root / "train", _images_by_class(root / "train"))
         second = next((name for name in VALIDATION_FOLDERS if name in names), None)
         if ignored := [name for name in names if name not in ("train", second)]:
             _LOG.warning("%s: not looked at: %s", root, ", ".join(ignored))
         if second is None:
             return train, None
-        found = _pictures_by_class(root / second)
+        found = _images_by_class(root / second)
     unknown = sorted(set(found) - set(train.classes))
     if unknown:
         raise UserError(
@@ -116,7 +116,7 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
         )
     missing = sorted(set(train.classes) - set(found))
     if missing:
-        _LOG.warning("%s has no pictures of the class %s", root / second, ", ".join(missing))
+        _LOG.warning("%s has no images of the class %s", root / second, ", ".join(missing))
     return train, _source(root / second, found, train.classes)
 
 
@@ -144,32 +144,32 @@ def _source(
     return FolderSource(root, tuple(paths), np.asarray(labels, np.int32), classes)
 
 
-def _pictures_by_class(root: Path) -> dict[str, list[str]]:
-    """The pictures of each class folder, both sorted by name: paths relative to `root`."""
-    _refuse_or_report_loose_pictures(root)
-    pictures: dict[str, list[str]] = {}
+def _images_by_class(root: Path) -> dict[str, list[str]]:
+    """The images of each class folder, both sorted by name: paths relative to `root`."""
+    _refuse_or_report_loose_images(root)
+    images: dict[str, list[str]] = {}
     others: list[str] = []
     for name in _subfolders(root):
         files = sorted(_files(root / name, f"{name}/"))
-        pictures[name] = [path for path in files if path.lower().endswith(EXTENSIONS)]
+        images[name] = [path for path in files if path.lower().endswith(EXTENSIONS)]
         others += [path for path in files if not path.lower().endswith(EXTENSIONS)]
-    if not pictures:
-        raise UserError(f"{root} is empty: it needs one folder of pictures for each class")
-    empty = [name for name in pictures if not pictures[name]]
+    if not images:
+        raise UserError(f"{root} is empty: it needs one folder of images for each class")
+    empty = [name for name in images if not images[name]]
     if empty:
         raise UserError(
-            f"no pictures ({', '.join(e[1:] for e in EXTENSIONS)}) in the class folder "
+            f"no images ({', '.join(e[1:] for e in EXTENSIONS)}) in the class folder "
             f"{root / empty[0]}: add some or remove the folder"
         )
     if others:
         _LOG.warning(
-            "skipped %d files that are not pictures, the first is %s", len(others), root / others[0]
+            "skipped %d files that are not images, the first is %s", len(others), root / others[0]
         )
-    return pictures
+    return images
 
 
-def _refuse_or_report_loose_pictures(root: Path) -> None:
-    """Pictures beside the class folders have no class: they must not vanish without a word."""
+def _refuse_or_report_loose_images(root: Path) -> None:
+    """Images beside the class folders have no class: they must not vanish without a word."""
     with os.scandir(root) as entries:
         loose = sorted(
             e.name
@@ -178,12 +178,12 @@ def _refuse_or_report_loose_pictures(root: Path) -> None:
         )
     if loose and not _subfolders(root):
         raise UserError(
-            f"{root} has pictures but no class folders: put the pictures of each class in a folder "
+            f"{root} has images but no class folders: put the images of each class in a folder "
             "named after the class"
         )
     if loose:
         _LOG.warning(
-            "skipped %d pictures outside of the class folders, the first is %s",
+            "skipped %d images outside of the class folders, the first is %s",
             len(loose),
             root / loose[0],
         )

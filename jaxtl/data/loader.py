@@ -1,4 +1,4 @@
-"""Batches of decoded pictures, in an order that is a pure function of the seed and the epoch."""
+"""Batches of decoded images, in an order that is a pure function of the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Num, UInt8
 
-from jaxtl.data.pictures import Resize, decode
+from jaxtl.data.decoding import Resize, decode
 from jaxtl.data.sources import Source
 from jaxtl.errors import UserError
 
@@ -20,12 +20,12 @@ class Batch(NamedTuple):
     """A batch on the host.
 
     Attributes:
-        inputs: pictures, RGB, 0..255, uint8 (B, H, W, 3); or what stands for them: activations
+        inputs: images, RGB, 0..255, uint8 (B, H, W, 3); or what stands for them: activations
             (B, ...), or their rows in a table (B,).
         labels: indices into the classes of the source.
         valid: False for the zeros that fill up the last batch of an epoch.
-        indices: of the pictures in the source.
-        views: which random changes each picture gets: the same number means the same changes.
+        indices: of the images in the source.
+        views: which random changes each image gets: the same number means the same changes.
     """
 
     inputs: Num[np.ndarray, "batch ..."]
@@ -36,20 +36,20 @@ class Batch(NamedTuple):
 
 
 class Loader:
-    """Reads, decodes and batches the pictures of a source.
+    """Reads, decodes and batches the images of a source.
 
-    Every picture comes exactly once an epoch. Data that fit into `memory_bytes` once decoded are
+    Every image comes exactly once an epoch. Data that fit into `memory_bytes` once decoded are
     decoded at the first use and kept; larger data are decoded anew every epoch, on threads. Both
     give the same batches, bit for bit.
 
     Args:
-        source: the pictures.
-        image_size: the side of a decoded picture, in pixels.
-        resize: how pictures are brought to that size, see `decode`.
-        batch_size: pictures a batch.
+        source: the images.
+        image_size: the side of a decoded image, in pixels.
+        resize: how images are brought to that size, see `decode`.
+        batch_size: images a batch.
         seed: of the order, at least 0.
         shuffle: draw a new order for every epoch; otherwise the order is that of the source.
-        memory_bytes: how many bytes decoded pictures may take.
+        memory_bytes: how many bytes decoded images may take.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Loader:
         self._seed = seed
         self._shuffle = shuffle
         self._fits = len(source) * image_size * image_size * 3 <= memory_bytes
-        self._decoded: UInt8[np.ndarray, "pictures size size 3"] | None = None
+        self._decoded: UInt8[np.ndarray, "images size size 3"] | None = None
 
     def __len__(self) -> int:
-        """The number of pictures."""
+        """The number of images."""
         return len(self.source)
 
     @property
@@ -82,7 +82,7 @@ class Loader:
         return -(-len(self) // self.batch_size)
 
     def once_through(self, batch_size: int) -> Loader:
-        """A loader of the same pictures in the order of the source, which keeps nothing."""
+        """A loader of the same images in the order of the source, which keeps nothing."""
         return Loader(
             self.source,
             image_size=self.image_size,
@@ -99,29 +99,29 @@ class Loader:
         Args:
             epoch: since the run began.
             start_step: batches to leave out.
-            views: how many views of a picture there are, see `rows`.
+            views: how many views of a image there are, see `rows`.
 
         Raises:
-            UserError: a picture cannot be read or decoded; the message names it.
+            UserError: a image cannot be read or decoded; the message names it.
         """
         if self._fits:
             if self._decoded is None:
                 self._decoded = self._decode_all()
             for batch in self.rows(epoch, start_step, views=views):
-                pictures = self._decoded[batch.indices[batch.valid]]
-                yield batch._replace(inputs=_filled_up(pictures, self.batch_size))
+                images = self._decoded[batch.indices[batch.valid]]
+                yield batch._replace(inputs=_filled_up(images, self.batch_size))
         else:
             order = self._order(epoch)[start_step * self.batch_size :]
-            with contextlib.closing(self._stream(order)) as pictures:
+            with contextlib.closing(self._stream(order)) as images:
                 for batch in self.rows(epoch, start_step, views=views):
-                    decoded = np.stack([next(pictures) for _ in range(batch.valid.sum())])
+                    decoded = np.stack([next(images) for _ in range(batch.valid.sum())])
                     yield batch._replace(inputs=_filled_up(decoded, self.batch_size))
 
     def rows(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
-        """Yields the same batches with the pictures' indices instead of the pictures.
+        """Yields the same batches with the images' indices instead of the images.
 
-        With finite `views` the view of a picture moves on by one every epoch, beginning at its
-        index: so many epochs show every view of every picture once, and each epoch mixes them.
+        With finite `views` the view of a image moves on by one every epoch, beginning at its
+        index: so many epochs show every view of every image once, and each epoch mixes them.
         With 0 every epoch is a view of its own.
         """
         order = self._order(epoch).astype(np.int32)
@@ -136,31 +136,31 @@ class Loader:
                 views=(indices + epoch) % views if views else np.full_like(indices, epoch),
             )
 
-    def _order(self, epoch: int) -> Int64[np.ndarray, " pictures"]:
+    def _order(self, epoch: int) -> Int64[np.ndarray, " images"]:
         """The indices of an epoch. NumPy promises never to change the numbers of `RandomState`.
 
         Not Grain's own shuffle: it would give seed 1 the epochs of seed 0, one later, and takes
-        some 20 ms an epoch however few pictures there are.
+        some 20 ms an epoch however few images there are.
         """
         if not self._shuffle:
             return np.arange(len(self))
         return np.random.RandomState([self._seed, epoch]).permutation(len(self))
 
-    def _decode_all(self) -> UInt8[np.ndarray, "pictures size size 3"]:
+    def _decode_all(self) -> UInt8[np.ndarray, "images size size 3"]:
         decoded = np.empty((len(self), self.image_size, self.image_size, 3), np.uint8)
-        for index, picture in enumerate(self._stream(np.arange(len(self)))):
-            decoded[index] = picture
+        for index, image in enumerate(self._stream(np.arange(len(self)))):
+            decoded[index] = image
         return decoded
 
     def _stream(
-        self, order: Int64[np.ndarray, " pictures"]
+        self, order: Int64[np.ndarray, " images"]
     ) -> Generator[UInt8[np.ndarray, "size size 3"]]:
         """Decodes on threads, in order: Pillow lets go of the interpreter's lock while it works."""
         threads = min(16, os.cpu_count() or 1)
         ahead = 2 * max(self.batch_size, threads)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        pictures = grain.MapDataset.source(order).map(self._read).to_iter_dataset(options)
-        with contextlib.closing(iter(pictures)) as iterator:
+        images = grain.MapDataset.source(order).map(self._read).to_iter_dataset(options)
+        with contextlib.closing(iter(images)) as iterator:
             yield from iterator
 
     def _read(self, index: np.int64) -> UInt8[np.ndarray, "size size 3"]:

@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: from the words of a config to random access."""
+"""Where labelled images come from: from the words of a config to random access."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jaxtl.errors import UserError
 
 
 class Source(Protocol):
-    """Labelled pictures with random access."""
+    """Labelled images with random access."""
 
     @property
-    def labels(self) -> Int32[np.ndarray, " pictures"]:
-        """The class of each picture, an index into `classes`."""
+    def labels(self) -> Int32[np.ndarray, " images"]:
+        """The class of each image, an index into `classes`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -34,23 +34,23 @@ class Source(Protocol):
 
     @property
     def version(self) -> str:
-        """SHA-256 of what changes whenever a picture may have changed, where these data lie."""
+        """SHA-256 of what changes whenever a image may have changed, where these data lie."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        """A picture: the bytes of its file, or uint8 pixels (H, W), (H, W, 1) or (H, W, 3).
+        """A image: the bytes of its file, or uint8 pixels (H, W), (H, W, 1) or (H, W, 3).
 
         Raises:
             UserError: it cannot be read; the message does not say which one it is.
         """
 
     def describe(self, index: int) -> str:
-        """What to call a picture in a message: its path, or something like `digits[17]`."""
+        """What to call a image in a message: its path, or something like `digits[17]`."""
 
 
 class Splits(NamedTuple):
-    """Pictures to train on and pictures to validate on, with the same classes."""
+    """Images to train on and images to validate on, with the same classes."""
 
     train: Source
     val: Source
@@ -58,25 +58,25 @@ class Splits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Pictures in memory.
+    """Images in memory.
 
     Attributes:
         name: what to call them in messages.
-        pixels: (pictures, height, width) or with a last axis of 1 or 3 channels.
-        labels: one a picture, an index into `classes`.
+        pixels: (images, height, width) or with a last axis of 1 or 3 channels.
+        labels: one a image, an index into `classes`.
         classes: the names of the classes.
     """
 
     name: str
-    pixels: UInt8[np.ndarray, "pictures height width ..."]
-    labels: Int32[np.ndarray, " pictures"]
+    pixels: UInt8[np.ndarray, "images height width ..."]
+    labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The pixels of a picture."""
+        """The pixels of a image."""
         return self.pixels[index]
 
     def describe(self, index: int) -> str:
@@ -97,29 +97,29 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """Some pictures of a source, with labels in an order of classes of their own.
+    """Some images of a source, with labels in an order of classes of their own.
 
     Attributes:
         source: the source.
-        indices: which of its pictures, in which order.
-        labels: one a picture of the subset, an index into `classes`.
+        indices: which of its images, in which order.
+        labels: one a image of the subset, an index into `classes`.
         classes: the names of the classes.
     """
 
     source: Source
-    indices: Int64[np.ndarray, " pictures"]
-    labels: Int32[np.ndarray, " pictures"]
+    indices: Int64[np.ndarray, " images"]
+    labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        """Reads a picture from the source."""
+        """Reads a image from the source."""
         return self.source[int(self.indices[index])]
 
     def describe(self, index: int) -> str:
-        """What the source calls the picture."""
+        """What the source calls the image."""
         return self.source.describe(int(self.indices[index]))
 
     @functools.cached_property
@@ -144,12 +144,12 @@ def open_splits(spec: str, *, val_fraction: float, seed: int) -> Splits:
         spec: `digits`, the path of a folder (see `open_folder`), or `tfds:NAME` or `tfds:DIR` (see
             `open_tfds`).
         val_fraction: where the source has no split of its own, the share of each class that is kept
-            for validation, in (0, 1): rounded, but at least one picture of each class either side.
-        seed: which pictures these are, 0..2**32 - 1.
+            for validation, in (0, 1): rounded, but at least one image of each class either side.
+        seed: which images these are, 0..2**32 - 1.
 
     Raises:
         UserError: there is no such source, it holds no proper data set, it has a single class, or a
-            class has a single picture and would have to be split.
+            class has a single image and would have to be split.
     """
     train, val = _open(spec)
     if len(train.classes) < 2:
@@ -170,7 +170,7 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
         classes: the classes of the trained run: labels become indices into these.
 
     Raises:
-        UserError: there is no such source, it holds no proper data set, or it has pictures of a
+        UserError: there is no such source, it holds no proper data set, or it has images of a
             class that is not among `classes`.
     """
     train, val = _open(spec)
@@ -181,7 +181,7 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
     unknown = sorted(set(present) - set(classes))
     if unknown:
         raise UserError(
-            f"{spec} has pictures of the class {unknown[0]!r}, which the run does not know: "
+            f"{spec} has images of the class {unknown[0]!r}, which the run does not know: "
             f"its classes are {', '.join(classes)}"
         )
     number = {name: index for index, name in enumerate(classes)}
@@ -207,11 +207,11 @@ def stratified_split(
     """Draws the same share of every class; returns the indices of either side, ascending.
 
     Not scikit-learn's splitters: they share out the total, which can leave a rare class without a
-    picture for validation, and they refuse sets that are smaller than twice the number of classes.
+    image for validation, and they refuse sets that are smaller than twice the number of classes.
     The generator is NumPy's `RandomState`, whose numbers NumPy promises never to change.
 
     Raises:
-        UserError: a class has a single picture.
+        UserError: a class has a single image.
     """
     generator = np.random.RandomState(seed)
     held_out = []
@@ -219,8 +219,8 @@ def stratified_split(
         members = np.flatnonzero(source.labels == label)
         if len(members) < 2:
             raise UserError(
-                f"the class {source.classes[label]!r} has a single picture "
-                f"({source.describe(members[0])}), too few to split: add pictures, or make train/ "
+                f"the class {source.classes[label]!r} has a single image "
+                f"({source.describe(members[0])}), too few to split: add images, or make train/ "
                 "and val/ folders yourself"
             )
         count = min(max(int(val_fraction * len(members) + 0.5), 1), len(members) - 1)
@@ -229,7 +229,7 @@ def stratified_split(
     return np.setdiff1d(np.arange(len(source)), val), val
 
 
-def _subset(source: Source, indices: Int64[np.ndarray, " pictures"]) -> Subset:
+def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
     return Subset(source, indices, source.labels[indices], source.classes)
 
 

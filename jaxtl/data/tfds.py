@@ -29,26 +29,26 @@ class TfdsSource:
     Attributes:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
         num_bytes: how large the split is, as the data set states it.
-        read: gives the encoded picture of an index.
-        labels: one a picture, an index into `classes`.
+        read: gives the encoded image of an index.
+        labels: one a image, an index into `classes`.
         classes: the names of the classes.
     """
 
     name: str
     num_bytes: int
     read: Callable[[int], bytes]
-    labels: Int32[np.ndarray, " pictures"]
+    labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> bytes:
-        """Reads the encoded picture."""
+        """Reads the encoded image."""
         return self.read(index)
 
     def describe(self, index: int) -> str:
-        """The name of a picture: `NAME/VERSION SPLIT[INDEX]`."""
+        """The name of a image: `NAME/VERSION SPLIT[INDEX]`."""
         return f"{self.name}[{index}]"
 
     @functools.cached_property
@@ -71,11 +71,11 @@ def open_tfds(name: str) -> tuple[TfdsSource, TfdsSource | None]:
             TFDS_DATA_DIR or `~/tensorflow_datasets`, or the folder of one version of a data set.
 
     Returns:
-        The training pictures, and the validation pictures or None where there is no such split.
+        The training images, and the validation images or None where there is no such split.
 
     Raises:
         UserError: TFDS is not installed, the data set is not prepared in this format, it has no
-            `train`, it has not exactly one picture and one class label, or a picture has no label.
+            `train`, it has not exactly one image and one class label, or a image has no label.
     """
     builder = _builder(name)
     if "train" not in builder.info.splits:
@@ -118,7 +118,7 @@ def _source(builder: Any, split: str, name: str) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    image_key = _only_key(features, tfds.features.Image, "picture", name)
+    image_key = _only_key(features, tfds.features.Image, "image", name)
     label_key = _only_key(features, tfds.features.ClassLabel, "class label", name)
     try:
         records = builder.as_data_source(
@@ -138,7 +138,7 @@ def _source(builder: Any, split: str, name: str) -> TfdsSource:
         [label_alone.deserialize_example_np(record)[label_key] for record in records], np.int32
     )
     if labels.size == 0 or labels.min() < 0:
-        raise UserError(f"tfds:{name}: {split!r} has pictures without a label, or no pictures")
+        raise UserError(f"tfds:{name}: {split!r} has images without a label, or no images")
     info = builder.info.splits[split]
     classes = tuple(features[label_key].names)
     full_name = f"{builder.info.full_name} {split}"

@@ -82,7 +82,7 @@ def build(
         dropout: the share of its features that training drops before the last dense layer.
         top: with all of the classifier that it was published with, where that is more than one
             dense layer (VGG).
-        convention: `keras` or `torch`: how pictures are normalised and maps are padded.
+        convention: `keras` or `torch`: how images are normalised and maps are padded.
         dtype: `float32` or `bfloat16`: of its feature maps; parameters, statistics, pooled features
             and logits are float32.
         seed: of the random parameters.

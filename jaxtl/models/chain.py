@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxtl.models.layers import Context, Convention
 
 INFERENCE = Context()
-"""No keys, no padding: dropout is off and every picture counts."""
+"""No keys, no padding: dropout is off and every image counts."""
 
 Variables = dict[str, jax.Array]
 """Parameters and BatchNorm statistics by path, such as `block_14/expand/kernel`."""
@@ -61,7 +61,7 @@ class Layer(NamedTuple):
 
 
 class Network(nnx.Module):
-    """A chain of named stages, from RGB pictures to logits or pooled features.
+    """A chain of named stages, from RGB images to logits or pooled features.
 
     Attributes:
         spec: what it was built from.
@@ -100,7 +100,7 @@ class Network(nnx.Module):
         """Runs the stages from `start` up to, but not including, `stop`.
 
         Args:
-            x: pictures (B, H, W, 3), RGB, 0..255, uint8 or float; or, with `start`, what the stage
+            x: images (B, H, W, 3), RGB, 0..255, uint8 or float; or, with `start`, what the stage
                 before it returned.
             start: the first stage to run; None for the whole chain's first.
             stop: the stage to stop before; None to run to the end.
@@ -161,13 +161,13 @@ class Definition:
         conventions: that of Keras' weights and that of torch's, by name.
         keras_layers: the layers with weights, in the order of Keras Applications' model.
         torch_layers: those of a network in `timm` or `torchvision`, None where that has none.
-        keras_file: the published Keras file for a network's name, a width, a picture size, and with
+        keras_file: the published Keras file for a network's name, a width, a image size, and with
             or without top.
         widths: the widths that have published weights.
-        native: pixels a side of the pictures that the published weights were trained on.
-        smallest: pixels a side of the smallest pictures that it takes.
+        native: pixels a side of the images that the published weights were trained on.
+        smallest: pixels a side of the smallest images that it takes.
         deep_top: whether its published classifier is more than one dense layer.
-        portable: whether weights compute the same under both conventions, once the pictures are
+        portable: whether weights compute the same under both conventions, once the images are
             normalised for them.
     """
 

@@ -24,8 +24,8 @@ class Context:
     """What a stage may want to know of a batch besides its activations.
 
     Attributes:
-        keys: one key for each picture; dropout is on when they are given.
-        valid: False for the pictures that only pad a batch; BatchNorm statistics leave them out.
+        keys: one key for each image; dropout is on when they are given.
+        valid: False for the images that only pad a batch; BatchNorm statistics leave them out.
     """
 
     keys: Key[Array, "batch"] | None = None
@@ -34,11 +34,11 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How the framework that weights were trained in normalises pictures and pads.
+    """How the framework that weights were trained in normalises images and pads.
 
     Attributes:
         name: `keras` or `torch`.
-        mean, std: of RGB pictures, 0..255.
+        mean, std: of RGB images, 0..255.
         epsilon: of the BatchNorms.
         bgr: whether the first kernel takes blue, green, red in its files; here it never does.
     """
@@ -58,7 +58,7 @@ class Convention:
 
 
 class Normalisation(TypedDict):
-    """Mean and standard deviation of RGB pictures, 0..255."""
+    """Mean and standard deviation of RGB images, 0..255."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -78,7 +78,7 @@ IMAGENET: Normalisation = {
 
 
 class Preprocess(nnx.Module):
-    """Brings RGB pictures, 0..255, to the range that the weights were trained on.
+    """Brings RGB images, 0..255, to the range that the weights were trained on.
 
     Attributes:
         dtype: `float32` or `bfloat16`: what it returns, and so what the feature maps of the whole
@@ -201,7 +201,7 @@ class Pool(nnx.Module):
 class Head(nnx.Module):
     """Dropout and one dense layer: features (B, F) -> logits (B, classes).
 
-    Dropout draws from each picture's own key, so that the result does not depend on how a batch is
+    Dropout draws from each image's own key, so that the result does not depend on how a batch is
     split over devices.
     """
 

@@ -198,7 +198,7 @@ def _kind(part: str) -> str:
 
 
 def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file that suits a width and picture size best.
+    """The published weights file that suits a width and image size best.
 
     Args:
         name: of the network.

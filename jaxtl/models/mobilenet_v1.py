@@ -138,7 +138,7 @@ def torch_layers(network: Network, library: str) -> list[Layer] | None:
 
 
 def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file that suits a width and picture size best.
+    """The published weights file that suits a width and image size best.
 
     Args:
         name: of the network.

@@ -165,7 +165,7 @@ def _blocks(network: Network) -> list[str]:
 
 
 def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file, the same for all picture sizes.
+    """The published weights file, the same for all image sizes.
 
     Args:
         name: of the network.

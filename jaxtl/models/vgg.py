@@ -36,7 +36,7 @@ _MD5 = {
 }
 
 SIDE = 7
-"""Of the maps that the published classifier takes: pictures of 224 pixels, halved five times."""
+"""Of the maps that the published classifier takes: images of 224 pixels, halved five times."""
 
 
 def vgg(spec: Spec, rng: np.random.Generator) -> Network:
@@ -145,7 +145,7 @@ def _dense_layers(network: Network, fc1: str, fc2: str, head: str) -> list[Layer
 
 
 def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file, the same for all picture sizes.
+    """The published weights file, the same for all image sizes.
 
     Args:
         name: of the network.

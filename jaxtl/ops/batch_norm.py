@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxtl.ops.pictures import each_picture
+from jaxtl.ops.images import each_image
 
 Maps = Float[Array, "batch height width channels"]
 PerChannel = Float[Array, "channels"]
@@ -41,7 +41,7 @@ def batch_norm(
         bias: beta of the paper.
         center: about where the mean lies, for instance the running mean: squares are summed around
             it in the same pass as the mean, and the closer it is the less the rounding.
-        weights: 1 for the pictures that count, 0 for padding; padding is normalised all the same.
+        weights: 1 for the images that count, 0 for padding; padding is normalised all the same.
         epsilon: added to the variance.
         axis_name: the mapped axis over which statistics are shared, if any.
 
@@ -65,11 +65,11 @@ def _forward(
     epsilon: float,
     axis_name: str | None,
 ) -> tuple[Normalised, tuple[Array, ...]]:
-    def sums(picture: Array) -> tuple[Array, Array]:
-        from_center = picture - center
+    def sums(image: Array) -> tuple[Array, Array]:
+        from_center = image - center
         return jnp.sum(from_center, (0, 1)), jnp.sum(jnp.square(from_center), (0, 1))
 
-    first, second = (jnp.tensordot(weights, of, 1) for of in each_picture(sums, x))
+    first, second = (jnp.tensordot(weights, of, 1) for of in each_image(sums, x))
     count = jnp.sum(weights) * (x.shape[1] * x.shape[2])
     first, second, count = _over_devices((first, second, count), axis_name)
     offset = first / count
@@ -90,11 +90,11 @@ def _backward(
     x, scale, weights, mean, inverse, count = residuals
     dy = cotangents[0]
 
-    def sums(picture: Array, dy: Array) -> tuple[Array, Array]:
+    def sums(image: Array, dy: Array) -> tuple[Array, Array]:
         dy = dy.astype(jnp.float32)
-        return jnp.sum(dy, (0, 1)), jnp.sum(dy * (picture - mean), (0, 1))
+        return jnp.sum(dy, (0, 1)), jnp.sum(dy * (image - mean), (0, 1))
 
-    of_bias, of_scale = (jnp.sum(of, 0) for of in each_picture(sums, x, dy))
+    of_bias, of_scale = (jnp.sum(of, 0) for of in each_image(sums, x, dy))
     of_scale = of_scale * inverse
     # Each device keeps its share of the gradients of the parameters, as for every other layer.
     mean_dy, mean_product = (of / count for of in _over_devices((of_bias, of_scale), axis_name))

@@ -4,7 +4,7 @@ XLA's CPU backend runs a window of one pixel faster as a matrix product, and one
 large as the maps ten to a hundred times faster: there it finds no fast way of its own
 (docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps it takes up to 4.5 times as
 long for the gradient of the kernel as matrix products do
-(docs/decisions/0017-gradients-of-kernels-picture-by-picture.md).
+(docs/decisions/0017-gradients-of-kernels-image-by-image.md).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _backward(
     return lax.platform_dependent(
         *residuals,
         gradient,
-        cpu=partial(_pull_back_by_picture, stride=stride, pads=pads),
+        cpu=partial(_pull_back_by_image, stride=stride, pads=pads),
         default=partial(_native_pull_back, stride=stride, pads=pads),
     )
 
@@ -89,18 +89,18 @@ def _native_pull_back(
     return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
 
 
-def _pull_back_by_picture(
+def _pull_back_by_image(
     x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
-    """The kernel's gradient is a product for each of its pixels, summed over the pictures."""
+    """The kernel's gradient is a product for each of its pixels, summed over the images."""
     (of_x,) = jax.vjp(lambda x: _native(x, kernel, stride, pads), x)[1](gradient)
 
     def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        picture, its_gradient = (array[None] for array in pair)
+        image, its_gradient = (array[None] for array in pair)
         flat = its_gradient.reshape(-1, its_gradient.shape[-1])
         products = [
             jnp.matmul(part.reshape(len(flat), -1).T, flat, preferred_element_type=total.dtype)
-            for part in windows(picture, kernel.shape, stride, pads)
+            for part in windows(image, kernel.shape, stride, pads)
         ]
         return total + jnp.stack(products).reshape(kernel.shape), None
 

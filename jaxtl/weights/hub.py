@@ -36,12 +36,12 @@ def names_repository(source: str) -> bool:
 
 
 def fetch(source: str, architecture: str, convention: Convention) -> Path:
-    """Gets the weights of a repository, once what it says of their pictures has been checked.
+    """Gets the weights of a repository, once what it says of their images has been checked.
 
     Args:
         source: `hf:OWNER/NAME`.
         architecture: what timm calls the network that they are for.
-        convention: how the network that they are for normalises pictures.
+        convention: how the network that they are for normalises images.
 
     Returns:
         The path of the file in the cache of `huggingface_hub`.
@@ -49,7 +49,7 @@ def fetch(source: str, architecture: str, convention: Convention) -> Path:
     Raises:
         Unavailable: it is not in the cache, and the hub cannot be reached or does not have it.
         AnotherNetwork: they are of another network.
-        UserError: they were trained on pictures of another normalisation, or the cache cannot be
+        UserError: they were trained on images of another normalisation, or the cache cannot be
             written.
     """
     # Imported here, since it reads its settings from the environment as it is imported.
@@ -99,7 +99,7 @@ def fetch(source: str, architecture: str, convention: Convention) -> Path:
 
 
 def _check(source: str, config: Path, architecture: str, convention: Convention) -> None:
-    """Refuses weights that were trained in another network, or on other pictures than it gets.
+    """Refuses weights that were trained in another network, or on other images than it gets.
 
     A network may have the names and shapes of another and compute something else (timm's
     `resnetblur50` and `resnet50`).
@@ -110,7 +110,7 @@ def _check(source: str, config: Path, architecture: str, convention: Convention)
         mean, std = (np.asarray(trained[key], float).reshape(3) for key in ("mean", "std"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"the {_CONFIG} of {source} does not say what network it is and how its pictures were "
+            f"the {_CONFIG} of {source} does not say what network it is and how its images were "
             "normalised, as those of timm do; give the path of a file whose weights you know"
         ) from error
     if theirs != architecture:
@@ -119,7 +119,7 @@ def _check(source: str, config: Path, architecture: str, convention: Convention)
     for found, wanted in zip((mean, std), ours, strict=True):
         if not np.abs(found - wanted).max() <= _DIGITS:  # which is so of NaN too
             raise UserError(
-                f"{source} was trained on pictures with mean {_text(mean)} and deviation "
+                f"{source} was trained on images with mean {_text(mean)} and deviation "
                 f"{_text(std)}; the network normalises to mean {_text(ours[0])} and deviation "
                 f"{_text(ours[1])}: take other weights of it"
             )

@@ -1,7 +1,7 @@
 """The mark in a file of weights that says in which convention they were trained.
 
 The suffix of a file tells its layout, and by rights the convention too. A VGG can be written in the
-layout of the other framework, though, and read from there it must see the pictures that it was
+layout of the other framework, though, and read from there it must see the images that it was
 trained on.
 """
 

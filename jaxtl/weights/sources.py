@@ -67,7 +67,7 @@ class Wanted:
     Attributes:
         network: its name in the registry.
         width: the multiplier of its channel counts.
-        image_size: pixels a side of the pictures it will see.
+        image_size: pixels a side of the images it will see.
         top: whether the classifier of the 1,000 ImageNet classes is wanted too.
     """
 

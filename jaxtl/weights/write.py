@@ -43,13 +43,13 @@ class Written:
         path: of the file.
         parameters: the numbers in it, BatchNorm statistics included.
         load: Python that makes the network and loads the file.
-        pictures: what the network that was loaded so takes.
+        images: what the network that was loaded so takes.
     """
 
     path: Path
     parameters: int
     load: str
-    pictures: str
+    images: str
 
 
 def write_weights(network: Network, path: str | Path) -> Written:
@@ -77,7 +77,7 @@ def write_weights(network: Network, path: str | Path) -> Written:
     write_whole(path, encode(layers, spec.convention.name))
     count = sum(array.size for _, arrays in layers for array in arrays.values())
     load = _keras_line(network, path) if framework == "keras" else _timm_line(network, path)
-    return Written(path, count, load, _pictures(network, framework))
+    return Written(path, count, load, _images(network, framework))
 
 
 def check_target(path: Path, *, network: str, width: float, convention: str) -> None:
@@ -285,12 +285,12 @@ def _timm_line(network: Network, path: Path) -> str:
     return "; ".join(lines)
 
 
-def _pictures(network: Network, framework: _Framework) -> str:
+def _images(network: Network, framework: _Framework) -> str:
     convention = network.spec.convention
     if framework == "keras" == convention.name:
         module = definition(network.name).names[network.name].module
         return f"keras.applications.{module}.preprocess_input"
-    # Torch's tools bring pictures to 0..1 first.
+    # Torch's tools bring images to 0..1 first.
     whole = 255 if convention.name == "torch" else 1
     mean, std = (
         ", ".join(f"{round(value / whole, 6):g}" for value in values)

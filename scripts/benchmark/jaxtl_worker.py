@@ -13,19 +13,19 @@ from benchmark.jaxtl_model import NETWORK, Training
 from benchmark.protocol import CLASSES, LEARNING_RATE, Predict, Setup, Step, serve
 from benchmark.roofline import peaks
 from jaxtl.cli import keep_compiled_programs
-from jaxtl.config import Phase
+from jaxtl.config.config_file import Phase
 from jaxtl.data.folders import FolderSource
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.frontier import Feed
 from jaxtl.models import build
-from jaxtl.steps import prefetch, shard
+from jaxtl.training.feature_cache import Feed
+from jaxtl.training.step import prefetch, shard
 
 
 class JaxtlPeer:
     """The operations in jaxtl.
 
     Besides the rows of every framework there are `from:STAGE` and `cached:STAGE`: everything from
-    that stage on trains, from pictures or from cached activations; and `data` and `data:one`: an
+    that stage on trains, from images or from cached activations; and `data` and `data:one`: an
     epoch of steps on files, or on one batch.
     """
 
@@ -40,11 +40,11 @@ class JaxtlPeer:
         if row in ("data", "data:one"):
             return self._fed(row == "data:one")
         training = self._training(row)
-        pictures, labels = self._setup.batch()
+        images, labels = self._setup.batch()
         if row == "forward":
-            sharded = shard(pictures, training.devices)
+            sharded = shard(images, training.devices)
             return lambda: training.predict(sharded).block_until_ready()
-        given = _given(training, row, pictures, labels)
+        given = _given(training, row, images, labels)
         return lambda: jax.block_until_ready(training.train(*given))
 
     def learner(self, row: str) -> tuple[Step, Predict]:
@@ -52,15 +52,15 @@ class JaxtlPeer:
         training = self._training(row)
         activations = training.activations() if _is_cached(row) else None
 
-        def step(pictures: np.ndarray, labels: np.ndarray) -> None:
+        def step(images: np.ndarray, labels: np.ndarray) -> None:
             if activations is None:
-                training.train(training.chunk(pictures, labels))
+                training.train(training.chunk(images, labels))
             else:
                 rows = np.arange(len(labels), dtype=np.int32)
-                training.train(training.chunk(rows, labels), activations(pictures))
+                training.train(training.chunk(rows, labels), activations(images))
 
-        def predict(pictures: np.ndarray) -> np.ndarray:
-            scores = np.asarray(training.predict(shard(pictures, training.devices)))
+        def predict(images: np.ndarray) -> np.ndarray:
+            scores = np.asarray(training.predict(shard(images, training.devices)))
             return scores.reshape(-1, CLASSES)
 
         return step, predict
@@ -68,10 +68,10 @@ class JaxtlPeer:
     def cost(self, row: str) -> dict[str, float]:
         """Operations and bytes of one call, as the compiler counts them."""
         training = self._training(row)
-        pictures, labels = self._setup.batch()
+        images, labels = self._setup.batch()
         if row == "forward":
-            return training.predict_cost(shard(pictures, training.devices))
-        return training.train_cost(*_given(training, row, pictures, labels))
+            return training.predict_cost(shard(images, training.devices))
+        return training.train_cost(*_given(training, row, images, labels))
 
     def peaks(self, row: str) -> dict[str, float]:
         """Operations and bytes a second that this machine reaches at best."""
@@ -130,13 +130,13 @@ class JaxtlPeer:
 
 
 def _given(
-    training: Training, row: str, pictures: np.ndarray, labels: np.ndarray
+    training: Training, row: str, images: np.ndarray, labels: np.ndarray
 ) -> tuple[Batch, jax.Array | None]:
     """What the training step of a row is called with."""
     if not _is_cached(row):
-        return training.chunk(pictures, labels), None
+        return training.chunk(images, labels), None
     rows = np.arange(len(labels), dtype=np.int32)
-    return training.chunk(rows, labels), training.activations()(pictures)
+    return training.chunk(rows, labels), training.activations()(images)
 
 
 def _is_cached(row: str) -> bool:

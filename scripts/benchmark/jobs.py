@@ -53,10 +53,10 @@ def seed_row(
     """The seed job from start to exit.
 
     Args:
-        material: its pictures and weights.
+        material: its images and weights.
         caches: for jaxtl's runs: compiled programs are kept, activations are not.
         plain: without augmentation.
-        epochs: passes over the training pictures.
+        epochs: passes over the training images.
         repeats: runs of jaxtl.
         peer_repeats: runs of Keras, of which jaxtl's are spread out; 0 where it is absent.
 
@@ -143,11 +143,11 @@ def sweep_row(
     }
 
 
-def grown_job(pictures: Path, caches: Caches, *, size: int, epochs: int) -> float:
-    """Seconds of the seed job without augmentation on other pictures, start to exit."""
+def grown_job(images: Path, caches: Caches, *, size: int, epochs: int) -> float:
+    """Seconds of the seed job without augmentation on other images, start to exit."""
     arguments = [
         *("-m", "jaxtl.train", "--cfg", "seed.py", f"--cfg.model.weights={WEIGHTS}"),
-        *(f"--cfg.data.source={pictures}", f"--cfg.model.image_size={size}", "--cfg.views=1"),
+        *(f"--cfg.data.source={images}", f"--cfg.model.image_size={size}", "--cfg.views=1"),
         *(f"--cfg.phases.head.epochs={epochs}", *_PLAIN),
     ]
     return run([*arguments, *_into(caches)], caches.empty(programs=True)).seconds
@@ -187,4 +187,4 @@ def _result(workdir: Path) -> dict[str, float]:
 def _best(folder: Path) -> float:
     """The best accuracy of the runs in a folder."""
     runs = [json.loads(path.read_text()) for path in folder.glob("*/run.json")]
-    return max(facts["result"]["accuracy"] for facts in runs)
+    return max(metadata["result"]["accuracy"] for metadata in runs)

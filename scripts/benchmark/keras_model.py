@@ -6,7 +6,7 @@ import keras
 
 
 def trunk(weights: str, image_size: int) -> keras.Model:
-    """MobileNetV2 without its top; it takes pictures in [-1, 1].
+    """MobileNetV2 without its top; it takes images in [-1, 1].
 
     Args:
         weights: a Keras file that holds the network inside a model.

@@ -2,7 +2,7 @@
 
     python -m benchmark.keras_seed FOLDER WEIGHTS EPOCHS [--plain]
 
-FOLDER holds `train/` and `val/` with a folder for each class. `--plain` leaves the pictures as they
+FOLDER holds `train/` and `val/` with a folder for each class. `--plain` leaves the images as they
 are. The last line is a JSON object: seconds of the parts, validation accuracy.
 """
 
@@ -56,13 +56,13 @@ def main() -> None:
     fit_begun = time.perf_counter()
     history = model.fit(train, epochs=given.epochs, validation_data=val, verbose=0).history
     done = time.perf_counter()
-    facts = {
+    metadata = {
         "import_s": IMPORTED - BEGUN,
         "epoch_s": (done - fit_begun) / given.epochs,
         "accuracy": float(history["val_accuracy"][-1]),
         "best": float(max(history["val_accuracy"])),
     }
-    print(json.dumps(facts))
+    print(json.dumps(metadata))
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ def main() -> None:
     """Trains a new head on the frozen network."""
     digits = load_digits()
     pixels = np.repeat((digits.images * 255 / 16)[..., None], 3, axis=3).astype(np.float32)
-    pictures = tf.image.resize(pixels, (SIZE, SIZE)).numpy()
+    images = tf.image.resize(pixels, (SIZE, SIZE)).numpy()
     train, val, train_labels, val_labels = train_test_split(
-        pictures, digits.target, test_size=0.2, stratify=digits.target, random_state=0
+        images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
     )
     base = trunk(sys.argv[1], SIZE)
     base.trainable = False

@@ -27,18 +27,18 @@ class KerasPeer:
         """Builds what is timed."""
         if row.startswith("jpeg"):
             return functools.partial(self._decode, antialias=row == "jpeg_smooth")
-        pictures, labels = (tf.constant(array) for array in self._setup.batch())
+        images, labels = (tf.constant(array) for array in self._setup.batch())
         model = self._model(row)
         if row == "forward":
             forward = _forward(model)
-            return lambda: forward(pictures).numpy()
-        return lambda: model.train_on_batch(pictures, labels)
+            return lambda: forward(images).numpy()
+        return lambda: model.train_on_batch(images, labels)
 
     def learner(self, row: str) -> tuple[Step, Predict]:
         """A fresh model, by its training step and its inference."""
         model = self._model(row)
         forward = _forward(model)
-        return model.train_on_batch, lambda pictures: forward(tf.constant(pictures)).numpy()
+        return model.train_on_batch, lambda images: forward(tf.constant(images)).numpy()
 
     def _model(self, row: str) -> keras.Model:
         size = self._setup.image_size
@@ -66,7 +66,7 @@ class KerasPeer:
         paths = sorted(str(path) for path in Path(self._setup.jpegs).iterdir())
         for batch in (
             tf.data.Dataset.from_tensor_slices(paths)
-            .map(lambda path: _picture(path, size, antialias), num_parallel_calls=tf.data.AUTOTUNE)
+            .map(lambda path: _image(path, size, antialias), num_parallel_calls=tf.data.AUTOTUNE)
             .batch(self._setup.batch_size)
             .prefetch(tf.data.AUTOTUNE)
         ):
@@ -76,12 +76,12 @@ class KerasPeer:
 
 
 def _forward(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    return tf.function(lambda pictures: model(pictures, training=False))
+    return tf.function(lambda images: model(images, training=False))
 
 
-def _picture(path: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
-    picture = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-    return tf.cast(tf.image.resize(picture, (size, size), antialias=antialias), np.uint8)
+def _image(path: tf.Tensor, size: int, antialias: bool) -> tf.Tensor:
+    image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+    return tf.cast(tf.image.resize(image, (size, size), antialias=antialias), np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures that everything is measured on, and the weights."""
+"""The images that everything is measured on, and the weights."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Material:
     Attributes:
         weights: the Keras file.
         seed: the folder of the seed job, with `train/` and `val/` of class folders.
-        pictures: the same, decoded, in an .npz file.
+        images: the same, decoded, in an .npz file.
         jpegs: JPEG files in one folder.
         photographs: every photograph that the seed job was chosen from.
     """
 
     weights: Path
     seed: Path
-    pictures: Path
+    images: Path
     jpegs: Path
     photographs: Path
 
@@ -46,12 +46,12 @@ def fetch_weights() -> Path:
 
 
 def prepare(folder: Path, *, image_size: int, train: int, val: int, jpegs: int) -> Material:
-    """Makes the pictures.
+    """Makes the images.
 
     Args:
         folder: a new one.
-        image_size: pixels a side of the decoded pictures.
-        train, val: pictures of the seed job, half of them of either class.
+        image_size: pixels a side of the decoded images.
+        train, val: images of the seed job, half of them of either class.
         jpegs: how many JPEG files.
     """
     photographs = platformdirs.user_cache_path("jaxtl") / "elpv"
@@ -63,7 +63,7 @@ def prepare(folder: Path, *, image_size: int, train: int, val: int, jpegs: int) 
             (seed / part / kind).mkdir(parents=True)
             for path in _spread(sorted((photographs / part / kind).iterdir()), count // 2):
                 shutil.copy(path, seed / part / kind)
-    decoded = folder / "pictures.npz"
+    decoded = folder / "images.npz"
     np.savez(decoded, **_decoded(seed, image_size))
     (folder / "jpegs").mkdir()
     _write_jpegs(folder / "jpegs", jpegs)
@@ -71,7 +71,7 @@ def prepare(folder: Path, *, image_size: int, train: int, val: int, jpegs: int) 
 
 
 def grow(photographs: Path, folder: Path, count: int, size: int) -> None:
-    """Writes so many training pictures, no two alike, and a few for validation.
+    """Writes so many training images, no two alike, and a few for validation.
 
     Args:
         photographs: from `Material`.
@@ -102,15 +102,15 @@ def _decoded(seed: Path, size: int) -> dict[str, np.ndarray]:
     arrays = {}
     for part in ("train", "val"):
         paths = sorted((seed / part).rglob("*.png"))
-        arrays[f"{part}_pictures"] = np.stack([_pixels(path, size) for path in paths])
+        arrays[f"{part}_images"] = np.stack([_pixels(path, size) for path in paths])
         labels = [path.parent.name == "functional" for path in paths]
         arrays[f"{part}_labels"] = np.array(labels, np.int32)
     return arrays
 
 
 def _pixels(path: Path, size: int) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _save(folder: Path, number: int, pixels: np.ndarray) -> None:

@@ -63,7 +63,7 @@ class Suite:
             batch_size=sizes.batch,
             image_size=sizes.image_size,
             weights=str(made.weights),
-            pictures=str(made.pictures),
+            images=str(made.images),
             jpegs=str(made.jpegs),
             seconds=sizes.seconds,
             calls=sizes.calls,
@@ -105,7 +105,7 @@ class Suite:
                         row[peer]["values"].append(worker.ask("time", operation))
                 for peer, worker in workers.items():
                     if name.startswith("jpeg"):
-                        row[peer]["pictures"] = self.sizes.jpegs
+                        row[peer]["images"] = self.sizes.jpegs
                     elif name in STEP_ROWS:
                         row[peer]["accuracy"] = worker.ask("learn", name)
             _say(name, row)

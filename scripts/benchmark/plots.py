@@ -1,4 +1,4 @@
-"""The pictures of docs/benchmarks.md."""
+"""The images of docs/benchmarks.md."""
 
 from __future__ import annotations
 

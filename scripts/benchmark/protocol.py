@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 STEP_ROWS = ("forward", "frozen", "full", "block_14")
-"""The operations on one batch; the others decode pictures or are whole jobs."""
+"""The operations on one batch; the others decode images or are whole jobs."""
 
 LARGE_PAGES = "_pages"
 """Ends the name of a row that is measured with memory in large pages, in every framework."""
@@ -38,10 +38,10 @@ FIRST_STEP = "first step"
 """What jaxtl and its peer say once they have trained a step."""
 
 Step = Callable[[np.ndarray, np.ndarray], object]
-"""Trains on host arrays: pictures (B, H, W, 3) uint8 and labels (B,) int32."""
+"""Trains on host arrays: images (B, H, W, 3) uint8 and labels (B,) int32."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
-"""Pictures (B, H, W, 3) uint8 -> scores (B, classes), the largest for the likeliest class."""
+"""Images (B, H, W, 3) uint8 -> scores (B, classes), the largest for the likeliest class."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,31 +49,31 @@ class Setup:
     """What every worker is given.
 
     Attributes:
-        batch_size: pictures a batch.
+        batch_size: images a batch.
         image_size: pixels a side.
         weights: the Keras file with the network's weights.
-        pictures: the .npz file with the pictures of the seed job, decoded.
+        images: the .npz file with the images of the seed job, decoded.
         jpegs: the folder of JPEG files to decode.
         seconds: a measurement calls the operation for at least so long.
         calls: and at least so often.
-        epochs: passes over the pictures when an operation is asked what it learns.
+        epochs: passes over the images when an operation is asked what it learns.
     """
 
     batch_size: int
     image_size: int
     weights: str
-    pictures: str
+    images: str
     jpegs: str
     seconds: float
     calls: int
     epochs: int
 
     def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """The batch that operations are timed on: pictures and labels."""
+        """The batch that operations are timed on: images and labels."""
         random = np.random.default_rng(0)
         shape = (self.batch_size, self.image_size, self.image_size, 3)
-        pictures = random.integers(0, 256, shape, dtype=np.uint8)
-        return pictures, random.integers(0, CLASSES, self.batch_size, dtype=np.int32)
+        images = random.integers(0, 256, shape, dtype=np.uint8)
+        return images, random.integers(0, CLASSES, self.batch_size, dtype=np.int32)
 
 
 class Peer(Protocol):
@@ -129,8 +129,8 @@ def _median(operation: Callable[[], object], setup: Setup) -> float:
 
 
 def _learn(peer: Peer, row: str, setup: Setup) -> float:
-    """Trains on the pictures of the seed job, whole batches only, in the same order everywhere."""
-    with np.load(setup.pictures) as file:
+    """Trains on the images of the seed job, whole batches only, in the same order everywhere."""
+    with np.load(setup.images) as file:
         data: dict[str, Any] = dict(file)
     step, predict = peer.learner(row)
     size, count = setup.batch_size, len(data["train_labels"])
@@ -138,10 +138,10 @@ def _learn(peer: Peer, row: str, setup: Setup) -> float:
         order = np.random.RandomState(epoch).permutation(count)
         for first in range(0, count - size + 1, size):
             chosen = order[first : first + size]
-            step(data["train_pictures"][chosen], data["train_labels"][chosen])
+            step(data["train_images"][chosen], data["train_labels"][chosen])
     labels, right = data["val_labels"], 0
     for first in range(0, len(labels), size):
         chosen = np.arange(first, first + size) % len(labels)  # the last batch is filled up
-        hits = predict(data["val_pictures"][chosen]).argmax(axis=1) == labels[chosen]
+        hits = predict(data["val_images"][chosen]).argmax(axis=1) == labels[chosen]
         right += int(hits[: len(labels) - first].sum())
     return right / len(labels)

@@ -25,14 +25,14 @@ def measure(
     """Measures a point after the other.
 
     Args:
-        material: for the pictures.
+        material: for the images.
         caches: for whole runs.
-        folder: an empty one for more pictures.
+        folder: an empty one for more images.
         setup: of the steps.
         scales: how far.
     """
     return {
-        "pictures": _pictures(material, caches, folder, scales),
+        "images": _images(material, caches, folder, scales),
         "image size": _steps(
             ("forward", "frozen", "full"),
             scales.sizes,
@@ -60,13 +60,13 @@ def slope(points: dict[str, float]) -> float:
     return float(np.polyfit([float(x) for x in points], list(points.values()), 1)[0])
 
 
-def _pictures(material: Material, caches: Caches, folder: Path, scales: Scales) -> Series:
+def _images(material: Material, caches: Caches, folder: Path, scales: Scales) -> Series:
     points = {}
-    for count in scales.pictures:
-        pictures = folder / f"grown-{count}"
-        grow(material.photographs, pictures, count, scales.run_size)
+    for count in scales.images:
+        images = folder / f"grown-{count}"
+        grow(material.photographs, images, count, scales.run_size)
         points[str(count)] = grown_job(
-            pictures, caches, size=scales.run_size, epochs=scales.run_epochs
+            images, caches, size=scales.run_size, epochs=scales.run_epochs
         )
     return {"run": points}
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from jaxtl.cli import keep_compiled_programs
-from jaxtl.report.terminal import console
-from jaxtl.train import train
-from jaxtl.variations import load_sweep
+from jaxtl.console import console
+from jaxtl.sweeps.variations import load_sweep
+from jaxtl.training.setup import train
 
 
 def main() -> None:

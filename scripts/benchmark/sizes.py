@@ -10,16 +10,16 @@ class Scales:
     """How far everything is grown.
 
     Attributes:
-        pictures: training pictures of a whole run.
+        images: training images of a whole run.
         run_size: their pixels a side.
         run_epochs: of that run.
-        sizes: pixels a side of a step's pictures.
+        sizes: pixels a side of a step's images.
         stages: the first trained ones.
         devices: simulated on the cores there are.
         repeats: measurements of a step.
     """
 
-    pictures: tuple[int, ...] = (200, 630, 2_000, 6_300, 20_000)
+    images: tuple[int, ...] = (200, 630, 2_000, 6_300, 20_000)
     run_size: int = 96
     run_epochs: int = 10
     sizes: tuple[int, ...] = (96, 128, 160, 224, 320)
@@ -36,7 +36,7 @@ class Sizes:
         batch, image_size: of a step.
         seconds, calls: of a measurement, at least.
         epochs: of what a step learns.
-        train, val: pictures of the seed job.
+        train, val: images of the seed job.
         job_epochs: of the seed job.
         sweep_epochs: of each head of the sweep.
         jpegs: files.
@@ -68,7 +68,7 @@ QUICK = Sizes(
     sweep_epochs=1,
     jpegs=16,
     scales=Scales(
-        pictures=(8, 16),
+        images=(8, 16),
         run_size=32,
         run_epochs=1,
         sizes=(32, 64),

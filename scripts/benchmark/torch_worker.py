@@ -39,12 +39,12 @@ class TorchPeer:
         """Builds what is timed."""
         if row.startswith("jpeg"):
             return self._decoder()
-        pictures, labels = self._setup.batch()
+        images, labels = self._setup.batch()
         network = self._network(row)
         if row == "forward":
-            on_device = _channels_last(pictures)
+            on_device = _channels_last(images)
             return lambda: _forward(network, on_device)
-        step, batch = _step(network, row), (_channels_last(pictures), _labels(labels))
+        step, batch = _step(network, row), (_channels_last(images), _labels(labels))
         return lambda: step(*batch)
 
     def learner(self, row: str) -> tuple[Step, Predict]:
@@ -52,10 +52,10 @@ class TorchPeer:
         network = self._network(row)
         step = _step(network, row)
 
-        def predict(pictures: np.ndarray) -> np.ndarray:
-            return _forward(network.eval(), _channels_last(pictures)).numpy()
+        def predict(images: np.ndarray) -> np.ndarray:
+            return _forward(network.eval(), _channels_last(images)).numpy()
 
-        return lambda pictures, labels: step(_channels_last(pictures), _labels(labels)), predict
+        return lambda images, labels: step(_channels_last(images), _labels(labels)), predict
 
     def _network(self, row: str) -> nn.Module:
         """Everything in inference mode except for `full`, and gradients for what trains."""
@@ -96,36 +96,36 @@ class _Jpegs(torch.utils.data.Dataset):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        with Image.open(self._paths[index]) as picture:
-            square = picture.convert("RGB").resize((self._size,) * 2, Image.Resampling.BILINEAR)
+        with Image.open(self._paths[index]) as image:
+            square = image.convert("RGB").resize((self._size,) * 2, Image.Resampling.BILINEAR)
             return np.asarray(square)
 
 
-def _channels_last(pictures: np.ndarray) -> torch.Tensor:
+def _channels_last(images: np.ndarray) -> torch.Tensor:
     """(B, 3, H, W) with the memory layout of (B, H, W, 3)."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _labels(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(labels).long()
 
 
-def _normalised(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures.float().div_(127.5).sub_(1)
+def _normalised(images: torch.Tensor) -> torch.Tensor:
+    return images.float().div_(127.5).sub_(1)
 
 
 @torch.inference_mode()
-def _forward(network: nn.Module, pictures: torch.Tensor) -> torch.Tensor:
-    return network(_normalised(pictures))
+def _forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return network(_normalised(images))
 
 
 def _step(network: nn.Module, row: str) -> Callable[[torch.Tensor, torch.Tensor], float]:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, LEARNING_RATE[row], fused=True)
 
-    def step(pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    def step(images: torch.Tensor, labels: torch.Tensor) -> float:
         network.train(row == "full")
-        loss = nn.functional.cross_entropy(network(_normalised(pictures)), labels)
+        loss = nn.functional.cross_entropy(network(_normalised(images)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

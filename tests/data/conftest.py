@@ -18,7 +18,7 @@ def write_tfds():
 
 
 def _write_tfds(folder: Path, splits: dict[str, Examples], classes: list[str], **more_features):
-    """Writes `folder` as one version of a data set: encoded pictures and labels of every split."""
+    """Writes `folder` as one version of a data set: encoded images and labels of every split."""
     folder.mkdir(parents=True)
     features = {
         "image": tfds.features.Image(),
@@ -30,22 +30,22 @@ def _write_tfds(folder: Path, splits: dict[str, Examples], classes: list[str], *
     for split, examples in splits.items():
         path = folder / f"tiny-{split}.array_record-00000-of-00001"
         writer = ArrayRecordWriter(str(path), "group_size:1")
-        for picture, label in examples:
-            writer.write(_example(picture, label).SerializeToString())
+        for image, label in examples:
+            writer.write(_example(image, label).SerializeToString())
         writer.close()
         info["splits"].append(
             {
                 "name": split,
                 "shardLengths": [str(len(examples))],
-                "numBytes": str(sum(len(picture) for picture, _ in examples)),
+                "numBytes": str(sum(len(image) for image, _ in examples)),
                 "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
             }
         )
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def _example(picture: bytes, label: int) -> tf_example_pb2.Example:
+def _example(image: bytes, label: int) -> tf_example_pb2.Example:
     example = tf_example_pb2.Example()
-    example.features.feature["image"].bytes_list.value.append(picture)
+    example.features.feature["image"].bytes_list.value.append(image)
     example.features.feature["label"].int64_list.value.append(label)
     return example

@@ -1,4 +1,4 @@
-"""Batches: every picture once, in an order of seed and epoch, from memory as from the stream."""
+"""Batches: every image once, in an order of seed and epoch, from memory as from the stream."""
 
 import threading
 import time
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtl.data.decoding import decode
 from jaxtl.data.loader import Loader
-from jaxtl.data.pictures import decode
 from jaxtl.data.sources import ArraySource, open_all
 from jaxtl.errors import UserError
 
@@ -16,7 +16,7 @@ STREAM, MEMORY = 0, 1e9
 
 
 def numbered(count):
-    """A source whose picture i is filled with the value i."""
+    """A source whose image i is filled with the value i."""
     pixels = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, 4, 4)).copy()
     labels = (np.arange(count) % 3).astype(np.int32)
     return ArraySource("numbered", pixels, labels, ("a", "b", "c"))
@@ -35,7 +35,7 @@ def loader(source, **options):
 
 
 def values(batches):
-    """The numbers of the pictures in the batches, padding left out."""
+    """The numbers of the images in the batches, padding left out."""
     return [int(v) for batch in batches for v in batch.inputs[batch.valid][:, 0, 0, 0]]
 
 
@@ -50,7 +50,7 @@ def same(left, right):
 @pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 16, 50])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_every_picture_comes_once_an_epoch_with_its_label(count, shuffle, memory_bytes):
+def test_every_image_comes_once_an_epoch_with_its_label(count, shuffle, memory_bytes):
     load = loader(numbered(count), shuffle=shuffle, memory_bytes=memory_bytes)
     batches = list(load.epoch(2))
     assert len(load) == count
@@ -102,7 +102,7 @@ def test_starting_in_the_middle_gives_the_tail_of_the_same_epoch(start, memory_b
 
 @pytest.mark.parametrize("views", [1, 2, 3, 7])
 @pytest.mark.parametrize("first", [0, 5])
-def test_so_many_epochs_show_every_view_of_every_picture_once(views, first):
+def test_so_many_epochs_show_every_view_of_every_image_once(views, first):
     load = loader(numbered(11))
     seen = [
         (int(index), int(view))
@@ -128,7 +128,7 @@ def test_without_a_number_of_views_every_epoch_is_one_of_its_own():
 
 @pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
 @pytest.mark.parametrize("views", [0, 1, 3])
-def test_rows_name_the_pictures_of_the_same_epoch(views, memory_bytes):
+def test_rows_name_the_images_of_the_same_epoch(views, memory_bytes):
     load = loader(numbered(18), memory_bytes=memory_bytes)
     for start in (0, 2):
         batches = list(load.epoch(7, start, views=views))
@@ -136,8 +136,8 @@ def test_rows_name_the_pictures_of_the_same_epoch(views, memory_bytes):
         same([row[1:] for row in rows], [batch[1:] for batch in batches])
         for row, batch in zip(rows, batches, strict=True):
             np.testing.assert_array_equal(row.inputs, row.indices)
-            pictures = batch.inputs[batch.valid][:, 0, 0, 0]
-            np.testing.assert_array_equal(pictures, row.indices[row.valid])
+            images = batch.inputs[batch.valid][:, 0, 0, 0]
+            np.testing.assert_array_equal(images, row.indices[row.valid])
 
 
 def test_a_loader_reads_once_through_in_the_order_of_its_source_and_keeps_nothing():
@@ -199,7 +199,7 @@ def photographs(root, count):
 
 
 @pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
-def test_a_damaged_picture_is_named_and_the_threads_end(tmp_path, memory_bytes):
+def test_a_damaged_image_is_named_and_the_threads_end(tmp_path, memory_bytes):
     photographs(tmp_path, 12)
     broken = tmp_path / "b" / "5.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
@@ -211,7 +211,7 @@ def test_a_damaged_picture_is_named_and_the_threads_end(tmp_path, memory_bytes):
     assert no_threads_left()
 
 
-def test_a_picture_that_vanished_is_named(tmp_path):
+def test_a_image_that_vanished_is_named(tmp_path):
     photographs(tmp_path, 4)
     load = loader(open_all(str(tmp_path)))
     (tmp_path / "a" / "2.jpg").unlink()

@@ -16,10 +16,10 @@ from jaxtl.errors import UserError
 
 
 def make(root, *paths):
-    """Writes a file for each path; each has its own content, which need not be a picture here."""
+    """Writes a file for each path; each has its own content, which need not be a image here."""
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(b"picture %d" % number)
+        (root / path).write_bytes(b"image %d" % number)
     return str(root)
 
 
@@ -75,7 +75,7 @@ def test_class_folders_are_classes_sorted_by_name(tmp_path):
         "zebra/1.jpg",
     ]
     np.testing.assert_array_equal(source.labels, [0, 1, 1, 2, 2])
-    assert source[3] == b"picture 1"
+    assert source[3] == b"image 1"
     assert found_line(source) == "Found 5 images belonging to 3 classes."
 
 
@@ -83,7 +83,7 @@ def test_class_folders_are_classes_sorted_by_name(tmp_path):
     "ending",
     ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "JPG", "Png"],
 )
-def test_every_ending_of_a_picture_is_known(tmp_path, ending):
+def test_every_ending_of_a_image_is_known(tmp_path, ending):
     make(tmp_path, f"a/x.{ending}", "b/y.jpg")
     assert len(open_all(str(tmp_path))) == 2
 
@@ -94,18 +94,18 @@ def test_hidden_files_and_folders_are_passed_over_without_a_word(tmp_path, caplo
     assert not caplog.records
 
 
-def test_files_that_are_not_pictures_are_reported_in_one_line(tmp_path, caplog):
+def test_files_that_are_not_images_are_reported_in_one_line(tmp_path, caplog):
     make(tmp_path, "a/1.jpg", "a/notes.txt", "a/noending", "b/1.jpg", "b/x.heic", "README.md")
     with caplog.at_level(logging.WARNING, "jaxtl"):
         assert len(open_all(str(tmp_path))) == 2
-    message = f"skipped 3 files that are not pictures, the first is {tmp_path}/a/noending"
+    message = f"skipped 3 files that are not images, the first is {tmp_path}/a/noending"
     assert caplog.messages == [message]
 
 
-def test_pictures_beside_the_class_folders_are_reported(tmp_path, caplog):
+def test_images_beside_the_class_folders_are_reported(tmp_path, caplog):
     make(tmp_path, "a/1.jpg", "b/1.jpg", "loose.jpg")
     open_all(str(tmp_path))
-    message = f"skipped 1 pictures outside of the class folders, the first is {tmp_path}/loose.jpg"
+    message = f"skipped 1 images outside of the class folders, the first is {tmp_path}/loose.jpg"
     assert caplog.messages == [message]
 
 
@@ -155,7 +155,7 @@ def test_labels_of_val_follow_the_classes_of_train(tmp_path, caplog):
     val = split(tmp_path).val
     assert val.classes == ("a", "b", "c")
     np.testing.assert_array_equal(val.labels, [1, 2])
-    assert caplog.messages == [f"{tmp_path}/val has no pictures of the class a"]
+    assert caplog.messages == [f"{tmp_path}/val has no images of the class a"]
 
 
 def test_a_class_of_val_that_train_lacks_is_refused(tmp_path):
@@ -180,15 +180,15 @@ def test_an_empty_folder_is_refused(tmp_path):
     assert f"{tmp_path} is empty" in refused(tmp_path)
 
 
-def test_pictures_without_class_folders_are_refused(tmp_path):
+def test_images_without_class_folders_are_refused(tmp_path):
     make(tmp_path, "1.jpg", "2.jpg")
-    assert f"{tmp_path} has pictures but no class folders" in refused(tmp_path)
+    assert f"{tmp_path} has images but no class folders" in refused(tmp_path)
 
 
-def test_a_class_folder_without_pictures_is_refused(tmp_path):
+def test_a_class_folder_without_images_is_refused(tmp_path):
     make(tmp_path, "a/1.jpg", "b/readme.txt")
     message = refused(tmp_path)
-    assert "no pictures (jpg, jpeg" in message
+    assert "no images (jpg, jpeg" in message
     assert f"{tmp_path}/b: add some or remove the folder" in message
 
 
@@ -198,10 +198,10 @@ def test_a_single_class_is_refused_for_training_but_not_for_evaluation(tmp_path)
     assert len(open_all(str(tmp_path), classes=("only", "other"))) == 2
 
 
-def test_a_class_with_a_single_picture_cannot_be_split(tmp_path):
+def test_a_class_with_a_single_image_cannot_be_split(tmp_path):
     make(tmp_path, "a/1.jpg", "a/2.jpg", "rare/it.jpg")
     message = refused(tmp_path)
-    assert "the class 'rare' has a single picture" in message
+    assert "the class 'rare' has a single image" in message
     assert f"{tmp_path}/rare/it.jpg" in message
 
 
@@ -209,16 +209,16 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     # By a relative path, since other users may not look into the folders above.
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
-    make(Path("pictures"), "a/1.jpg", "b/1.jpg")
-    Path("pictures/b").chmod(0)
+    make(Path("images"), "a/1.jpg", "b/1.jpg")
+    Path("images/b").chmod(0)
     user = os.geteuid()
     try:
         if user == 0:
             os.seteuid(65534)
-        assert refused("pictures") == "cannot read pictures/b: Permission denied"
+        assert refused("images") == "cannot read images/b: Permission denied"
     finally:
         os.seteuid(user)
-        Path("pictures/b").chmod(0o755)
+        Path("images/b").chmod(0o755)
 
 
 def test_a_link_to_a_folder_above_is_refused_and_other_links_are_followed(tmp_path):
@@ -229,7 +229,7 @@ def test_a_link_to_a_folder_above_is_refused_and_other_links_are_followed(tmp_pa
     assert "is a link to a folder that holds it" in refused(tmp_path / "data")
 
 
-def test_a_picture_that_vanished_is_reported_when_it_is_read(tmp_path):
+def test_a_image_that_vanished_is_reported_when_it_is_read(tmp_path):
     source = open_all(cats_and_dogs(tmp_path, 2))
     (tmp_path / "cats/1.jpg").unlink()
     with pytest.raises(UserError, match="cannot be read: No such file"):
@@ -295,7 +295,7 @@ def test_the_fingerprint_changes_with_a_path_a_size_or_a_class(tmp_path):
 
 
 def test_the_version_changes_too_where_a_file_was_written_again_or_lies_elsewhere(tmp_path):
-    """What was computed from pictures is not used for others that happen to be as long."""
+    """What was computed from images is not used for others that happen to be as long."""
     cats_and_dogs(tmp_path / "here", 3)
 
     def now(folder="here"):
@@ -303,14 +303,14 @@ def test_the_version_changes_too_where_a_file_was_written_again_or_lies_elsewher
         assert source.fingerprint == fingerprint
         return source.version
 
-    picture = tmp_path / "here" / "cats" / "0.jpg"
-    os.utime(picture, (1e9, 1e9))  # so that it is not written again in the same instant
+    image = tmp_path / "here" / "cats" / "0.jpg"
+    os.utime(image, (1e9, 1e9))  # so that it is not written again in the same instant
     fingerprint = open_all(str(tmp_path / "here")).fingerprint
     seen = [now(), now()]
     assert seen[0] == seen[1]
-    picture.write_bytes(picture.read_bytes()[::-1])
+    image.write_bytes(image.read_bytes()[::-1])
     seen.append(now())
-    os.utime(picture, ns=(0, 1))
+    os.utime(image, ns=(0, 1))
     seen.append(now())
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     seen.append(now("there"))
@@ -318,7 +318,7 @@ def test_the_version_changes_too_where_a_file_was_written_again_or_lies_elsewher
     assert len({part.version for part in split(tmp_path / "here")}) == 2
 
 
-def test_the_version_of_pictures_in_memory_is_their_content():
+def test_the_version_of_images_in_memory_is_their_content():
     versions = {part.version for seed in (0, 1) for part in split("digits", seed=seed)}
     assert len(versions) == 4
     assert split("digits").val.version in versions
@@ -339,7 +339,7 @@ def test_evaluation_maps_labels_to_the_classes_of_the_run(tmp_path):
     assert source.classes == ("c", "b", "a")
     np.testing.assert_array_equal(source.labels, [2, 0, 0])
     assert source.describe(2) == f"{tmp_path}/c/2.jpg"
-    assert source[2] == b"picture 2"
+    assert source[2] == b"image 2"
 
 
 def test_evaluation_refuses_a_class_that_the_run_does_not_know(tmp_path):
@@ -348,7 +348,7 @@ def test_evaluation_refuses_a_class_that_the_run_does_not_know(tmp_path):
         open_all(str(tmp_path), classes=("a", "b"))
 
 
-def test_real_pictures_come_back_as_the_bytes_of_their_files(tmp_path):
+def test_real_images_come_back_as_the_bytes_of_their_files(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     for folder in "ab":

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxtl.data.pictures import decode
+from jaxtl.data.decoding import decode
 from jaxtl.data.sources import open_all, open_splits
 from jaxtl.errors import UserError
 
@@ -43,7 +43,7 @@ def refused(spec):
     return str(caught.value)
 
 
-def test_pictures_come_undecoded_with_labels_and_names(write_tfds, folder):
+def test_images_come_undecoded_with_labels_and_names(write_tfds, folder):
     write_tfds(folder, {"train": examples(9), "test": examples(4, 100)}, CLASSES)
     train, val = split(folder)
     assert train.classes == val.classes == tuple(CLASSES)
@@ -126,9 +126,9 @@ def test_a_data_set_without_train_is_refused(write_tfds, folder):
     assert "has no split 'train', only test" in refused(folder)
 
 
-def test_two_pictures_in_an_example_are_refused(write_tfds, folder):
+def test_two_images_in_an_example_are_refused(write_tfds, folder):
     write_tfds(folder, {"train": examples(3)}, CLASSES, mask=tfds.features.Image())
-    assert "has 2 features that are a picture" in refused(folder)
+    assert "has 2 features that are a image" in refused(folder)
 
 
 def test_two_labels_in_an_example_are_refused(write_tfds, folder):
@@ -137,6 +137,6 @@ def test_two_labels_in_an_example_are_refused(write_tfds, folder):
     assert "has 2 features that are a class label" in refused(folder)
 
 
-def test_pictures_without_a_label_are_refused(write_tfds, folder):
+def test_images_without_a_label_are_refused(write_tfds, folder):
     write_tfds(folder, {"train": examples(6), "test": [(png(0), -1)]}, CLASSES)
-    assert "'test' has pictures without a label" in refused(folder)
+    assert "'test' has images without a label" in refused(folder)

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
 
 from in_process import Run
-from workplace import CONFIG, Ended, Workplace, write_pictures, write_weights
+from workplace import CONFIG, Ended, Workplace, write_images, write_weights
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and so their children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -20,8 +20,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def workplace(tmp_path_factory):
     """The folder that all processes run in."""
     path = tmp_path_factory.mktemp("workplace")
-    write_pictures(path / "data" / "train", each=15, seed=1)
-    write_pictures(path / "data" / "val", each=6, seed=2)
+    write_images(path / "data" / "train", each=15, seed=1)
+    write_images(path / "data" / "val", each=6, seed=2)
     write_weights(path / "weights.h5", width=0.35)
     (path / "tiny.py").write_text(CONFIG)
     return Workplace(path)

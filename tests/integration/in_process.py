@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from workplace import measurements
 
-from jaxtl.config import load
-from jaxtl.train import train
+from jaxtl.config.config_file import load
+from jaxtl.training.setup import train
 
 _COMPILED = [0]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import jaxtl
-from jaxtl.checkpoint import Checkpoints
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import open_splits
 from jaxtl.models import build, merge, split
+from jaxtl.runs.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def val(workplace):
 
 
 @pytest.fixture(scope="module")
-def pictures(val):
+def images(val):
     load = Loader(
         val, image_size=32, resize="stretch", batch_size=18, seed=0, shuffle=False, memory_bytes=0
     )
@@ -41,7 +41,7 @@ def test_the_loss_of_a_run_is_that_of_its_evaluation(run, val):
     assert sums.top1 / 18 == result["accuracy"]
 
 
-def test_pictures_are_classified_in_bfloat16(run, pictures):
+def test_images_are_classified_in_bfloat16(run, images):
     """By the network with the saved variables, which comes out otherwise in float32."""
     networks = {
         dtype: build("mobilenet_v2", num_classes=3, width=0.35, dtype=dtype)
@@ -51,11 +51,11 @@ def test_pictures_are_classified_in_bfloat16(run, pictures):
     best = checkpoints.newest().best_step
     variables = checkpoints.variables(best, split(networks["float32"])[1])
     assert {value.dtype.name for value in variables.values()} == {"float32"}
-    predicted = jaxtl.load_run(run.path).predict(pictures)
+    predicted = jaxtl.load_run(run.path).predict(images)
     apart = {}
     for dtype, network in networks.items():
         graph = split(network)[0]
         apply = jax.jit(lambda v, x, graph=graph: jax.nn.softmax(merge(graph, v)(x)))
-        apart[dtype] = float(np.abs(apply(variables, pictures) - predicted).max())
+        apart[dtype] = float(np.abs(apply(variables, images) - predicted).max())
     assert apart["bfloat16"] < apart["float32"] / 4
     assert apart["float32"] < 0.1

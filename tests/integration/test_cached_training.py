@@ -1,4 +1,4 @@
-"""Training from cached activations is training from pictures: the same numbers, less work."""
+"""Training from cached activations is training from images: the same numbers, less work."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-# Four epochs of 45 pictures in batches of 16, which see every one of three views and one again.
+# Four epochs of 45 images in batches of 16, which see every one of three views and one again.
 VIEWS = {
     "views": "3",
     "augment.zoom": "0.2",
@@ -40,17 +40,17 @@ def test_each_kind_of_run_says_what_it_does(runs):
     }
     for kind, text in words.items():
         for phase, shape in (("head", "1,280"), ("finetune", "1 x 1 x 56")):
-            line = f"^{phase}: 3 views a picture; {text.format(shape)}"
+            line = f"^{phase}: 3 views a image; {text.format(shape)}"
             assert re.search(line, runs[kind].said, re.MULTILINE), kind
     assert runs["nowhere"].caches == []
     sizes = sorted(size for *_, size in runs["disk"].caches)
-    pictures = 3 * 45 + 18, 3 * 45 + 18
-    assert sum(sizes) == 4 * (pictures[0] * 56 + pictures[1] * 1280)
+    images = 3 * 45 + 18, 3 * 45 + 18
+    assert sum(sizes) == 4 * (images[0] * 56 + images[1] * 1280)
     assert sum(size for *_, size in runs["bfloat16"].caches) * 2 == sum(sizes)
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_training_from_a_cache_gives_the_losses_of_training_from_pictures(runs, kind):
+def test_training_from_a_cache_gives_the_losses_of_training_from_images(runs, kind):
     assert len(runs[kind].losses) == 16
     np.testing.assert_allclose(runs[kind].losses, runs["nowhere"].losses, rtol=1e-5)
     assert len({round(loss, 4) for loss in runs[kind].losses}) > 12  # it does train

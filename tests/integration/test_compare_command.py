@@ -1,4 +1,4 @@
-"""Networks are compared on a folder of pictures, from the command line."""
+"""Networks are compared on a folder of images, from the command line."""
 
 import csv
 import json
@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from PIL import Image
-from workplace import Workplace, finish, wait_until, write_pictures, write_weights
+from workplace import Workplace, finish, wait_until, write_images, write_weights
 
-from jaxtl.candidates import Candidate, candidates, sources, start
-from jaxtl.compare import main
+from jaxtl.comparison.candidates import Candidate, candidates, sources, start
+from jaxtl.comparison.compare import main
+from jaxtl.comparison.measuring import OutOfMemory, within_memory
 from jaxtl.errors import UserError
-from jaxtl.measuring import OutOfMemory, within_memory
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +58,8 @@ def test_a_network_with_weights_has_an_accuracy_and_a_cost(lines):
 def test_what_fine_tuning_came_to_is_that_of_the_run(lines, workplace):
     line, run = lines["mobilenet_v2@0.35"], workplace.path / "compared" / "mobilenet_v2@0.35"
     result = json.loads((run / "run.json").read_text())["result"]
-    right, pictures = int(line["finetuned_right"]), int(line["validation_pictures"])
-    assert (pictures, right / pictures) == (18, result["accuracy"])
+    right, images = int(line["finetuned_right"]), int(line["validation_images"])
+    assert (images, right / images) == (18, result["accuracy"])
     assert line["ranked_by"] == "fine-tuning"
     assert float(line["accuracy"]) == float(line["finetuned_accuracy"]) == 100 * right / 18
     assert line["best_epoch"] == "1"
@@ -81,13 +81,13 @@ def test_the_terminal_says_what_is_being_done_and_what_to_take(compared):
     assert "[2/2] mobilenet_v1@0.25, 32 px: fine-tuning on 4" in said
     assert "no weights" in said
     assert "mobilenet_v2@0.35, 32 px: lost.h5 does not exist; using weights.h5" in said
-    assert re.search(r"under 1000 ms a picture: mobilenet_v2@0.35, \d+/18 = [\d.]+ % fine", said)
+    assert re.search(r"under 1000 ms a image: mobilenet_v2@0.35, \d+/18 = [\d.]+ % fine", said)
     assert re.search(r"under 0.001 MB of weights: none; mobilenet_v1@0.25 comes nearest", said)
 
 
-def test_there_is_a_picture(compared, workplace):
-    with Image.open(workplace.path / "compared" / "compare.png") as picture:
-        assert picture.width > 1000
+def test_there_is_a_image(compared, workplace):
+    with Image.open(workplace.path / "compared" / "compare.png") as image:
+        assert image.width > 1000
 
 
 def test_the_same_comparison_again_uses_what_it_made(compared, lines, workplace):
@@ -215,15 +215,15 @@ def test_a_batch_that_no_memory_holds_is_said_of_each_network(workplace, monkeyp
     assert main([*BOTH, "none", "--data", "data", *given]) == 0
     with (workplace.path / "full" / "compare.csv").open() as file:
         failures = {line["model"]: line["failure"] for line in csv.DictReader(file)}
-    reason = "out of memory with 1,000,000,000,000 pictures a batch"
+    reason = "out of memory with 1,000,000,000,000 images a batch"
     assert failures == dict.fromkeys(["mobilenet_v2@0.35", "mobilenet_v1@0.25"], reason)
     assert f"mobilenet_v1@0.25: {reason}" in capsys.readouterr().out
 
 
 def test_a_device_that_has_no_memory_left_is_told_from_other_errors():
-    with pytest.raises(OutOfMemory, match="with 32 pictures"), within_memory("with 32 pictures"):
+    with pytest.raises(OutOfMemory, match="with 32 images"), within_memory("with 32 images"):
         jax.block_until_ready(jnp.zeros(2**46))  # 256 TiB
-    with pytest.raises(TypeError, match="add got"), within_memory("with 32 pictures"):
+    with pytest.raises(TypeError, match="add got"), within_memory("with 32 images"):
         jnp.zeros(2) + jnp.zeros(3)
 
 
@@ -251,7 +251,7 @@ def test_a_network_that_is_named_twice_is_measured_once():
         (("--batch-size", "0"), ["--batch-size 0", "at least 1"]),
         (("--batch-size", str(10**20)), [f"--batch-size {10**20}", "fits in memory"]),
         (("--batch-size", "12", "--finetune", "1"), ["--batch-size 12", "the 8 devices"]),
-        (("--data", "single"), ["'red' has a single picture"]),
+        (("--data", "single"), ["'red' has a single image"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_measured(
@@ -259,7 +259,7 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
 ):
     monkeypatch.chdir(workplace.path)
     if not (workplace.path / "single").exists():
-        write_pictures(workplace.path / "single", each=2, seed=0)
+        write_images(workplace.path / "single", each=2, seed=0)
         (workplace.path / "single" / "red" / "00.jpg").unlink()
     with pytest.raises(UserError) as refused:
         main(["--data", "data", *arguments, "--out", "not compared"])

@@ -44,9 +44,9 @@ def test_keras_classifies_as_the_run_does_that_was_converted(convert, whole, wor
     model = keras_model(classes=3)
     model.load_weights(workplace.path / file)
 
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    scaled = keras.applications.mobilenet_v2.preprocess_input(pictures.astype(np.float32))
-    expected = jaxtl.load_run(whole.path).predict(pictures)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    scaled = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
+    expected = jaxtl.load_run(whole.path).predict(images)
     np.testing.assert_allclose(model.predict(scaled, verbose=0), expected, atol=1e-4)
 
 
@@ -107,7 +107,7 @@ REFUSALS = {
         (*WITH_HEAD, "--classes", "7", "--to", "a.h5"),
         ["headed.h5 has no head of 7 classes"],
     ),
-    "pictures of no size": (
+    "images of no size": (
         (*WITH_HEAD, "--classes", "3", "--image-size", "0", "--to", "a.h5"),
         ["image_size 0 is too small"],
     ),

@@ -9,7 +9,7 @@ from workplace import STEPS, finish, measurements, saved_steps, wait_until
 
 pytestmark = pytest.mark.slow
 
-# A batch leaves one picture on each of eight devices, and the last one of an epoch leaves three of
+# A batch leaves one image on each of eight devices, and the last one of an epoch leaves three of
 # them with padding. The learning rate is low: normalising batches of eight, and of five, makes
 # training chaotic enough to turn rounding into visible differences within few epochs.
 FLAGS = ("--cfg.phases.finetune.epochs=2", "--cfg.phases.finetune.lr=1e-4")

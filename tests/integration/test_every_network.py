@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 from step_setup import lively
-from workplace import write_pictures
+from workplace import write_images
 
-from jaxtl.checkpoint import Checkpoints
-from jaxtl.config import check, plain
+from jaxtl.config.config_file import check, plain
+from jaxtl.config.phases import from_stage
 from jaxtl.models import REGISTRY, build, merge, split
-from jaxtl.phases import from_stage
-from jaxtl.run import RunDirectory
-from jaxtl.train import structure, train
+from jaxtl.runs.checkpoints import Checkpoints
+from jaxtl.runs.directory import RunDirectory
+from jaxtl.training.setup import structure, train
 from jaxtl.weights.write import write_weights
 
 pytestmark = pytest.mark.slow
@@ -37,11 +37,11 @@ def test_every_network_is_here():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Nine pictures to train on, so that a batch of eight and one of one, and three others."""
-    path = tmp_path_factory.mktemp("pictures")
-    write_pictures(path / "train", each=3, seed=1)
-    write_pictures(path / "val", each=1, seed=2)
+def images(tmp_path_factory):
+    """Nine images to train on, so that a batch of eight and one of one, and three others."""
+    path = tmp_path_factory.mktemp("images")
+    write_images(path / "train", each=3, seed=1)
+    write_images(path / "val", each=1, seed=2)
     return path
 
 
@@ -56,7 +56,7 @@ def weights_of(name, width, folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, pictures, tmp_path, monkeypatch):
+def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, images, tmp_path, monkeypatch):
     """With a new view every epoch the stages left of the frontier run in every step too."""
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
     rules, trained = CASES[name]
@@ -80,7 +80,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, pictures, tmp_pa
                 "image_size": of_name.smallest,
                 "weights": weights_of(name, width, tmp_path),
             },
-            "data": {"source": str(pictures), "batch_size": 8},
+            "data": {"source": str(images), "batch_size": 8},
             "augment": {"horizontal_flip": True},
             "views": 0,
             "phases": (phase,),

@@ -5,7 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from workplace import write_pictures
+from workplace import write_images
 
 pytestmark = pytest.mark.slow
 
@@ -24,12 +24,12 @@ CASES = {
     "missing data": ((*TRAIN, "--cfg.data.source=nowhere"), 1, ["'nowhere'", "No such file"]),
     "empty folder": ((*TRAIN, "--cfg.data.source=empty"), 1, ["empty", "folder"]),
     "one class": ((*TRAIN, "--cfg.data.source=one"), 1, ["one class only", "'red'"]),
-    "class without training pictures": (
+    "class without training images": (
         (*TRAIN, "--cfg.data.source=unlike"),
         1,
         ["unlike/val", "'red'", "unlike/train lacks"],
     ),
-    "corrupt picture": (
+    "corrupt image": (
         ("jaxtl.train", "--cfg", "tiny.py", "--workdir", "ruined", "--cfg.data.source=corrupt"),
         1,
         ["corrupt/train/green/03.png: "],
@@ -63,7 +63,7 @@ CASES = {
         1,
         ["'purple'", "blue, green, red"],
     ),
-    "a report on other pictures": (
+    "a report on other images": (
         ("jaxtl.evaluate", "--run", "whole", "--report", "--data", "data/val"),
         1,
         ["--report", "--data"],
@@ -73,31 +73,31 @@ CASES = {
         1,
         ["data/val/red/99.png"],
     ),
-    "predict no picture": (("jaxtl.predict", "--run", "whole", "tiny.py"), 1, ["tiny.py: "]),
+    "predict no image": (("jaxtl.predict", "--run", "whole", "tiny.py"), 1, ["tiny.py: "]),
 }
 
 
 def prepare(path):
     """Makes everything that is wrong in some way."""
     (path / "empty").mkdir()
-    write_pictures(path / "one" / "train", each=2, seed=0)
+    write_images(path / "one" / "train", each=2, seed=0)
     for name in ("blue", "green"):
         shutil.rmtree(path / "one" / "train" / name)
-    write_pictures(path / "unlike" / "train", each=2, seed=0)
+    write_images(path / "unlike" / "train", each=2, seed=0)
     shutil.rmtree(path / "unlike" / "train" / "red")
-    write_pictures(path / "unlike" / "val", each=2, seed=1)
+    write_images(path / "unlike" / "val", each=2, seed=1)
     shutil.copytree(path / "data", path / "corrupt")
-    picture = path / "corrupt" / "train" / "green" / "03.png"
-    picture.write_bytes(picture.read_bytes()[:700])
+    image = path / "corrupt" / "train" / "green" / "03.png"
+    image.write_bytes(image.read_bytes()[:700])
     shutil.copytree(path / "data" / "val" / "red", path / "purple" / "purple")
     (path / "papers").mkdir()
     (path / "papers" / "thesis.tex").write_text("\\documentclass{book}\n")
     (path / "unborn").mkdir()
     shutil.copy(path / "whole" / "config.json", path / "unborn")
     shutil.copytree(path / "whole", path / "moved")
-    facts = json.loads((path / "moved" / "run.json").read_text())
-    facts["data"]["train"]["sha256"] = "0" * 64
-    (path / "moved" / "run.json").write_text(json.dumps(facts))
+    metadata = json.loads((path / "moved" / "run.json").read_text())
+    metadata["data"]["train"]["sha256"] = "0" * 64
+    (path / "moved" / "run.json").write_text(json.dumps(metadata))
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import re
 import jax
 import pytest
 
-from jaxtl.config import Config, load
+from jaxtl.config.config_file import Config, load
 
 pytestmark = pytest.mark.slow
 
 
-def facts(run):
+def metadata(run):
     return json.loads((run / "run.json").read_text())
 
 
@@ -37,11 +37,11 @@ def test_the_config_is_recorded_in_full(whole, workplace):
 
 
 def test_the_facts_name_classes_data_versions_and_devices(whole):
-    known = facts(whole.path)
+    known = metadata(whole.path)
     assert known["classes"] == ["blue", "green", "red"]
     assert known["source"].endswith("/data")
-    assert known["data"]["train"]["pictures"] == 45
-    assert known["data"]["val"]["pictures"] == 18
+    assert known["data"]["train"]["images"] == 45
+    assert known["data"]["val"]["images"] == 18
     prints = [known["data"][part]["sha256"] for part in ("train", "val")]
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in prints)
     assert prints[0] != prints[1]
@@ -51,7 +51,7 @@ def test_the_facts_name_classes_data_versions_and_devices(whole):
 
 
 def test_the_facts_name_the_weights_by_the_sha256_of_their_file(whole, workplace):
-    weights = facts(whole.path)["weights"]
+    weights = metadata(whole.path)["weights"]
     content = (workplace.path / "weights.h5").read_bytes()
     assert weights["source"] == "weights.h5"
     assert weights["sha256"] == hashlib.sha256(content).hexdigest()
@@ -68,8 +68,8 @@ def test_the_metrics_have_two_lines_an_epoch(whole):
     ]
     for line in lines:
         assert line["loss"] > 0
-        pictures = 45 if line["split"] == "train" else 18
-        right = line["accuracy"] * pictures
+        images = 45 if line["split"] == "train" else 18
+        right = line["accuracy"] * images
         assert right == pytest.approx(round(right))
         assert ("images_per_second" in line) == (line["split"] == "train")
 
@@ -86,8 +86,8 @@ def test_the_newest_and_the_best_checkpoint_are_kept(whole):
     best = max(validated, key=lambda line: (line["accuracy"], -line["loss"]))
     steps = {int(path.name) for path in (whole.path / "checkpoints" / "steps").iterdir()}
     assert steps == {best["step"], 60}
-    assert facts(whole.path)["result"]["accuracy"] == best["accuracy"]
-    assert facts(whole.path)["result"]["loss"] == pytest.approx(best["loss"], rel=1e-5)
+    assert metadata(whole.path)["result"]["accuracy"] == best["accuracy"]
+    assert metadata(whole.path)["result"]["loss"] == pytest.approx(best["loss"], rel=1e-5)
 
 
 def test_the_terminal_says_what_was_found_what_trains_and_how_it_went(whole):
@@ -102,7 +102,7 @@ def test_the_terminal_says_what_was_found_what_trains_and_how_it_went(whole):
 
 
 def test_the_last_line_is_the_result(whole):
-    result = facts(whole.path)["result"]
+    result = metadata(whole.path)["result"]
     right = round(result["accuracy"] * 18)
     assert result_line(whole.ended).startswith(
         f"val_loss {result['loss']:.4f} val_accuracy {result['accuracy']:.4f}  "
@@ -113,7 +113,7 @@ def test_the_last_line_is_the_result(whole):
 
 def test_the_report_shows_the_result(whole):
     report = (whole.path / "report.html").read_text()
-    result = facts(whole.path)["result"]
+    result = metadata(whole.path)["result"]
     assert f"{result['accuracy']:.2%}" in report
     assert f"({round(result['accuracy'] * 18)} of 18)" in report
     assert all(f"<td>{name}</td>" in report for name in ("blue", "green", "red"))
@@ -149,4 +149,4 @@ def test_training_imports_no_other_framework(workplace, tmp_path):
         (tmp_path / f"{package}.py").write_text(text)
     ended = workplace.train("alone", path=tmp_path)
     assert ended.code == 0, ended.err
-    assert facts(workplace.path / "alone")["result"]
+    assert metadata(workplace.path / "alone")["result"]

@@ -1,4 +1,4 @@
-"""A finished run measures and classifies pictures from the terminal and from Python."""
+"""A finished run measures and classifies images from the terminal and from Python."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from workplace import COLOURS, write_pictures
+from workplace import COLOURS, write_images
 
 import jaxtl
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def classified(out):
-    """The probabilities of each picture by class, from the JSON of `predict`."""
+    """The probabilities of each image by class, from the JSON of `predict`."""
     return {
         entry["path"]: {guess["class"]: guess["probability"] for guess in entry["classes"]}
         for entry in json.loads(out)
@@ -30,7 +30,7 @@ def label(path):
 
 @pytest.fixture(scope="module")
 def evaluated(whole, workplace):
-    """How `evaluate` ended on the run's own pictures."""
+    """How `evaluate` ended on the run's own images."""
     ended = workplace.run("jaxtl.evaluate", "--run", "whole")
     assert ended.code == 0, ended.err
     return ended
@@ -38,7 +38,7 @@ def evaluated(whole, workplace):
 
 @pytest.fixture(scope="module")
 def as_json(whole, workplace):
-    """What `predict` says of every validation picture."""
+    """What `predict` says of every validation image."""
     ended = workplace.run("jaxtl.predict", "--run", "whole", "data/val", "--format", "json")
     assert ended.code == 0, ended.err
     return classified(ended.out)
@@ -59,7 +59,7 @@ def test_evaluate_finds_the_accuracy_that_training_reported(evaluated, whole):
     )
 
 
-def test_evaluate_counts_each_class_as_predict_classifies_its_pictures(evaluated, as_json):
+def test_evaluate_counts_each_class_as_predict_classifies_its_images(evaluated, as_json):
     guessed = {path: max(classes, key=classes.get) for path, classes in as_json.items()}
     rows = [re.split(r"\s*[│|]\s*", line.strip("│ ")) for line in evaluated.out.splitlines()]
     table = {row[0]: row[1:] for row in rows if row[0] in COLOURS}
@@ -70,8 +70,8 @@ def test_evaluate_counts_each_class_as_predict_classifies_its_pictures(evaluated
         assert table[name] == ["6", str(right), f"{right / 6:.4f}", precision]
 
 
-def test_evaluate_measures_other_pictures(whole, workplace):
-    write_pictures(workplace.path / "other", each=4, seed=3)
+def test_evaluate_measures_other_images(whole, workplace):
+    write_images(workplace.path / "other", each=4, seed=3)
     ended = workplace.run("jaxtl.evaluate", "--run", "whole", "--data", "other")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
@@ -80,7 +80,7 @@ def test_evaluate_measures_other_pictures(whole, workplace):
     assert f"accuracy {right / 12:.4f}" in lines[-1]
 
 
-def test_predict_says_as_many_pictures_right_as_training_reported(as_json, whole):
+def test_predict_says_as_many_images_right_as_training_reported(as_json, whole):
     result = json.loads((whole.path / "run.json").read_text())["result"]
     right = [max(classes, key=classes.get) == label(path) for path, classes in as_json.items()]
     assert len(right) == 18
@@ -95,13 +95,13 @@ def test_predict_gives_the_cross_entropy_that_training_reported(as_json, whole):
 
 
 def test_predict_writes_csv(whole, workplace, as_json):
-    pictures = ["data/val/red/01.png", "data/val/blue/00.jpg"]
-    ended = workplace.run("jaxtl.predict", "--run", "whole", *pictures, "--format", "csv")
+    images = ["data/val/red/01.png", "data/val/blue/00.jpg"]
+    ended = workplace.run("jaxtl.predict", "--run", "whole", *images, "--format", "csv")
     assert ended.code == 0, ended.err
     rows = list(csv.DictReader(io.StringIO(ended.out)))
-    assert [row["path"] for row in rows] == [path for path in pictures for _ in range(3)]
+    assert [row["path"] for row in rows] == [path for path in images for _ in range(3)]
     assert [row["rank"] for row in rows] == ["1", "2", "3"] * 2
-    for path in pictures:
+    for path in images:
         found = {r["class"]: float(r["probability"]) for r in rows if r["path"] == path}
         assert found == pytest.approx(as_json[path], abs=1e-5)
         assert sum(found.values()) == pytest.approx(1, abs=3e-6)
@@ -132,17 +132,17 @@ def test_a_loaded_run_classifies_files_as_the_command_does(predictor, workplace,
 
 def test_a_loaded_run_classifies_an_array_as_it_does_the_files(predictor, workplace, as_json):
     paths = [path for path in as_json if path.endswith(".png")]
-    pictures = np.stack([np.asarray(Image.open(workplace.path / path)) for path in paths])
-    assert pictures.shape == (9, 40, 40, 3)
+    images = np.stack([np.asarray(Image.open(workplace.path / path)) for path in paths])
+    assert images.shape == (9, 40, 40, 3)
     expected = [[as_json[path][name] for name in predictor.classes] for path in paths]
-    np.testing.assert_allclose(predictor.predict(pictures), expected, atol=1e-5)
+    np.testing.assert_allclose(predictor.predict(images), expected, atol=1e-5)
 
 
-def test_no_pictures_have_no_probabilities(predictor):
+def test_no_images_have_no_probabilities(predictor):
     assert predictor.predict([]).shape == (0, 3)
 
 
-def test_evaluate_refuses_pictures_that_are_not_those_of_the_run_any_more(whole, workplace):
+def test_evaluate_refuses_images_that_are_not_those_of_the_run_any_more(whole, workplace):
     added = workplace.path / "data" / "val" / "red" / "new.png"
     added.write_bytes((added.parent / "01.png").read_bytes())
     try:
@@ -153,10 +153,10 @@ def test_evaluate_refuses_pictures_that_are_not_those_of_the_run_any_more(whole,
     assert "changed since the run" in refused.err
 
 
-def test_hidden_files_in_a_folder_are_no_pictures(whole, workplace, tmp_path):
+def test_hidden_files_in_a_folder_are_no_images(whole, workplace, tmp_path):
     (tmp_path / "._a.png").write_bytes(b"resource fork")
-    picture = next((workplace.path / "data" / "val" / "red").glob("*.png"))
-    (tmp_path / "a[b].png").write_bytes(picture.read_bytes())
+    image = next((workplace.path / "data" / "val" / "red").glob("*.png"))
+    (tmp_path / "a[b].png").write_bytes(image.read_bytes())
     ended = workplace.run("jaxtl.predict", "--run", whole.path, tmp_path)
     assert ended.code == 0, ended.err
     assert "a[b].png" in ended.out
@@ -164,6 +164,6 @@ def test_hidden_files_in_a_folder_are_no_pictures(whole, workplace, tmp_path):
 
 
 def test_a_loaded_run_takes_one_path(predictor, workplace):
-    picture = next((workplace.path / "data" / "val" / "red").glob("*.png"))
-    assert predictor.predict(picture).shape == (1, 3)
-    assert predictor.predict(str(picture)).shape == (1, 3)
+    image = next((workplace.path / "data" / "val" / "red").glob("*.png"))
+    assert predictor.predict(image).shape == (1, 3)
+    assert predictor.predict(str(image)).shape == (1, 3)

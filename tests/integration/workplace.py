@@ -17,7 +17,7 @@ from jaxtl.models import build, split
 from jaxtl.models.mobilenet import keras_layers
 
 COLOURS = {"blue": (60, 80, 190), "green": (70, 180, 80), "red": (190, 70, 60)}
-STEPS = 6  # batches of 8 in an epoch of 45 pictures, the last one short
+STEPS = 6  # batches of 8 in an epoch of 45 images, the last one short
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -47,7 +47,8 @@ def get_config():
 
 # `jaxtl.train` with a checkpoint after every epoch, as runs with long epochs have.
 SAVING_OFTEN = """
-from jaxtl import cli, loop, train
+from jaxtl import cli, train
+from jaxtl.training import loop
 loop._SECONDS_BETWEEN_CHECKPOINTS = 0
 cli.run(train.main)
 """
@@ -138,8 +139,8 @@ def saved_steps(run):
     return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
 
 
-def write_pictures(folder, each, seed):
-    """Writes a folder of noisy pictures for each colour, PNG and JPEG by turns, 40 x 40 pixels."""
+def write_images(folder, each, seed):
+    """Writes a folder of noisy images for each colour, PNG and JPEG by turns, 40 x 40 pixels."""
     rng = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from parity import network_of_zeros, quick_jit, random_pictures
+from parity import network_of_zeros, quick_jit, random_images
 from step_setup import lively
 
 from jaxtl.models import REGISTRY, build, merge, split
@@ -23,14 +23,14 @@ def test_going_from_stage_to_stage_is_the_whole(name, convention):
     of_name = REGISTRY[name]
     width = min(of_name.widths)
     graph, variables = split(build(name, num_classes=3, width=width, convention=convention))
-    pictures = random_pictures(of_name.smallest)
+    images = random_images(of_name.smallest)
 
     @quick_jit
     def both_ways(variables):
-        network, maps = merge(graph, variables), pictures
+        network, maps = merge(graph, variables), images
         for start, stop in pairwise((None, *network.stage_names[1:], None)):
             maps = network(maps, start=start, stop=stop)
-        return network(pictures), maps
+        return network(images), maps
 
     whole, in_steps = both_ways(lively(variables))
     assert whole.shape == (2, 3)

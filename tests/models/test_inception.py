@@ -77,13 +77,13 @@ def test_layers_are_in_the_order_of_keras_and_numbered_as_a_fresh_keras_does(net
         assert got == expected
 
 
-def test_the_smallest_pictures_leave_one_pixel():
+def test_the_smallest_images_leave_one_pixel():
     graph, variables = split(build("inception_v3", num_classes=None))
 
     def maps(side, stop):
-        pictures = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
         run = partial(merge(graph, variables), stop=stop)
-        return jax.eval_shape(run, pictures).shape
+        return jax.eval_shape(run, images).shape
 
     assert maps(DEFINITION.smallest, "pool") == (1, 1, 1, 2048)
     assert maps(299, "pool") == (1, 8, 8, 2048)

@@ -42,7 +42,7 @@ def test_batch_norm_in_inference_uses_and_keeps_its_statistics():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_batch_norm_in_training_counts_every_picture_once_and_no_padding(devices):
+def test_batch_norm_in_training_counts_every_image_once_and_no_padding(devices):
     norm = trained_norm()
     norm.training, norm.momentum, norm.axis_name = True, 0.7, "data"
     old_mean, old_var = np.asarray(norm.mean[...]), np.asarray(norm.var[...])
@@ -107,19 +107,17 @@ def test_a_pointwise_convolution_is_a_convolution_with_its_gradients(dtype):
         np.testing.assert_allclose(np.float32(got), np.float32(want), rtol=rounding, atol=rounding)
 
 
-def test_the_type_of_the_feature_maps_is_chosen_where_pictures_come_in():
+def test_the_type_of_the_feature_maps_is_chosen_where_images_come_in():
     preprocess = Preprocess(Convention("keras", (127.5,) * 3, (127.5,) * 3, 1e-3))
-    pictures = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    assert preprocess(pictures, Context()).dtype == "float32"
+    images = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
+    assert preprocess(images, Context()).dtype == "float32"
     network = build("mobilenet_v2", num_classes=3, width=0.35)
     network.preprocess.dtype = "bfloat16"
     graph, variables = split(network)
-    assert (
-        jax.eval_shape(partial(merge(graph, variables), stop="top"), pictures).dtype == "bfloat16"
-    )
+    assert jax.eval_shape(partial(merge(graph, variables), stop="top"), images).dtype == "bfloat16"
 
     def loss(variables):
-        logits = merge(graph, variables)(pictures)
+        logits = merge(graph, variables)(images)
         assert logits.dtype == "float32"
         return jnp.sum(logits)
 
@@ -134,7 +132,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     y = head(jnp.ones((500, 400)), Context(keys))
     np.testing.assert_allclose(np.unique(y[:, 0]), [0, 1 / 0.75])
     np.testing.assert_allclose(np.mean(y[:, 1]), 400, rtol=0.01)
-    assert np.std(np.asarray(y[:, 1])) > 1  # every picture drops its own features
+    assert np.std(np.asarray(y[:, 1])) > 1  # every image drops its own features
 
 
 def test_dropout_is_off_without_keys():

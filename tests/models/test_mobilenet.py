@@ -1,4 +1,4 @@
-"""MobileNetV2: its counts and paths, and the pictures that it takes; what the registry refuses."""
+"""MobileNetV2: its counts and paths, and the images that it takes; what the registry refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtl.errors import UserError
 from jaxtl.models import build, merge, split, statistics
 
 
-def pictures(count, side, seed=0):
+def images(count, side, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -36,14 +36,14 @@ def test_trunk_has_260_arrays_with_readable_paths():
 @pytest.mark.parametrize("side", [32, 33, 47])
 def test_takes_any_size_from_32_pixels(side):
     graph, variables = split(build("mobilenet_v2", num_classes=None, width=0.35))
-    features = jax.jit(lambda v, x: merge(graph, v)(x))(variables, pictures(1, side))
+    features = jax.jit(lambda v, x: merge(graph, v)(x))(variables, images(1, side))
     assert features.shape == (1, 1280)
     assert features.dtype == jnp.float32
 
 
 def test_takes_whole_numbers_and_floats_alike():
     graph, variables = split(build("mobilenet_v2", num_classes=None, width=0.35))
-    x = pictures(1, 32)
+    x = images(1, 32)
     run = jax.jit(lambda v, x: merge(graph, v)(x))
     np.testing.assert_array_equal(run(variables, x), run(variables, x.astype(np.float32)))
 

@@ -12,7 +12,7 @@ from jaxtl.models.mobilenet_v1 import SeparableBlock, keras_file, torch_layers
 RNG = np.random.default_rng(0)
 
 
-def pictures(count, side):
+def images(count, side):
     return RNG.integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -43,7 +43,7 @@ def test_its_stages_are_the_rows_of_the_papers_table():
 def test_odd_maps_are_halved_as_the_framework_does(convention, side, expected):
     network = build("mobilenet_v1", num_classes=None, width=0.25, convention=convention)
     ends = ("block_1", "block_3", "block_5", "block_7", "pool")
-    sides = [jax.eval_shape(partial(network, stop=end), pictures(1, side)).shape for end in ends]
+    sides = [jax.eval_shape(partial(network, stop=end), images(1, side)).shape for end in ends]
     assert [shape[1:3] for shape in sides] == [(side, side) for side in expected]
 
 

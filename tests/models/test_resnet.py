@@ -12,7 +12,7 @@ from jaxtl.models.resnet import Bottleneck, keras_layers
 RNG = np.random.default_rng(0)
 
 
-def pictures(count, side):
+def images(count, side):
     return RNG.integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -44,7 +44,7 @@ def test_its_stages_are_the_blocks_of_the_papers_table():
 def test_every_group_halves_the_maps_and_rounds_up(convention, side, expected):
     network = build("resnet50", num_classes=None, convention=convention)
     ends = ("conv3_block1", "conv4_block1", "conv5_block1", "pool")
-    shapes = [jax.eval_shape(partial(network, stop=end), pictures(1, side)).shape for end in ends]
+    shapes = [jax.eval_shape(partial(network, stop=end), images(1, side)).shape for end in ends]
     assert [shape[1:3] for shape in shapes] == [(side, side) for side in expected]
     assert [shape[3] for shape in shapes] == [256, 512, 1024, 2048]
 

@@ -24,7 +24,7 @@ def with_top():
     return network_of_zeros("vgg16", 1000, top=True)
 
 
-def pictures(count, side):
+def images(count, side):
     return RNG.integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -51,7 +51,7 @@ def test_its_stages_are_its_convolutions_and_the_classifier_that_is_asked_for(wi
 def test_every_block_halves_the_maps_and_rounds_down(side, expected):
     network = build("vgg16", num_classes=None)
     ends = ("block2_conv1", "block3_conv1", "block4_conv1", "block5_conv1", "pool")
-    shapes = [jax.eval_shape(partial(network, stop=end), pictures(1, side)).shape for end in ends]
+    shapes = [jax.eval_shape(partial(network, stop=end), images(1, side)).shape for end in ends]
     assert [shape[1:3] for shape in shapes] == [(side, side) for side in expected]
     assert [shape[3] for shape in shapes] == [64, 128, 256, 512, 512]
 
@@ -59,7 +59,7 @@ def test_every_block_halves_the_maps_and_rounds_down(side, expected):
 @pytest.mark.parametrize("side", [32, 95, 224, 256])
 def test_the_classifier_takes_any_size_and_is_float32_on_bfloat16_maps(with_top, side):
     with_top.compute_in("bfloat16")
-    x = pictures(1, side)
+    x = images(1, side)
     shapes = [
         jax.eval_shape(partial(with_top, stop=end), x) for end in ("fc1", "fc2", "head", None)
     ]

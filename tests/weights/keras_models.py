@@ -152,10 +152,10 @@ def _path(layer: str, value: np.ndarray) -> str:
     return f"{block}/{part}"
 
 
-def preprocessed(name: str, pictures: np.ndarray) -> np.ndarray:
-    """RGB pictures 0..255 as a network of Keras Applications takes them, by its own function."""
+def preprocessed(name: str, images: np.ndarray) -> np.ndarray:
+    """RGB images 0..255 as a network of Keras Applications takes them, by its own function."""
     module = getattr(keras.applications, REGISTRY[name].names[name].module)
-    return module.preprocess_input(pictures.astype(np.float32))
+    return module.preprocess_input(images.astype(np.float32))
 
 
 def outputs(model: keras.Model, preprocessed: np.ndarray) -> list[np.ndarray]:
@@ -163,7 +163,7 @@ def outputs(model: keras.Model, preprocessed: np.ndarray) -> list[np.ndarray]:
 
     Args:
         model: one of Keras Applications.
-        preprocessed: pictures (B, H, W, 3) as the model takes them.
+        preprocessed: images (B, H, W, 3) as the model takes them.
     """
     pools = [x for x in model.layers if isinstance(x, layers.GlobalAveragePooling2D)]
     features = (pools or model.layers[-2:])[0].output

@@ -1,4 +1,4 @@
-"""Weights come from a model hub once, and only such as suit the pictures that a network sees."""
+"""Weights come from a model hub once, and only such as suit the images that a network sees."""
 
 from __future__ import annotations
 
@@ -184,10 +184,10 @@ def test_a_repository_without_such_files_gives_way(online, missing, file, caplog
             ["mean (0.5, 0.5, 0.5)", "deviation (0.5, 0.5, 0.5)", "mean (0.485, 0.456, 0.406)"],
         ),
         ({"std": [0.5, 0.5, 0.5]}, ["deviation (0.5, 0.5, 0.5)"]),
-        ({"mean": [0.485]}, ["how its pictures were normalised"]),
+        ({"mean": [0.485]}, ["how its images were normalised"]),
         ({"mean": [float("nan")] * 3}, ["mean (nan, nan, nan)"]),
-        ({"mean": "imagenet"}, ["how its pictures were normalised"]),
-        ({"std": None}, ["how its pictures were normalised"]),
+        ({"mean": "imagenet"}, ["how its images were normalised"]),
+        ({"std": None}, ["how its images were normalised"]),
     ],
 )
 def test_weights_of_another_normalisation_are_refused_before_they_are_downloaded(
@@ -203,7 +203,7 @@ def test_weights_of_another_normalisation_are_refused_before_they_are_downloaded
 
 
 @pytest.mark.parametrize("config", [b"{}", b"[]", b"<html>", b'{"pretrained_cfg": null}'])
-def test_a_config_that_says_nothing_of_pictures_is_refused(online, config):
+def test_a_config_that_says_nothing_of_images_is_refused(online, config):
     online.repositories[REPOSITORY]["config.json"] = config
     with pytest.raises(UserError, match=r"config\.json of hf:timm/.* does not say what network"):
         make(SOURCE)

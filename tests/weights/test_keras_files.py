@@ -264,7 +264,7 @@ class TestADamagedFile:
     def test_is_refused_when_it_is_hdf5_without_weights(self, tmp_path):
         path = tmp_path / "data.h5"
         with h5py.File(path, "w") as file:
-            file["pictures"] = np.zeros(3)
+            file["images"] = np.zeros(3)
         with pytest.raises(UserError, match="it holds no layers with weights"):
             load(path)
 

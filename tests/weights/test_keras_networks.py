@@ -42,7 +42,7 @@ one_of_each_file = pytest.mark.parametrize("name", KERNELS, indirect=True)
 
 
 def application(name: str, **options) -> keras.Model:
-    """The narrowest, for the smallest pictures: both change no names."""
+    """The narrowest, for the smallest images: both change no names."""
     of_name = REGISTRY[name]
     options = {"size": of_name.smallest, "width": min(of_name.widths)} | options
     return keras_models.application(name, **options)

@@ -7,7 +7,7 @@ import keras
 import keras_models
 import numpy as np
 import pytest
-from parity import assert_all_same, our_outputs, random_pictures
+from parity import assert_all_same, our_outputs, random_images
 from sklearn.datasets import load_digits, load_sample_images
 
 from jaxtl.models import REGISTRY, Network
@@ -31,9 +31,9 @@ WIDTHS = [("mobilenet_v1", width) for width in (0.25, 0.5, 0.75)] + [
 ]
 
 
-def assert_same_as_keras(network: Network, model: keras.Model, pictures: np.ndarray) -> None:
-    theirs = keras_models.outputs(model, keras_models.preprocessed(network.name, pictures))
-    assert_all_same(our_outputs(network, pictures), theirs)
+def assert_same_as_keras(network: Network, model: keras.Model, images: np.ndarray) -> None:
+    theirs = keras_models.outputs(model, keras_models.preprocessed(network.name, images))
+    assert_all_same(our_outputs(network, images), theirs)
 
 
 def test_every_network_is_compared_at_the_size_of_its_published_weights():
@@ -64,7 +64,7 @@ class TestEveryNetwork:
         assert record is not None
         assert (record.convention, record.head, record.left_out) == ("keras", "loaded", ())
 
-        assert_same_as_keras(network, model, random_pictures(size))
+        assert_same_as_keras(network, model, random_images(size))
 
     @pytest.mark.parametrize("place", [1, 2])
     def test_features_and_logits_are_those_of_keras_at_other_sizes(self, saved, place):
@@ -79,7 +79,7 @@ class TestEveryNetwork:
             if layer.weights:
                 layer.set_weights(_namesake(model, other, layer).get_weights())
 
-        assert_same_as_keras(network, other, random_pictures(size))
+        assert_same_as_keras(network, other, random_images(size))
 
 
 def _namesake(model: keras.Model, other: keras.Model, layer: keras.Layer) -> keras.Layer:
@@ -105,7 +105,7 @@ def test_every_width_is_that_of_keras(name, width, tmp_path):
 
     assert record is not None
     assert record.head == "loaded"
-    assert_same_as_keras(network, model, random_pictures(size))
+    assert_same_as_keras(network, model, random_images(size))
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,10 @@ def breeds(tmp_path_factory) -> tuple[Network, keras.Model]:
     return network, theirs
 
 
-def breed_outputs(model: keras.Model, pictures: np.ndarray) -> list[np.ndarray]:
+def breed_outputs(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
     """Features and logits, layer by layer: the trunk is a model within the model."""
     _, trunk, pool, _, dense = model.layers
-    scaled = keras.applications.mobilenet_v2.preprocess_input(pictures.astype(np.float32))
+    scaled = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
     values = [
         [v.value for v in w] for w in (trunk.trainable_variables, trunk.non_trainable_variables)
     ]
@@ -136,8 +136,8 @@ def breed_outputs(model: keras.Model, pictures: np.ndarray) -> list[np.ndarray]:
 
 
 def photographs(size: int) -> np.ndarray:
-    pictures = np.stack(load_sample_images().images)
-    return np.asarray(jax.image.resize(pictures.astype(np.float32), (2, size, size, 3), "linear"))
+    images = np.stack(load_sample_images().images)
+    return np.asarray(jax.image.resize(images.astype(np.float32), (2, size, size, 3), "linear"))
 
 
 def digits(size: int) -> np.ndarray:
@@ -146,9 +146,9 @@ def digits(size: int) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pictures", [photographs, digits])
-def test_published_weights_give_keras_outputs_on_real_pictures(breeds, pictures):
+@pytest.mark.parametrize("images", [photographs, digits])
+def test_published_weights_give_keras_outputs_on_real_images(breeds, images):
     network, model = breeds
-    images = np.clip(pictures(160), 0, 255).astype(np.uint8)
+    images = np.clip(images(160), 0, 255).astype(np.uint8)
 
     assert_all_same(our_outputs(network, images), breed_outputs(model, images))

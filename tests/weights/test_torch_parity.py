@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parity import assert_all_same, assert_same, our_outputs, random_pictures
+from parity import assert_all_same, assert_same, our_outputs, random_images
 
 from jaxtl.models import REGISTRY, split
 from jaxtl.weights import create
@@ -70,14 +70,14 @@ def their_network(library: str, name: str, classes: int) -> torch.nn.Module:
     return model.eval()
 
 
-def their_outputs(model: torch.nn.Module, library: str, pictures: np.ndarray) -> list[np.ndarray]:
-    """Features and logits for RGB pictures 0..255, normalised as the library says."""
+def their_outputs(model: torch.nn.Module, library: str, images: np.ndarray) -> list[np.ndarray]:
+    """Features and logits for RGB images 0..255, normalised as the library says."""
     if library == "timm":
         of_model = model.pretrained_cfg
         mean, std = of_model["mean"], of_model["std"]
     else:
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    x = (pictures / 255 - np.asarray(mean)) / np.asarray(std)
+    x = (images / 255 - np.asarray(mean)) / np.asarray(std)
     found: list[torch.Tensor] = []
     *_, last = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
     hook = last.register_forward_pre_hook(lambda _, given: found.append(given[0]))
@@ -90,12 +90,12 @@ def their_outputs(model: torch.nn.Module, library: str, pictures: np.ndarray) ->
 def assert_same_as_there(
     name: str, path: Path, model: torch.nn.Module, library: str, size: int, **options
 ) -> None:
-    pictures = random_pictures(size)
+    images = random_images(size)
     network, record = create(name, weights=str(path), image_size=size, **options)
     assert record is not None
     assert (record.convention, record.head, record.left_out) == ("torch", "loaded", ())
-    theirs = their_outputs(model, library, pictures)
-    assert_all_same(our_outputs(network, pictures), theirs)
+    theirs = their_outputs(model, library, images)
+    assert_all_same(our_outputs(network, images), theirs)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -139,11 +139,11 @@ def test_the_pooled_features_of_vgg_are_the_mean_of_its_last_maps(tmp_path):
     (tmp_path / "model.pth").unlink()
     assert record is not None
     assert len(record.left_out) == 6
-    pictures = random_pictures(97)
-    x = (pictures / 255 - np.asarray([0.485, 0.456, 0.406])) / np.asarray([0.229, 0.224, 0.225])
+    images = random_images(97)
+    x = (images / 255 - np.asarray([0.485, 0.456, 0.406])) / np.asarray([0.229, 0.224, 0.225])
     with torch.no_grad():
         maps = model.features(torch.from_numpy(x.transpose(0, 3, 1, 2).astype(np.float32)))
-    (ours,) = our_outputs(network, pictures)
+    (ours,) = our_outputs(network, images)
     assert_same(ours, maps.mean((2, 3)).numpy())
 
 

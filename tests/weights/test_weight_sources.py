@@ -215,10 +215,10 @@ def test_random_parameters_are_asked_for_by_none_alone(caplog):
 
 
 def test_create_model_returns_logits_or_features(file):
-    pictures = np.zeros((2, 32, 32, 3), np.uint8)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
     classifier = create_model("mobilenet_v2", num_classes=3, weights=str(file), width=WIDTH)
     trunk = create_model("mobilenet_v2", weights=str(file), width=WIDTH)
-    logits, features = jax.eval_shape(lambda x: (classifier(x), trunk(x)), pictures)
+    logits, features = jax.eval_shape(lambda x: (classifier(x), trunk(x)), images)
     assert (logits.shape, logits.dtype) == ((2, 3), np.float32)
     assert (features.shape, features.dtype) == ((2, 1280), np.float32)
 
@@ -235,7 +235,7 @@ def test_impossible_sizes_are_refused(options, message):
         make(None, **options)
 
 
-def test_the_smallest_pictures_are_those_of_the_network():
+def test_the_smallest_images_are_those_of_the_network():
     with pytest.raises(UserError, match="image_size 74 is too small for inception_v3: at least 75"):
         create("inception_v3", num_classes=3, weights=None, image_size=74)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from full_disk import files_no_longer_than
 from keras_models import CLASSES, blank, outputs, preprocessed, quick_initialisers
-from parity import assert_all_same, assert_same, our_outputs, random_pictures
+from parity import assert_all_same, assert_same, our_outputs, random_images
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -79,7 +79,7 @@ def random_network(
 
 @pytest.fixture(scope="module")
 def timm_logits() -> Callable[[str, np.ndarray], np.ndarray]:
-    """What timm returns for pictures, after the Python that loads the file."""
+    """What timm returns for images, after the Python that loads the file."""
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
     import safetensors.torch
@@ -95,7 +95,7 @@ def timm_logits() -> Callable[[str, np.ndarray], np.ndarray]:
 
 
 def as_told(told: str, images: np.ndarray) -> np.ndarray:
-    """Pictures normalised as the words say that come with a file."""
+    """Images normalised as the words say that come with a file."""
     groups = re.fullmatch(r"RGB, 0\.\.(\d+), minus \((.+)\), divided by \(([^)]+)\).*", told)
     assert groups is not None, told
     mean, std = (np.float32(groups[i].split(", ")) for i in (2, 3))
@@ -105,7 +105,7 @@ def as_told(told: str, images: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("name", "width", "size"), KERAS_CASES)
 def test_keras_loads_both_kinds_of_file_and_gives_the_same_logits(name, width, size, tmp_path):
     network = random_network(name, width=width)
-    ours = our_outputs(network, random_pictures(size))
+    ours = our_outputs(network, random_images(size))
     model = blank(name, width=width, size=size, top=True)
     for file in KERAS_FILES:
         for variable in model.weights:
@@ -114,9 +114,9 @@ def test_keras_loads_both_kinds_of_file_and_gives_the_same_logits(name, width, s
         written = write_weights(network, tmp_path / file)
         model.load_weights(tmp_path / file)
 
-        assert_all_same(ours, outputs(model, preprocessed(name, random_pictures(size))))
+        assert_all_same(ours, outputs(model, preprocessed(name, random_images(size))))
         assert written.parameters == model.count_params()
-        assert written.pictures.startswith(f"keras.applications.{NAMES[name].module}.")
+        assert written.images.startswith(f"keras.applications.{NAMES[name].module}.")
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_keras_loads_a_trunk_and_gives_the_same_features(name, width, file, tmp_
     write_weights(network, tmp_path / file)
     model.load_weights(tmp_path / file)
 
-    theirs = outputs(model, preprocessed(name, random_pictures(32)))
-    assert_all_same(our_outputs(network, random_pictures(32)), theirs)
+    theirs = outputs(model, preprocessed(name, random_images(32)))
+    assert_all_same(our_outputs(network, random_images(32)), theirs)
 
 
 @pytest.mark.parametrize(("name", "width", "size"), TIMM_CASES)
@@ -141,8 +141,8 @@ def test_timm_loads_strictly_and_gives_the_same_logits(name, width, size, timm_l
 
     written = write_weights(network, tmp_path / TIMM_FILE)
 
-    theirs = timm_logits(written.load, as_told(written.pictures, random_pictures(size)))
-    assert_same(our_outputs(network, random_pictures(size))[-1], theirs)
+    theirs = timm_logits(written.load, as_told(written.images, random_images(size)))
+    assert_same(our_outputs(network, random_images(size))[-1], theirs)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ def test_timm_loads_a_trunk_and_gives_the_same_features(name, width, timm_logits
 
     written = write_weights(network, tmp_path / TIMM_FILE)
 
-    theirs = timm_logits(written.load, as_told(written.pictures, random_pictures(32)))
-    assert_same(our_outputs(network, random_pictures(32))[-1], theirs)
+    theirs = timm_logits(written.load, as_told(written.images, random_images(32)))
+    assert_same(our_outputs(network, random_images(32))[-1], theirs)
 
 
 @pytest.mark.slow
@@ -167,8 +167,8 @@ def test_vgg_with_its_published_classifier_is_the_same_in_keras_and_comes_back(f
     assert_comes_back(network, tmp_path / file)
     model.load_weights(tmp_path / file)
 
-    theirs = outputs(model, preprocessed("vgg16", random_pictures(224)))
-    assert_all_same(our_outputs(network, random_pictures(224)), theirs)
+    theirs = outputs(model, preprocessed("vgg16", random_images(224)))
+    assert_all_same(our_outputs(network, random_images(224)), theirs)
 
 
 @pytest.mark.slow
@@ -180,12 +180,12 @@ def test_vgg_with_its_published_classifier_is_the_same_in_timm_and_comes_back(
 
     written = assert_comes_back(network, tmp_path / TIMM_FILE)
 
-    theirs = timm_logits(written.load, as_told(written.pictures, random_pictures(224)))
-    assert_same(our_outputs(network, random_pictures(224))[-1], theirs)
+    theirs = timm_logits(written.load, as_told(written.images, random_images(224)))
+    assert_same(our_outputs(network, random_images(224))[-1], theirs)
 
 
 @pytest.mark.slow
-def test_vgg_trained_in_torch_computes_the_same_in_keras_with_the_pictures_that_it_says(tmp_path):
+def test_vgg_trained_in_torch_computes_the_same_in_keras_with_the_images_that_it_says(tmp_path):
     network = random_network("vgg16", classes=None, convention="torch")
     model = blank("vgg16", size=32)
 
@@ -193,22 +193,22 @@ def test_vgg_trained_in_torch_computes_the_same_in_keras_with_the_pictures_that_
         written = assert_comes_back(network, tmp_path / file)
         model.load_weights(tmp_path / file)
 
-        theirs = outputs(model, as_told(written.pictures, random_pictures(32)))
-        assert_all_same(our_outputs(network, random_pictures(32)), theirs)
-        assert written.pictures.endswith("not preprocess_input")
+        theirs = outputs(model, as_told(written.images, random_images(32)))
+        assert_all_same(our_outputs(network, random_images(32)), theirs)
+        assert written.images.endswith("not preprocess_input")
 
 
 @pytest.mark.slow
 @pytest.mark.peers
-def test_vgg_trained_in_keras_computes_the_same_in_timm_with_the_pictures_that_it_says(
+def test_vgg_trained_in_keras_computes_the_same_in_timm_with_the_images_that_it_says(
     timm_logits, tmp_path
 ):
     network = random_network("vgg16", classes=None, convention="keras")
 
     written = write_weights(network, tmp_path / TIMM_FILE)
 
-    theirs = timm_logits(written.load, as_told(written.pictures, random_pictures(32)))
-    assert_same(our_outputs(network, random_pictures(32))[-1], theirs)
+    theirs = timm_logits(written.load, as_told(written.images, random_images(32)))
+    assert_same(our_outputs(network, random_images(32))[-1], theirs)
 
 
 ROUND_TRIPS = [
@@ -232,7 +232,7 @@ def test_what_was_written_comes_back_bit_for_bit(name, width, file, tmp_path):
 
 
 @pytest.mark.slow
-def test_vgg_trained_in_keras_comes_back_from_a_file_for_timm_with_its_own_pictures(tmp_path):
+def test_vgg_trained_in_keras_comes_back_from_a_file_for_timm_with_its_own_images(tmp_path):
     network = random_network("vgg16", classes=None, convention="keras")
     assert_comes_back(network, tmp_path / TIMM_FILE)
 

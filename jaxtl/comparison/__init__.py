@@ -1,0 +1,1 @@
+"""Which network? Candidates measured on the user's own images."""

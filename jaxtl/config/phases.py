@@ -1,0 +1,167 @@
+"""The phases of a run, and the rules for what a phase trains (docs/fine-tuning.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from jaxtl.config.checked import Checked, Fraction, NotNegative, Positive
+from jaxtl.errors import UserError
+
+
+class Stages(Checked):
+    """Trains a stage and all after it, the nearer to the images the more slowly.
+
+    Layer-wise decay of the learning rate, as in ELECTRA (Clark et al. 2020, arXiv:2003.10555, its
+    configure_finetuning.py); the discriminative fine-tuning of Howard and Ruder (2018,
+    arXiv:1801.06146, section 3.2).
+
+    Attributes:
+        from_stage: the first stage that trains; None for the first of all.
+        decay: the multiplier of the learning rate is 1 in the last stage, and falls by this factor
+            from each stage with parameters to the one before it.
+    """
+
+    from_stage: str | None
+    decay: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_patterns(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and any("/" in str(key) for key in value):
+            whole = "{'from_stage': 'NAME', 'decay': 0.9}"
+            raise ValueError(f"patterns and from_stage exclude each other; give {whole} as a whole")
+        return value
+
+
+def _kind(rules: Any) -> str:
+    """Which of the two kinds of rules a value means, so that only the errors of that are told."""
+    named = isinstance(rules, Mapping) and "from_stage" in rules
+    return "stages" if named or isinstance(rules, Stages) else "patterns"
+
+
+Patterns = Annotated[dict[str, Positive], Field(min_length=1)]
+Rules = Annotated[
+    Annotated[Patterns, Tag("patterns")] | Annotated[Stages, Tag("stages")], Discriminator(_kind)
+]
+
+
+class Phase(Checked):
+    """One stretch of training: what trains, for how long, and how.
+
+    Attributes:
+        name: what logs and flags call it.
+        train: what `head_only`, `from_stage` or `everything` returns; or regular expressions over
+            whole parameter paths, each with the multiplier of the learning rate for what it
+            matches; the first match wins, and what nothing matches is frozen.
+        epochs: passes over the training images, at most.
+        lr: the learning rate, before multipliers and schedule.
+        optimizer: `adam` (with `weight_decay` it is AdamW), `sgd` (with Nesterov momentum of
+            `momentum`) or `rmsprop`.
+        weight_decay: decoupled decay of the trained kernels (never of biases or BatchNorms).
+        clip_norm: the largest global norm of the trained gradients.
+        schedule: `constant`, or `cosine` down to zero over the phase.
+        warmup_epochs: the learning rate rises linearly over this many epochs.
+        label_smoothing: the share of each label spread over all classes.
+        batch_norm: what the BatchNorms of trained stages do: `frozen` (scale and shift learn, the
+            statistics stay) or `train` (normalise by the batch, across devices, and move the
+            statistics).
+        batch_norm_momentum: how much of the running statistics a step keeps; None suits it to the
+            number of steps in the phase.
+        patience: stop after this many epochs without a better validation result than the phase had
+            before; None never stops.
+        restore_best: end the phase with its best parameters rather than with its last.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+    train: Rules
+    epochs: Annotated[int, Field(ge=1)]
+    lr: Positive = 1e-3
+    optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
+    momentum: Fraction = 0.9
+    weight_decay: NotNegative = 0.0
+    clip_norm: Positive | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: NotNegative = 0.0
+    label_smoothing: Fraction = 0.0
+    batch_norm: Literal["frozen", "train"] = "frozen"
+    batch_norm_momentum: Fraction | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    restore_best: bool = True
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Phase:
+        if self.optimizer != "sgd" and self.momentum != Phase.model_fields["momentum"].default:
+            raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
+        if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
+            raise ValueError("batch_norm_momentum needs batch_norm='train'")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"
+            )
+        return self
+
+
+def head_only() -> dict[str, float]:
+    """Trains the head; all before it is frozen."""
+    return {"head/.*": 1.0}
+
+
+def from_stage(name: str, decay: float = 0.9) -> Stages:
+    """Trains a stage and all after it, each stage at a lower rate than the one after it.
+
+    Args:
+        name: of the stage, such as `block_14`; the table at the start of a run lists them.
+        decay: see `Stages`, above 0 and at most 1, where all train at the same rate. The default is
+            that of the largest ELECTRA.
+    """
+    return Stages(from_stage=name, decay=decay)
+
+
+def everything(decay: float = 1.0) -> Stages:
+    """Trains all stages, at the same rate or at rates that decay as in `from_stage`."""
+    return Stages(from_stage=None, decay=decay)
+
+
+def gradual(
+    stages: Sequence[str], *, epochs: int, lr: float, decay: float = 0.9, **settings: Any
+) -> tuple[Phase, ...]:
+    """Phases that unfreeze a network step by step, from the head towards the images.
+
+    Gradual unfreezing (Howard and Ruder 2018, arXiv:1801.06146, section 3.3): first a phase `head`
+    for the head alone, then for each stage a phase `from_STAGE`.
+
+    Args:
+        stages: where each phase after the first begins to train, the last stage of the network
+            first; a stage that is not there is refused when a run begins.
+        epochs: of each phase.
+        lr: of each phase, before multipliers and schedule.
+        decay: as in `from_stage`.
+        settings: any other field of `Phase`, for all of them; those of BatchNorms not for the
+            first, since a head has none.
+
+    Raises:
+        UserError: there are no stages, or they are not names that differ.
+    """
+    if isinstance(stages, str) or not stages or len({"head", *stages}) != len(stages) + 1:
+        raise UserError(
+            f"gradual({stages!r}): give different stages after the head, the last one first, such "
+            "as ('top', 'block_14')"
+        )
+    of_head = {key: value for key, value in settings.items() if not key.startswith("batch_norm")}
+    head = Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **of_head)
+    return (
+        head,
+        *(
+            Phase(
+                name=f"from_{stage}",
+                train=from_stage(stage, decay),
+                epochs=epochs,
+                lr=lr,
+                **settings,
+            )
+            for stage in stages
+        ),
+    )

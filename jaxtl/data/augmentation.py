@@ -1,0 +1,194 @@
+"""Random changes to training images, on the device.
+
+Each image has a key of its own, so the result does not depend on how a batch is spread over
+devices. What is drawn is kept apart from how it is applied: `draw_geometry` turns a key into
+numbers, `pull_matrix` turns the numbers into one matrix.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, UInt8
+
+from jaxtl.config.config_file import Augment
+
+# One key for each thing that is drawn, so that switching one on does not change the others.
+_DRAWS = (
+    "horizontal_flip",
+    "vertical_flip",
+    "shear",
+    "zoom",
+    "area",
+    "ratio",
+    "corner",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+)
+# Szegedy et al. 2015, arXiv:1409.4842, section 6: the aspect ratio lies in [3/4, 4/3].
+_LARGEST_RATIO = 4 / 3
+
+
+class Geometry(NamedTuple):
+    """Where the pixels of one changed image come from.
+
+    Attributes:
+        corner: the top and left edge of the box that is kept, as shares of height and width.
+        box: the height and width of that box, as shares of height and width.
+        shear: in degrees.
+        zoom: the scale of columns and that of rows (Keras' zx and zy); above 1 things get smaller.
+        flip: whether rows and whether columns are mirrored.
+    """
+
+    corner: Float[Array, "2"]
+    box: Float[Array, "2"]
+    shear: Float[Array, ""]
+    zoom: Float[Array, "2"]
+    flip: Bool[Array, "2"]
+
+
+def augment(
+    images: UInt8[Array, "batch height width 3"], keys: Key[Array, " batch"], config: Augment
+) -> Float[Array, "batch height width 3"]:
+    """Changes each image at random, as its key says; to be called inside `jit`.
+
+    The order is: random resized crop, shear and zoom, flips, all in one interpolation; then
+    brightness, contrast, saturation and hue, each clipped to the range of pixels. Without any of
+    these this is only a cast, and with flips alone no pixel is interpolated.
+
+    Args:
+        images: RGB, 0..255.
+        keys: one random key a image.
+        config: what to change, and how strongly.
+
+    Returns:
+        RGB, 0..255, float32.
+    """
+    return jax.vmap(lambda image, key: _augment_one(image, key, config))(images, keys)
+
+
+def _keys(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+    return dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
+
+
+def _augment_one(
+    image: UInt8[Array, "height width 3"], key: Key[Array, ""], config: Augment
+) -> Float[Array, "height width 3"]:
+    pixels = image.astype(jnp.float32)
+    if config.crop_scale or config.shear or config.zoom:
+        height, width, _ = pixels.shape
+        geometry = draw_geometry(key, config)
+        pixels = warp(pixels, pull_matrix(geometry, height, width))
+    elif config.horizontal_flip or config.vertical_flip:
+        rows, columns = draw_geometry(key, config).flip
+        pixels = jnp.where(rows, pixels[::-1], pixels)
+        pixels = jnp.where(columns, pixels[:, ::-1], pixels)
+    if config.brightness or config.contrast or config.saturation or config.hue:
+        pixels = _jitter_colours(pixels / 255, key, config) * 255
+    return pixels
+
+
+def draw_geometry(key: Key[Array, ""], config: Augment) -> Geometry:
+    """Draws the geometry of one image; what `config` does not ask for is drawn as no change.
+
+    Args:
+        key: the image's key.
+        config: the ranges. The area of the box is uniform in `crop_scale`; its aspect ratio is
+            log-uniform over the part of [3/4, 4/3] with which a box of this area fits into the
+            image (images are square here, so it is a ratio of shares); its place is uniform.
+    """
+    keys = _keys(key)
+    corner, box = jnp.zeros(2), jnp.ones(2)
+    if config.crop_scale:
+        least, largest = config.crop_scale
+        area = jax.random.uniform(keys["area"], minval=least, maxval=largest)
+        # sqrt(area * ratio) and sqrt(area / ratio) are at most 1 for ratios in [area, 1 / area].
+        bound = jnp.minimum(-jnp.log(area), jnp.log(_LARGEST_RATIO))
+        ratio = jnp.exp(jax.random.uniform(keys["ratio"], minval=-bound, maxval=bound))
+        box = jnp.minimum(jnp.sqrt(jnp.stack([area / ratio, area * ratio])), 1.0)
+        corner = jax.random.uniform(keys["corner"], (2,)) * (1 - box)
+    shear, zoom = jnp.zeros(()), jnp.ones(2)
+    if config.shear:
+        shear = jax.random.uniform(keys["shear"], minval=-config.shear, maxval=config.shear)
+    if config.zoom:
+        low, high = 1 - config.zoom, 1 + config.zoom
+        zoom = jax.random.uniform(keys["zoom"], (2,), minval=low, maxval=high)
+    rows = jax.random.bernoulli(keys["vertical_flip"]) & config.vertical_flip
+    columns = jax.random.bernoulli(keys["horizontal_flip"]) & config.horizontal_flip
+    return Geometry(corner, box, shear, zoom, jnp.stack([rows, columns]))
+
+
+def pull_matrix(geometry: Geometry, height: int, width: int) -> Float[Array, "3 3"]:
+    """The matrix from (row, column, 1) of a pixel in the result to its place in the image.
+
+    Coordinates are those of pixel centres: 0 is the centre of the first pixel. Shear and zoom are
+    those of Keras' `ImageDataGenerator`, about the centre. A place in the result is mirrored, then
+    zoomed, then sheared, and then put into the box that was cropped.
+    """
+    centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2])
+    angle = jnp.deg2rad(geometry.shear)
+    zoom_columns, zoom_rows = geometry.zoom
+    shear_and_zoom = jnp.asarray(
+        [
+            [jnp.cos(angle) * zoom_rows, 0.0],
+            [-jnp.sin(angle) * zoom_rows, zoom_columns],
+        ]
+    )
+    mirror = jnp.where(geometry.flip, -1.0, 1.0)
+    linear = geometry.box[:, None] * shear_and_zoom * mirror
+    size = jnp.asarray([height, width])
+    box_centre = (geometry.corner + geometry.box / 2) * size - 0.5
+    offset = box_centre - jnp.sum(linear * centre, axis=1)
+    return jnp.concatenate(
+        [jnp.concatenate([linear, offset[:, None]], axis=1), jnp.asarray([[0.0, 0.0, 1.0]])]
+    )
+
+
+def warp(
+    pixels: Float[Array, "height width 3"], matrix: Float[Array, "3 3"]
+) -> Float[Array, "height width 3"]:
+    """Resamples a image bilinearly; outside of it the nearest edge goes on.
+
+    Args:
+        pixels: of any range.
+        matrix: from a place in the result to one in the image, see `pull_matrix`.
+    """
+    # Not `dm_pix.affine_transform`: it interpolates over the channels too, which makes it fifty
+    # times slower on a CPU, and it finds the places by a matrix product, which GPUs and TPUs round
+    # by up to a pixel at their default precision (TF32, bfloat16).
+    height, width, _ = pixels.shape
+    row, column = jnp.mgrid[:height, :width]
+    places = [line[0] * row + line[1] * column + line[2] for line in matrix[:2]]
+
+    def resample(channel: Float[Array, "height width"]) -> Float[Array, "height width"]:
+        return jax.scipy.ndimage.map_coordinates(channel, places, order=1, mode="nearest")
+
+    return jax.vmap(resample, in_axes=2, out_axes=2)(pixels)
+
+
+def _jitter_colours(
+    pixels: Float[Array, "height width 3"], key: Key[Array, ""], config: Augment
+) -> Float[Array, "height width 3"]:
+    """Brightness, contrast, saturation, hue, in this order, on pixels in 0..1."""
+    import dm_pix  # takes a while, and most runs leave colours alone
+
+    keys = _keys(key)
+
+    def factor(name: str, spread: float) -> Float[Array, ""]:
+        return jax.random.uniform(keys[name], minval=max(0.0, 1 - spread), maxval=1 + spread)
+
+    if config.brightness:
+        pixels = jnp.clip(pixels * factor("brightness", config.brightness), 0, 1)
+    if config.contrast:
+        pixels = dm_pix.adjust_contrast(pixels, factor("contrast", config.contrast))
+        pixels = jnp.clip(pixels, 0, 1)
+    if config.saturation:
+        pixels = dm_pix.adjust_saturation(pixels, factor("saturation", config.saturation))
+    if config.hue:
+        turn = jax.random.uniform(keys["hue"], minval=-config.hue, maxval=config.hue)
+        pixels = dm_pix.adjust_hue(pixels, turn)
+    return jnp.clip(pixels, 0, 1)

@@ -1,0 +1,139 @@
+"""Decoding: from an encoded image to RGB pixels of a fixed size."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from jaxtl.errors import UserError
+
+Resize = Literal["stretch", "crop"]
+
+# What Pillow may try. The list keeps readers that run other programs (EPS) away from foreign files.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+# How to turn the stored pixels upright, by the EXIF tag Orientation (CIPA DC-008, section 4.6.5).
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(
+    image: bytes | np.ndarray, size: int, resize: Resize
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Decodes an image to RGB, upright, of `size` x `size` pixels.
+
+    What becomes of the kinds of images that are not 8-bit RGB:
+    - Transparency is dropped and the colours below it are kept, as Keras' `load_img` and
+      TensorFlow's `decode_image(channels=3)` do.
+    - 16-bit images keep their upper 8 bits (value // 256), as libpng's `png_set_strip_16` does.
+    - Floats must lie in 0..1 and are scaled by 255, as scikit-image's `img_as_ubyte` does.
+    - CMYK goes through Pillow's conversion without a colour profile.
+    - Of an animation the first frame is taken.
+
+    Resizing is bilinear with antialiasing (Pillow's). A JPEG of at least twice the size is decoded
+    at a half, a quarter or an eighth of its size, which its DCT gives almost for free.
+
+    Args:
+        image: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file, or uint8 pixels of shape
+            (height, width), (height, width, 1) or (height, width, 3).
+        size: the side of the result, in pixels.
+        resize: `stretch` squeezes the whole image to a square; `crop` keeps the square in its
+            middle whose side is the shorter side of the image.
+
+    Returns:
+        Pixels, 0..255.
+
+    Raises:
+        UserError: the image is empty, damaged, too large or of another kind. The message says
+            what is wrong; which image it is the caller must add.
+    """
+    opened = _from_array(image) if isinstance(image, np.ndarray) else _from_bytes(image, size)
+    width, height = opened.size
+    box = (0.0, 0.0, float(width), float(height))
+    if resize == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    return np.asarray(opened.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    channels = pixels.shape[2:]
+    if pixels.dtype != np.uint8 or pixels.ndim < 2 or channels not in ((), (1,), (3,)):
+        raise UserError(
+            f"pixels of type {pixels.dtype} and shape {pixels.shape}: they must be uint8 of shape "
+            "(height, width), (height, width, 1) or (height, width, 3)"
+        )
+    if pixels.size == 0:
+        raise UserError("the image has no pixels")
+    return Image.fromarray(pixels[..., 0] if channels == (1,) else pixels).convert("RGB")
+
+
+def _from_bytes(encoded: bytes, size: int) -> Image.Image:
+    if not encoded:
+        raise UserError("the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            image.draft(None, (size, size))  # only JPEG: the smallest scale not below `size`
+            image.load()
+            return _to_rgb(_upright(image))
+    except (UserError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UserError("not a JPEG, PNG, WebP, BMP, GIF or TIFF image") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"too large to decode safely: {error}") from error
+    except Exception as error:  # damaged bytes bring nearly every kind of error out of the decoders
+        reason = str(error) or type(error).__name__
+        raise UserError(f"damaged or not supported: {reason}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation; `ImageOps.exif_transpose` would fail on odd tags beside it."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # the pixels are whole, and unreadable tags tell no orientation
+        orientation = None
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return Image.fromarray(_from_16_bit(np.asarray(image))).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_from_floats(np.asarray(image))).convert("RGB")
+    # Transparency is dropped in any case; said so here, Pillow does not warn of it.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _from_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "height width"]:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise UserError(
+            f"integer pixels from {low} to {high} have no known range: "
+            "save it with 8 or 16 bits a channel"
+        )
+    return (values // 256).astype(np.uint8)
+
+
+def _from_floats(values: np.ndarray) -> UInt8[np.ndarray, "height width"]:
+    if not (values.min() >= 0 and values.max() <= 1):  # also refuses NaN
+        raise UserError(
+            f"float pixels from {values.min():g} to {values.max():g} have no known range: "
+            "scale them to 0..1 or save it with 8 bits a channel"
+        )
+    return np.rint(values * 255).astype(np.uint8)

@@ -1,1 +1,0 @@
-"""What people see of a run: the terminal, the logs, the page."""

@@ -1,0 +1,95 @@
+"""The page of a run: one HTML file without links to anything else."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jaxtl.config.config_file import Phase
+from jaxtl.metrics import confusion
+from jaxtl.metrics import Evaluation
+from jaxtl.runs.figures import confusion_matrix, curves
+from jaxtl.runs.metrics_log import read_metrics
+from jaxtl.runs.directory import RunDirectory
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem;
+       margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+svg { max-width: 100%; height: auto }
+table { border-collapse: collapse }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }
+td { overflow-wrap: anywhere } th { white-space: nowrap }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+tr + tr { border-top: 1px solid #e6e8ec } .big { font-size: 2rem; font-weight: 600 }
+code { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px }
+"""
+
+
+def write_page(run: RunDirectory, evaluation: Evaluation, classes: Sequence[str]) -> None:
+    """Writes `report.html`: the result, the curves, the confusions, and what the run was.
+
+    Args:
+        run: where everything else of the run has been written.
+        evaluation: the validation of its result.
+        classes: their names.
+    """
+    counts = confusion(evaluation.labels, evaluation.predicted, len(classes))
+    sums, config, metadata = evaluation.sums, run.config(), run.metadata()
+    weights = metadata.get("weights") or {"source": "none: random parameters"}
+    about = {
+        "network": f"{config.model.name}, width {config.model.width:g}, "
+        f"{config.model.image_size} px",
+        "weights": " ".join(str(weights[k]) for k in ("source", "sha256") if k in weights),
+        "data": f"{metadata['source']}: {metadata['data']['train']['images']:,} to train on, "
+        f"{metadata['data']['val']['images']:,} to validate on",
+        "batch": f"{config.data.batch_size} images on {', '.join(metadata['devices'])}",
+        **{f"phase {phase.name}": _settings(phase) for phase in config.phases},
+        "versions": ", ".join(f"{name} {v}" for name, v in metadata["versions"].items()),
+    }
+    body = f"""
+<h1>{html.escape(run.path.resolve().name)}</h1>
+<p><span class="big">{sums.top1 / sums.images:.2%}</span> of the validation images right
+({sums.top1:,} of {sums.images:,}), loss {sums.loss / sums.images:.4f}</p>
+<h2>Training</h2>{curves(read_metrics(run.metrics))}
+<h2>Classes</h2>{_class_table(counts, classes)}
+<h2>Confusions</h2>{confusion_matrix(counts, classes)}
+<h2>The run</h2><table>{_rows(about.items())}</table>"""
+    title = html.escape(run.path.resolve().name)
+    run.report.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style><body>{body}</body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def _settings(phase: Phase) -> str:
+    """What a phase says, without what it leaves at its default."""
+    said = phase.model_dump(exclude_defaults=True, exclude={"name"})
+    return ", ".join(f"{key} {value}" for key, value in said.items())
+
+
+def _rows(items: Iterable[tuple[str, str]]) -> str:
+    return "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+        for name, value in items
+    )
+
+
+def _class_table(counts: np.ndarray, classes: Sequence[str]) -> str:
+    """Recall and precision of each class; a share of nothing is a dash."""
+
+    def share(part: np.integer, whole: np.integer) -> str:
+        return f"{int(part) / int(whole):.1%}" if whole else "-"
+
+    head = "<tr><th>class</th><th class=n>images</th><th class=n>recall</th>"
+    total, found, right = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    lines = [
+        f"<tr><td>{html.escape(name)}</td><td class=n>{total[i]:,}</td>"
+        f"<td class=n>{share(right[i], total[i])}</td>"
+        f"<td class=n>{share(right[i], found[i])}</td></tr>"
+        for i, name in enumerate(classes)
+    ]
+    return f"<table>{head}<th class=n>precision</th></tr>{''.join(lines)}</table>"

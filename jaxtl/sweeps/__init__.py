@@ -1,0 +1,1 @@
+"""Sweeps: many variations of one config."""

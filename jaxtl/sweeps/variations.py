@@ -1,0 +1,126 @@
+"""The variations of a config: what its `sweep()` yields, checked, each with a name of its own.
+
+def sweep():
+    yield from grid({"phases.head.lr": (1e-3, 3e-3), "seed": (0, 1)})
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxtl.config.config_file import Config, find, plain, read, readable, vary
+from jaxtl.errors import UserError
+
+_MOST = 10_000  # variations; more are an endless generator
+_LONGEST = 100  # characters of a name
+
+
+@dataclasses.dataclass(frozen=True)
+class Variation:
+    """One run of a sweep.
+
+    Attributes:
+        name: its number and what is varied, fit for a folder.
+        values: what is varied, by dotted key.
+        config: the whole.
+    """
+
+    name: str
+    values: dict[str, Any]
+    config: Config
+
+
+def grid(axes: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
+    """Yields the cross product of the values of some keys; the last key varies fastest.
+
+    Args:
+        axes: the values of each dotted key.
+    """
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
+    """Reads a config file with a `sweep()`.
+
+    Args:
+        name: as `config.load` takes it.
+        overrides: flags, dotted keys with values as typed; they apply before the variations.
+
+    Raises:
+        UserError: the file has no `sweep()`, or what it yields is no sweep.
+    """
+    module, tree = read(name, overrides)
+    path = find(name)
+    if not callable(getattr(module, "sweep", None)):
+        raise UserError(
+            f"{path} has no sweep(); add one that yields dicts such as "
+            '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train'
+        )
+    with readable(path):
+        yielded = list(itertools.islice(module.sweep() or (), _MOST + 1))
+    if not yielded:
+        raise UserError(f"{path}: sweep() yields nothing; let it yield one dict for each run")
+    if len(yielded) > _MOST:
+        raise UserError(f"{path}: sweep() yields more than {_MOST:,} variations; let it end")
+    variations: list[Variation] = []
+    for number, values in enumerate(yielded):
+        if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+            raise UserError(f"{path}: sweep() yields {values!r}, and not a dict of dotted keys")
+        _refuse_flags(overrides, values)
+        plain_values = {key: _plain(value) for key, value in values.items()}
+        run = run_name(number, len(yielded), plain_values)
+        try:
+            config = vary(tree, plain_values)
+        except UserError as error:
+            raise UserError(f"{path}: variation {run}: {error}") from error
+        variations.append(Variation(run, plain_values, config))
+    _refuse_equals(variations)
+    return variations
+
+
+def run_name(number: int, count: int, values: Mapping[str, Any]) -> str:
+    """The name of a variation, such as `07-phases.head.lr=0.001,seed=1`; a long one is cut.
+
+    Args:
+        number: of the variation, from 0 on.
+        count: how many there are.
+        values: what is varied.
+    """
+    digits = max(2, len(str(count - 1)))
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values.values()]
+    said = ",".join(map("=".join, zip(values, texts, strict=True))) or "as-it-is"
+    safe = re.sub(r"[^\w.,=+-]", "_", said, flags=re.ASCII)  # Orbax takes [ ] * ? for a pattern
+    return f"{number:0{digits}}-{safe}"[:_LONGEST]
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON and the config's types know it; NumPy's numbers come from its ranges."""
+    return plain(value.item() if isinstance(value, np.generic) else value)
+
+
+def _refuse_flags(overrides: Mapping[str, str], values: Mapping[str, Any]) -> None:
+    for flag, key in itertools.product(overrides, values):
+        if f"{flag}.".startswith(f"{key}.") or f"{key}.".startswith(f"{flag}."):
+            raise UserError(
+                f"--cfg.{flag}: the sweep varies {key} itself; leave the flag out, or take {key} "
+                "out of sweep()"
+            )
+
+
+def _refuse_equals(variations: Iterable[Variation]) -> None:
+    known: dict[str, str] = {}
+    for variation in variations:
+        text = variation.config.model_dump_json()  # tells patterns in another order apart
+        if text in known:
+            raise UserError(
+                f"variations {known[text]} and {variation.name} are the same run; let sweep() "
+                "yield each once"
+            )
+        known[text] = variation.name

@@ -1,0 +1,105 @@
+"""From a phase to its learning-rate schedule and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from jaxtl.config.config_file import Phase
+from jaxtl.training.trainable import FROZEN, Trainable
+
+
+class Hyperparameters(NamedTuple):
+    """What a compiled training step takes as numbers, so that runs that differ in it share one.
+
+    Attributes:
+        lr, weight_decay, label_smoothing: of the phase.
+        seed: of dropout, and of views that are drawn anew every epoch.
+        view_seed: of the views of a image.
+    """
+
+    lr: Float[Array | np.ndarray, ""]
+    weight_decay: Float[Array | np.ndarray, ""]
+    label_smoothing: Float[Array | np.ndarray, ""]
+    seed: Int[Array | np.ndarray, ""]
+    view_seed: Int[Array | np.ndarray, ""]
+
+
+def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
+    """Those of a phase, as arrays of the types that a step is compiled for."""
+    return Hyperparameters(
+        lr=np.asarray(phase.lr, np.float32),
+        weight_decay=np.asarray(phase.weight_decay, np.float32),
+        label_smoothing=np.asarray(phase.label_smoothing, np.float32),
+        seed=np.asarray(seed, np.int32),
+        view_seed=np.asarray(view_seed, np.int32),
+    )
+
+
+def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
+    """The share of the phase's learning rate that each step has, before multipliers.
+
+    It rises linearly over `warmup_epochs`, then stays, or falls to zero as half a cosine
+    (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
+    """
+    steps = phase.epochs * steps_per_epoch
+    warmup = round(phase.warmup_epochs * steps_per_epoch)
+    after: optax.Schedule
+    if phase.schedule == "cosine":
+        after = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
+    else:
+        after = optax.constant_schedule(1.0)
+    if not warmup:
+        return after
+    # The first step has a rate already: at zero it would do nothing.
+    rise = optax.linear_schedule(1 / warmup, 1.0, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def optimizer(
+    phase: Phase, trainable: Trainable, steps_per_epoch: int, hyper: Hyperparameters
+) -> optax.GradientTransformation:
+    """The optimizer of a phase over all of a network's parameters.
+
+    One group for each learning-rate multiplier, and `set_to_zero` for what is frozen, which
+    therefore has no optimizer state and no decay. Clipping comes before the groups, so that the
+    norm is that of all trained gradients together; frozen gradients are zeros there.
+
+    Args:
+        phase: its optimizer, schedule and clipping.
+        trainable: what trains.
+        steps_per_epoch: of the schedule.
+        hyper: its learning rate and decay; they may be traced.
+    """
+    share = schedule(phase, steps_per_epoch)
+    groups = {
+        trainable.labels[path]: _group(phase, share, multiplier, hyper)
+        for path, multiplier in trainable.multipliers.items()
+    }
+    grouped = optax.multi_transform({**groups, FROZEN: optax.set_to_zero()}, trainable.labels)
+    if phase.clip_norm is None:
+        return grouped
+    return optax.chain(optax.clip_by_global_norm(phase.clip_norm), grouped)
+
+
+def _group(
+    phase: Phase, share: optax.Schedule, multiplier: float, hyper: Hyperparameters
+) -> optax.GradientTransformation:
+    rules = {
+        "adam": optax.scale_by_adam,
+        "sgd": lambda: optax.trace(phase.momentum, nesterov=True),
+        "rmsprop": optax.scale_by_rms,
+    }
+    return optax.chain(
+        rules[phase.optimizer](),
+        optax.add_decayed_weights(hyper.weight_decay, mask=_kernels),
+        optax.scale_by_learning_rate(lambda step: share(step) * (hyper.lr * multiplier)),
+    )
+
+
+def _kernels(parameters: Mapping[str, object]) -> dict[str, bool]:
+    return {path: path.endswith("/kernel") for path in parameters}

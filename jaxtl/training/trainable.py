@@ -1,0 +1,172 @@
+"""From a phase's rules to what trains, what is frozen, and where the frontier lies."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flax import nnx
+
+from jaxtl.config.phases import Stages
+from jaxtl.errors import UserError
+from jaxtl.models import BatchNorm, Network, Variables, merge, split
+from jaxtl.models import statistics as batch_statistics
+
+FROZEN = "frozen"
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """What trains in a phase.
+
+    Attributes:
+        multipliers: the learning-rate multiplier of each parameter that trains, by path.
+        labels: the optimizer group of every parameter, by path: its multiplier, or `frozen`.
+        statistics: the BatchNorm statistics that training moves.
+        frontier: the first stage with anything to train.
+    """
+
+    multipliers: dict[str, float]
+    labels: dict[str, str]
+    statistics: frozenset[str]
+    frontier: str
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """All variables that the phase may change; every other one keeps its bits."""
+        return frozenset(self.multipliers) | self.statistics
+
+
+def select_trainable(
+    network: Network, rules: Mapping[str, float] | Stages, batch_norm: str
+) -> Trainable:
+    """Reads a phase's rules against a network.
+
+    Args:
+        network: the chain of stages; only its structure counts.
+        rules: regular expressions over whole parameter paths with learning-rate multipliers; the
+            first match wins, and what nothing matches is frozen. Or the stages that train.
+        batch_norm: `train` moves the statistics of BatchNorms with a trained scale or bias,
+            `frozen` none.
+
+    Raises:
+        UserError: a pattern is no regular expression, matches nothing, or comes too late to count;
+            no stage of that name has parameters; or `train` would move nothing.
+    """
+    fixed = batch_statistics(network)
+    paths = [path for path in split(network)[1] if path not in fixed]
+    if isinstance(rules, Stages):
+        multipliers = _of_stages(network, paths, rules)
+    else:
+        multipliers = _first_matches(paths, rules)
+    labels = dict.fromkeys(paths, FROZEN) | {p: f"x{m!r}" for p, m in multipliers.items()}
+    statistics: frozenset[str] = frozenset()
+    if batch_norm == "train":
+        trained_layers = {path.rpartition("/")[0] for path in multipliers}
+        statistics = frozenset(path for path in fixed if path.rpartition("/")[0] in trained_layers)
+        if not statistics:
+            raise UserError(
+                "batch_norm='train' moves no statistics: no pattern trains a BatchNorm's scale or "
+                "bias; take batch_norm='frozen', or train such a BatchNorm too"
+            )
+    stages = {path.partition("/")[0] for path in multipliers}
+    frontier = next(stage for stage in network.stage_names if stage in stages)
+    return Trainable(multipliers, labels, statistics, frontier)
+
+
+def training_graph(
+    network: Network, trainable: Trainable, *, momentum: float, axis_name: str
+) -> nnx.GraphDef:
+    """The network's structure, its moving BatchNorms in training mode, the others in inference.
+
+    Args:
+        network: the chain of stages; it stays as it is.
+        trainable: what trains.
+        momentum: the share of the running statistics that a training step keeps.
+        axis_name: the mapped axis over which batch statistics are shared.
+    """
+    copy = merge(*split(network))
+    layers = {path.rpartition("/")[0] for path in trainable.statistics}
+    for path, module in nnx.iter_modules(copy):
+        if isinstance(module, BatchNorm):
+            module.training = "/".join(map(str, path)) in layers
+            module.momentum, module.axis_name = momentum, axis_name
+    return split(copy)[0]
+
+
+def running_momentum(steps: int) -> float:
+    """A BatchNorm momentum that lets the statistics settle well within a phase.
+
+    The running mean forgets with a time constant of 1 / (1 - momentum) steps. It is set to a
+    twentieth of the phase, between 10 steps (enough batches to average) and 100 (Keras' default of
+    0.99), since statistics that lag behind the parameters are what ruins short runs
+    (docs/decisions/0004-batchnorm-momentum.md).
+    """
+    return 1 - 1 / min(max(steps / 20, 10.0), 100.0)
+
+
+def partition(variables: Variables, paths: Iterable[str]) -> tuple[Variables, Variables]:
+    """Splits variables into those at `paths` and the others."""
+    chosen = frozenset(paths)
+    inside = {path: value for path, value in variables.items() if path in chosen}
+    return inside, {path: value for path, value in variables.items() if path not in chosen}
+
+
+def _first_matches(paths: list[str], rules: Mapping[str, float]) -> dict[str, float]:
+    multipliers: dict[str, float] = {}
+    for pattern, multiplier in rules.items():
+        try:
+            matched = [path for path in paths if re.fullmatch(pattern, path)]
+        except re.error as error:
+            raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from error
+        if not matched:
+            raise UserError(
+                f"pattern {pattern!r} matches no parameter; the paths are {_summary(paths)}"
+            )
+        fresh = [path for path in matched if path not in multipliers]
+        if not fresh:
+            raise UserError(
+                f"pattern {pattern!r} comes too late: the patterns before it match all it would"
+            )
+        multipliers |= dict.fromkeys(fresh, float(multiplier))
+    return multipliers
+
+
+def _of_stages(network: Network, paths: list[str], rule: Stages) -> dict[str, float]:
+    filled = {path.partition("/")[0] for path in paths}
+    stages = [stage for stage in network.stage_names if stage in filled]
+    first = stages[0] if rule.from_stage is None else rule.from_stage
+    if first not in stages:
+        near = difflib.get_close_matches(first, stages, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"{network.name} has no stage {first!r} with parameters, only {', '.join(stages)}{hint}"
+        )
+    trained = stages[stages.index(first) :]
+    rates = {stage: rule.decay**back for back, stage in enumerate(reversed(trained))}
+    return {path: rates[stage] for path in paths if (stage := path.partition("/")[0]) in rates}
+
+
+def _summary(paths: list[str]) -> str:
+    """All parameter paths in one line; stages with the same parameters share an entry."""
+    inner: dict[str, list[str]] = {}
+    for path in paths:
+        stage, _, rest = path.partition("/")
+        inner.setdefault(stage, []).append(rest)
+    stages: dict[tuple[str, ...], list[str]] = {}
+    for stage, rests in inner.items():
+        stages.setdefault(tuple(sorted(rests)), []).append(stage)
+    return ", ".join(
+        f"{_any_of(sorted(names, key=_natural))}/{_any_of(rests)}"
+        for rests, names in stages.items()
+    )
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"({'|'.join(names)})"
+
+
+def _natural(name: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,133 @@
+"""Checkpoints: bits, what is kept, and what is refused."""
+
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxtl.errors import UserError
+from jaxtl.metrics import NONE, Sums
+from jaxtl.runs.checkpoints import Checkpoints, Progress
+
+VARIABLES = {
+    "stem/kernel": jnp.asarray([[1.0, -0.0], [np.pi, 1e-40]]),
+    "block_1/bn/mean": jnp.arange(3.0),
+    "head/kernel": jnp.ones((2, 2)),
+}
+TRANSFORM = optax.multi_transform(
+    {"a": optax.adam(1e-3), "frozen": optax.set_to_zero()},
+    {"stem/kernel": "frozen", "head/kernel": "a", "block_1/bn/mean": "frozen"},
+)
+
+
+def bits(variables):
+    return {path: np.asarray(value).tobytes() for path, value in variables.items()}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    opened = Checkpoints(tmp_path / "checkpoints")
+    opened.save_initial(VARIABLES)
+    yield opened
+    opened.close()
+
+
+def save(checkpoints, progress, value, state=None):
+    changed = {"head/kernel": jnp.full((2, 2), value)}
+    checkpoints.save(progress, changed, TRANSFORM.init(VARIABLES) if state is None else state)
+
+
+def test_initial_variables_come_back_bit_for_bit(checkpoints):
+    assert bits(checkpoints.initial(VARIABLES)) == bits(VARIABLES)
+
+
+def test_a_checkpoint_is_what_changed_over_what_the_run_began_with(checkpoints):
+    progress = Progress(phase=1, epoch=2, batch=3, step=7, sums=Sums(0.1 + 0.2, 3, 4, 5))
+    save(checkpoints, progress, 0.1)
+    restored = checkpoints.variables(7, VARIABLES)
+    chex.assert_trees_all_equal(restored, VARIABLES | {"head/kernel": jnp.full((2, 2), 0.1)})
+    assert checkpoints.newest() == progress
+
+
+def test_frozen_variables_are_not_written_again(checkpoints, tmp_path):
+    save(checkpoints, Progress(step=1), 0.0)
+    checkpoints.close()
+    stored = tmp_path / "checkpoints/steps/1/variables/_METADATA"
+    assert "head/kernel" in stored.read_text()
+    assert "stem/kernel" not in stored.read_text()
+
+
+def test_the_optimizer_comes_back_bit_for_bit_and_with_its_structure(checkpoints):
+    state = TRANSFORM.init(VARIABLES)
+    gradients = {path: jnp.full_like(value, 0.3) for path, value in VARIABLES.items()}
+    _, state = TRANSFORM.update(gradients, state, VARIABLES)
+    save(checkpoints, Progress(step=1), 0.0, state)
+    checkpoints.close()
+    restored = checkpoints.optimizer(1, TRANSFORM.init(VARIABLES))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_the_newest_and_the_best_are_kept_also_after_a_restart(checkpoints, tmp_path):
+    progress = Progress()
+    for step, accuracy in enumerate([0.5, 0.9, 0.7, 0.6, 0.8], start=1):
+        progress = Progress(
+            **{**vars(progress), "step": step, "best_step": progress.best_step}
+        ).after_epoch(accuracy, 1.0)
+        save(checkpoints, progress, float(step))
+        if step == 3:
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path / "checkpoints")
+            assert checkpoints.newest() == progress
+    checkpoints.close()
+    kept = {int(path.name) for path in (tmp_path / "checkpoints/steps").iterdir()}
+    assert kept == {2, 5}
+    assert float(checkpoints.variables(2, VARIABLES)["head/kernel"][0, 0]) == 2.0
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_name(checkpoints):
+    other = {**VARIABLES, "head/kernel": jnp.ones((2, 5))}
+    with pytest.raises(UserError, match=r"head/kernel: .*2, 2.* on disk, .*2, 5.* here"):
+        checkpoints.initial(other)
+    missing = {path: VARIABLES[path] for path in ("stem/kernel", "head/kernel")}
+    with pytest.raises(UserError, match="block_1/bn/mean"):
+        checkpoints.initial(missing)
+    save(checkpoints, Progress(step=1), 0.0)
+    with pytest.raises(UserError, match="head/kernel"):
+        checkpoints.variables(1, other)
+
+
+def test_a_state_of_another_optimizer_is_refused(checkpoints):
+    save(checkpoints, Progress(step=1), 0.0)
+    checkpoints.close()
+    with pytest.raises(UserError, match="is not of this run"):
+        checkpoints.optimizer(1, optax.sgd(0.1, momentum=0.9).init(VARIABLES))
+
+
+def test_a_checkpoint_that_lost_its_arrays_is_refused(checkpoints, tmp_path):
+    save(checkpoints, Progress(step=1), 0.0)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "checkpoints/steps/1/variables")
+    with pytest.raises(UserError, match="is damaged or not complete"):
+        checkpoints.variables(1, VARIABLES)
+
+
+def test_the_next_phase_has_its_own_best():
+    ended = Progress(step=9, epoch=3, stale=2, best_step=5, best_accuracy=0.9, best_loss=0.1)
+    assert ended.next_phase() == Progress(phase=1, step=9)
+
+
+def test_accuracy_counts_first_and_loss_between_equals():
+    best = Progress(step=1).after_epoch(0.9, 0.5)
+    assert (best.best_step, best.stale, best.epoch) == (1, 0, 1)
+    worse = Progress(**{**vars(best), "step": 2}).after_epoch(0.9, 0.6)
+    assert (worse.best_step, worse.stale) == (1, 1)
+    better = Progress(**{**vars(worse), "step": 3}).after_epoch(0.9, 0.4)
+    assert (better.best_step, better.stale) == (3, 0)
+    assert Progress(**{**vars(better), "step": 4}).after_epoch(0.91, 9.0).best_step == 4
+    assert Progress(sums=Sums(1.0, 1, 1, 1), batch=3).after_epoch(0.1, 1.0).sums == NONE

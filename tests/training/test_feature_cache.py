@@ -1,0 +1,450 @@
+"""What a phase trains on: how many views, cached or not, and what a cache is found again by."""
+
+import contextlib
+import functools
+import io
+import os
+import shutil
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from full_disk import files_no_longer_than
+from PIL import Image
+from rich.console import Console
+from step_setup import lively
+
+from jaxtl.config.config_file import Phase, check
+from jaxtl.data.loader import Loader
+from jaxtl.data.sources import open_all, open_splits
+from jaxtl.models import build, merge, split
+from jaxtl.training.feature_cache import (
+    FrozenPass,
+    Plan,
+    has_work,
+    open_feed,
+    plan,
+    row_spec,
+    validation_plan,
+)
+from jaxtl.training.feature_store import Store
+from jaxtl.training.step import replicate
+
+HEAD = {"head/.*": 1.0}
+FEATURES = jax.ShapeDtypeStruct((1, 1280), np.float32)  # 5,120 bytes
+PICTURES = 1000  # so that one view of each takes 5.12 MB
+CHANGES = {"zoom": 0.2, "horizontal_flip": True}
+
+
+def config(*, epochs=100, **sections):
+    phase = Phase(name="p", train=HEAD, epochs=epochs)
+    return check({"phases": (phase.model_dump(),), **sections})
+
+
+def planned(row=FEATURES, *, runs=1, **settings):
+    made = config(**settings)
+    return plan(made, made.phases[0], row, PICTURES, runs=runs)
+
+
+def decided(*arguments, **settings):
+    found = planned(*arguments, **settings)
+    return found.views, found.cached, found.resident
+
+
+def test_images_that_nothing_changes_have_one_view():
+    assert decided() == (1, True, True)
+    assert decided(epochs=1) == (1, True, True)
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "views"),
+    [(2.0, 8), (0.045, 8), (0.040, 7), (0.0306, 5), (0.0103, 2), (0.0102, 0), (0.0, 0)],
+)
+def test_changed_images_have_as_many_views_as_fit_but_no_more_than_eight(memory_gb, views):
+    found = decided(augment=CHANGES, cache={"memory_gb": memory_gb})
+    assert found == (views, views > 0, views > 0)
+
+
+@pytest.mark.parametrize(("epochs", "views"), [(9, 8), (8, 0), (2, 0)])
+def test_a_phase_that_would_not_see_a_view_twice_draws_new_ones(epochs, views):
+    assert decided(augment=CHANGES, epochs=epochs)[0] == views
+
+
+def test_activations_of_half_the_size_make_room_for_twice_the_views():
+    cache = {"memory_gb": 0.0103, "dtype": "bfloat16"}
+    assert decided(augment=CHANGES, cache=cache) == (4, True, True)
+
+
+@pytest.mark.parametrize(
+    ("views", "epochs", "runs", "cached"),
+    [
+        (1, 1, 1, True),  # the frozen stages run as often as without, and validation profits
+        (2, 1, 1, False),
+        (3, 3, 1, False),
+        (3, 4, 1, True),
+        (3, 3, 2, True),
+        (50, 3, 16, False),
+        (50, 3, 17, True),
+    ],
+)
+def test_activations_are_kept_where_they_are_used_more_than_once(views, epochs, runs, cached):
+    found = decided(views=views, augment=CHANGES, epochs=epochs, runs=runs)
+    assert found[:2] == (views, cached)
+
+
+def test_the_number_of_runs_never_changes_what_each_of_them_sees():
+    for epochs in (1, 8, 9):
+        views = {decided(augment=CHANGES, epochs=epochs, runs=runs)[0] for runs in (1, 2, 100)}
+        assert len(views) == 1
+
+
+@pytest.mark.parametrize(
+    ("cache", "cached", "resident"),
+    [
+        ({"memory_gb": 0.0154}, True, True),  # three views take 15.36 MB
+        ({"memory_gb": 0.0153}, True, False),
+        ({"memory_gb": 0.0}, True, False),
+        ({"memory_gb": 0.0, "disk_gb": 0.0154}, True, False),
+        ({"disk_gb": 0.0153}, False, False),
+        ({"disk_gb": 0.0}, False, False),
+        ({"memory_gb": 0.0077, "disk_gb": 0.0077, "dtype": "bfloat16"}, True, True),
+    ],
+)
+def test_a_cache_is_in_memory_or_on_disk_or_nowhere_and_the_views_stay(cache, cached, resident):
+    assert decided(views=3, cache=cache) == (3, cached, resident)
+
+
+def test_feature_maps_count_with_all_their_numbers():
+    row = jax.ShapeDtypeStruct((1, 7, 7, 160), np.float32)  # 31.36 MB for each view of all
+    assert decided(row, augment=CHANGES, cache={"memory_gb": 0.1}) == (3, True, True)
+
+
+def test_no_view_is_seen_twice_with_zero_views():
+    assert decided(views=0) == (0, False, False)
+    assert decided(views=0, augment=CHANGES) == (0, False, False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ["as they are", "run once", "1,280 numbers", "5.1 MB in memory"]),
+        ({"views": 3, "cache": {"memory_gb": 0.0}}, ["3 views", "15.4 MB on disk"]),
+        ({"views": 1, "cache": {"disk_gb": 0.001}}, ["1 view a image", "cache.disk_gb=0.001"]),
+        ({"views": 0}, ["a new view of each image every epoch", "run in every step"]),
+        ({"augment": CHANGES, "epochs": 5}, ["a new view", "so few epochs"]),
+        ({"augment": CHANGES, "cache": {"memory_gb": 0.01}}, ["10.2 MB", "cache.memory_gb=0.01"]),
+        ({"views": 6, "epochs": 4}, ["6 views", "not cached", "4 epochs"]),
+    ],
+)
+def test_the_plan_says_why(settings, words):
+    why = planned(**settings).why
+    assert [word for word in words if word not in why] == []
+
+
+def test_validation_images_are_cached_where_they_fit():
+    size = PICTURES * int(np.prod(FEATURES.shape)) * 4
+    for cache, beside, cached, resident in (
+        ({}, 0, True, True),
+        ({"memory_gb": 0.005}, 0, True, False),
+        ({"disk_gb": 0.005}, 0, False, False),
+        ({"disk_gb": 1.0}, int(1e9) - size, True, True),
+        ({"disk_gb": 1.0}, int(1e9) - size + 1, False, False),
+    ):
+        wanted = config(augment=CHANGES, cache=cache)
+        found = validation_plan(wanted, FEATURES, PICTURES, beside=beside)
+        assert (found.views, found.cached, found.resident) == (1, cached, resident)
+
+
+def test_a_frontier_with_nothing_to_run_before_it_has_no_work():
+    network = build("mobilenet_v2", num_classes=3, width=0.35)
+    assert [has_work(network, stage) for stage in ("stem", "block_0", "head")] == [
+        False,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_is_what_the_frozen_stages_return_for_a_image(dtype):
+    network = build("mobilenet_v2", num_classes=3, width=0.35, dtype=dtype)
+    for stage, size in (("block_4", 96), ("head", 32)):
+        spec = row_spec(network, stage, size)
+        run = jax.jit(lambda image, stage=stage: network(image, stop=stage))
+        row = run(np.zeros((1, size, size, 3), np.uint8))
+        assert (spec.shape, spec.dtype) == (row.shape, row.dtype)
+
+
+# The cache itself, on images in a folder and two stages of a small network.
+
+SIZE, CLASSES = 32, 3
+STAGE = "block_2"
+
+
+def write(folder, count=7):
+    rng = np.random.default_rng(0)
+    for index in range(count * CLASSES):
+        path = (
+            folder / "abc"[index % CLASSES] / f"{index:02}.bmp"
+        )  # the same size whatever it shows
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("images"))
+
+
+@functools.cache
+def network(dtype="float32"):
+    return build("mobilenet_v2", num_classes=CLASSES, width=0.35, dtype=dtype)
+
+
+@functools.cache
+def variables():
+    return lively(split(network())[1])
+
+
+def frozen_pass(
+    folder, *, views=2, stage=STAGE, changed=None, devices=8, source=None, shuffle=True, **settings
+):
+    """The pass of a config; `changed` are variables in place of the usual ones."""
+    made = config(**{"model": {"width": 0.35, "image_size": SIZE}, **settings})
+    return FrozenPass(
+        config=made,
+        network=network(made.dtype),
+        variables=replicate(variables() | (changed or {}), jax.devices()[:devices]),
+        loader=Loader(
+            source or open_all(str(folder)),
+            image_size=made.model.image_size,
+            resize=made.data.resize,
+            batch_size=made.data.batch_size,
+            seed=made.seed,
+            shuffle=shuffle,
+            memory_bytes=0,
+        ),
+        stage=stage,
+        row=row_spec(network(made.dtype), stage, made.model.image_size),
+        views=views,
+        augmentation=made.augment,
+        devices=jax.devices()[:devices],
+    )
+
+
+def made_from(folder, **changes):
+    return frozen_pass(folder, **changes).metadata
+
+
+def nudged(path):
+    return {path: variables()[path] + 1e-6}
+
+
+def of_model(**changes):
+    return {"model": {"width": 0.35, "image_size": SIZE, **changes}}
+
+
+OTHER = {
+    "a weight left of the frontier": {"changed": nudged("block_1/depthwise/kernel")},
+    "a statistic left of the frontier": {"changed": nudged("stem/bn/mean")},
+    "the frontier": {"stage": "block_3"},
+    "the size of images": of_model(image_size=48),
+    "how they are resized": {"data": {"resize": "crop"}},
+    "the augmentation": {"augment": CHANGES},
+    "the number of views": {"views": 3},
+    "the type of the network": {"dtype": "bfloat16"},
+    "the type of what is kept": {"cache": {"dtype": "bfloat16"}},
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_another_cache_is_made_for_another(what, images):
+    assert made_from(images, **OTHER[what]) != made_from(images)
+
+
+def test_another_cache_is_made_for_views_that_are_drawn_or_changed_otherwise(images):
+    found = [
+        made_from(images, augment=augment, data={"seed": seed})
+        for augment, seed in (
+            (CHANGES, 0),
+            (CHANGES, 1),
+            ({**CHANGES, "zoom": 0.3}, 0),
+            ({"horizontal_flip": True}, 0),
+        )
+    ]
+    assert all(one != other for i, one in enumerate(found) for other in found[:i])
+
+
+SAME = {
+    "the run's seed": {"seed": 5},
+    "the batch size": {"data": {"batch_size": 8}},
+    "the order": {"shuffle": False},
+    "the head": {"changed": nudged("head/kernel")},
+    "a weight right of the frontier": {"changed": nudged("block_2/project/kernel")},
+    "a statistic right of the frontier": {"changed": nudged("top/bn/var")},
+    "dropout": of_model(dropout=0.7),
+    "the number of devices": {"devices": 2},
+    "the seed of views that change nothing": {"data": {"seed": 3}},
+    "where it lies": {"cache": {"memory_gb": 0.0, "disk_gb": 1.0}},
+    "the length of a phase": {"epochs": 3},
+}
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_the_same_cache_is_found_whatever_changes_in(what, images):
+    assert made_from(images, **SAME[what]) == made_from(images)
+
+
+def test_another_cache_is_made_for_a_image_that_changed_in_place(tmp_path):
+    folder = write(tmp_path / "images")
+    image = folder / "a" / "03.bmp"
+    before, fingerprint = made_from(folder), open_all(str(folder)).fingerprint
+    size = image.stat().st_size
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(image)
+    assert image.stat().st_size == size
+    assert open_all(str(folder)).fingerprint == fingerprint  # the run may go on
+    assert made_from(folder) != before
+
+
+def test_another_cache_is_made_for_a_image_that_was_touched(tmp_path):
+    folder = write(tmp_path / "images")
+    before = made_from(folder)
+    assert made_from(folder) == before
+    os.utime(folder / "a" / "03.bmp", (time.time() + 5,) * 2)
+    assert made_from(folder) != before
+
+
+def test_another_cache_is_made_for_the_same_images_elsewhere_and_for_more_of_them(tmp_path):
+    folder = write(tmp_path / "images")
+    before = made_from(folder)
+    shutil.copytree(folder, tmp_path / "copy")  # with the times of change
+    assert made_from(tmp_path / "copy") != before
+    shutil.copy(folder / "a" / "03.bmp", folder / "a" / "99.bmp")
+    assert made_from(folder) != before
+
+
+def test_another_cache_is_made_for_another_split_of_the_same_images(images):
+    parts = [
+        open_splits(str(images), val_fraction=0.3, seed=seed)[side]
+        for seed, side in ((0, 0), (0, 1), (1, 0))
+    ]
+    train, val, other = (made_from(images, source=part) for part in parts)
+    assert train != val
+    assert train != other
+    assert train == made_from(images, source=parts[0])
+
+
+def opened(work, store, *, resident=True, stop=lambda: False):
+    """The feed of a pass, and what the terminal said."""
+    out = io.StringIO()
+    how = Plan(views=work.views, cached=True, resident=resident, why="")
+    feed = open_feed(how, work, store, Console(file=out, width=300), stop)
+    return feed, out.getvalue()
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_views_of_a_image_lie_side_by_side_in_the_order_of_the_source(
+    images, tmp_path, devices
+):
+    work = frozen_pass(images, views=3, devices=devices)
+    feed, _ = opened(work, Store(tmp_path, 1e9))
+    (batch,) = work.loader.once_through(len(work.loader)).epoch(0)
+    expected = merge(split(network())[0], variables())(batch.inputs, stop=STAGE)
+    assert feed.rows.shape == (3 * len(work.loader), *expected.shape[1:])
+    for view in range(3):  # without augmentation they are all the same
+        np.testing.assert_allclose(feed.rows[view::3], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_each_view_is_another_with_augmentation(images, tmp_path):
+    feed, _ = opened(frozen_pass(images, views=3, augment=CHANGES), Store(tmp_path, 1e9))
+    one, two, three = (feed.rows[view::3] for view in range(3))
+    for a, b in ((one, two), (one, three), (two, three)):
+        apart = np.abs(a - b).reshape(len(a), -1).max(axis=1)
+        assert (apart > 1e-3).mean() > 0.8  # a flip may come out the same
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_batch_holds_the_view_that_its_loader_names(images, tmp_path, resident):
+    work = frozen_pass(images, views=3, augment=CHANGES, data={"batch_size": 8})
+    feed, _ = opened(work, Store(tmp_path, 1e9), resident=resident)
+    assert (feed.table is not None) == resident
+    named = list(work.loader.rows(4, 1, views=3))
+    batches = list(feed.epoch(4, 1))
+    assert len(batches) == len(named) == 2
+    for batch, rows in zip(batches, named, strict=True):
+        places = rows.indices * 3 + rows.views
+        inputs = np.asarray(feed.table)[batch.inputs] if resident else batch.inputs
+        np.testing.assert_array_equal(inputs[rows.valid], feed.rows[places][rows.valid])
+        for found, expected in zip(batch[1:], rows[1:], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_activations_are_kept_in_bfloat16_to_its_precision(images, tmp_path):
+    store = Store(tmp_path, 1e9)
+    exact, _ = opened(frozen_pass(images), store)
+    half, _ = opened(frozen_pass(images, cache={"dtype": "bfloat16"}), store)
+    assert half.rows.dtype == jnp.bfloat16
+    assert half.rows.nbytes * 2 == exact.rows.nbytes
+    assert half.dtype == np.float32  # what training computes with
+    np.testing.assert_allclose(half.rows.astype(np.float32), exact.rows, rtol=2**-8)
+
+
+def test_what_was_made_is_found_and_not_made_again(images, tmp_path):
+    store = Store(tmp_path, 1e9)
+    made, _ = opened(frozen_pass(images), store)
+
+    class Unreadable(type(made.loader.source)):
+        def __getitem__(self, index):
+            pytest.fail("a image was read")
+
+    source = made.loader.source
+    blind = Unreadable(source.root, source.paths, source.labels, source.classes)
+    found, _ = opened(frozen_pass(images, source=blind, seed=3), store)
+    assert found.rows.tobytes() == made.rows.tobytes()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pass_that_is_asked_to_stop_leaves_nothing(tmp_path):
+    many = write(tmp_path / "images", count=30)
+    store = Store(tmp_path / "store", 1e9)
+    asked = iter([False, True])
+    work = frozen_pass(many, devices=1)  # 90 images are three batches of 32
+    assert opened(work, store, stop=lambda: next(asked))[0] is None
+    assert list((tmp_path / "store").iterdir()) == []
+    assert opened(work, store)[0].rows is not None
+
+
+def test_a_image_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
+    folder = write(tmp_path / "images")
+    (folder / "b" / "04.bmp").write_bytes(b"BM")
+    with pytest.raises(Exception, match=r"b/04\.bmp: "):
+        opened(frozen_pass(folder), Store(tmp_path / "store", 1e9))
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def no_right(folder):
+    folder.write_text("")  # no permission stops root, but a file in place of the folder does
+    return contextlib.nullcontext()
+
+
+def no_room(folder):
+    return files_no_longer_than(100_000)
+
+
+@pytest.mark.parametrize(
+    ("failing", "words"),
+    [(no_right, "not cached after all: {}: "), (no_room, "not cached after all: File too large")],
+)
+def test_images_take_the_place_of_a_cache_that_cannot_be_written(images, tmp_path, failing, words):
+    folder = tmp_path / "store"
+    work = frozen_pass(images, views=3)
+    with failing(folder):
+        feed, said = opened(work, Store(folder, 1e9))
+    assert said.startswith(words.format(folder))
+    assert len(said.splitlines()) == 1
+    assert not folder.is_dir() or not list(folder.iterdir())
+    assert (feed.rows, feed.table, feed.stage, feed.dtype) == (None, None, None, None)
+    assert feed.views == 3
+    assert next(feed.epoch(0)).inputs.shape == (32, SIZE, SIZE, 3)

@@ -1,0 +1,153 @@
+"""The optimizer of a phase, against the formulas written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxtl.config.config_file import Phase
+from jaxtl.training.optimizer import hyperparameters, optimizer, schedule
+from jaxtl.training.trainable import Trainable
+
+PATHS = ("stem/kernel", "top/kernel", "top/bias", "head/kernel")
+FREEZING = Trainable(
+    multipliers={"top/kernel": 0.1, "top/bias": 0.1, "head/kernel": 1.0},
+    labels={"stem/kernel": "frozen", "top/kernel": "a", "top/bias": "a", "head/kernel": "b"},
+    statistics=frozenset(),
+    frontier="top",
+)
+
+
+def phase(**changes):
+    return Phase(name="p", train={".*": 1.0}, **{"epochs": 10, "lr": 0.5, **changes})
+
+
+def draw(seed):
+    rng = np.random.default_rng(seed)
+    return {path: rng.normal(size=(3, 2)).astype(np.float32) for path in PATHS}
+
+
+def gradients_with_frozen_zeros(seed):
+    return draw(seed) | {"stem/kernel": np.zeros((3, 2), np.float32)}
+
+
+def optimizer_of(settings):
+    return optimizer(settings, FREEZING, 10, hyperparameters(settings, 0, 0))
+
+
+def rate(settings, steps_per_epoch, step):
+    """The learning rate of a step, before multipliers."""
+    return settings.lr * float(schedule(settings, steps_per_epoch)(step))
+
+
+def run(settings, steps=3):
+    """The parameters after some steps with fixed gradients, and those gradients."""
+    transform = optimizer_of(settings)
+    parameters = {path: jnp.asarray(value) for path, value in draw(0).items()}
+    state = transform.init(parameters)
+    all_gradients = [gradients_with_frozen_zeros(seed) for seed in range(1, steps + 1)]
+    for gradients in all_gradients:
+        updates, state = transform.update(gradients, state, parameters)
+        parameters = jax.tree.map(jnp.add, parameters, updates)
+    return parameters, all_gradients
+
+
+def adam(gradients, rate, b1=0.9, b2=0.999, epsilon=1e-8):
+    """Kingma and Ba 2015, algorithm 1: the sum of the steps."""
+    m = v = total = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        total -= rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)
+    return total
+
+
+def test_adam_moves_each_group_by_its_own_rate():
+    parameters, gradients = run(phase())
+    for path, multiplier in FREEZING.multipliers.items():
+        moved = adam([g[path] for g in gradients], 0.5 * multiplier)
+        np.testing.assert_allclose(parameters[path], draw(0)[path] + moved, rtol=1e-5, atol=1e-6)
+
+
+def test_sgd_has_nesterov_momentum():
+    parameters, gradients = run(phase(optimizer="sgd", momentum=0.9))
+    velocity, position = 0.0, draw(0)["head/kernel"]
+    for g in gradients:  # Sutskever et al. 2013 in the form that frameworks use
+        velocity = 0.9 * velocity + g["head/kernel"]
+        position = position - 0.5 * (g["head/kernel"] + 0.9 * velocity)
+    np.testing.assert_allclose(parameters["head/kernel"], position, rtol=1e-5)
+
+
+def test_rmsprop_divides_by_the_running_root_mean_square():
+    parameters, gradients = run(phase(optimizer="rmsprop"), steps=1)
+    g = gradients[0]["head/kernel"]
+    expected = draw(0)["head/kernel"] - 0.5 * g / np.sqrt(0.1 * g * g + 1e-8)
+    np.testing.assert_allclose(parameters["head/kernel"], expected, rtol=1e-4)
+
+
+def test_decay_is_decoupled_and_spares_all_but_kernels():
+    with_decay, _ = run(phase(weight_decay=0.2), steps=1)
+    without, _ = run(phase(), steps=1)
+    for path in ("head/kernel", "top/kernel"):
+        rate = 0.5 * FREEZING.multipliers[path]
+        expected = np.asarray(without[path]) - rate * 0.2 * draw(0)[path]
+        np.testing.assert_allclose(with_decay[path], expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(with_decay["top/bias"], without["top/bias"])
+
+
+def test_clipping_uses_the_norm_of_all_trained_gradients_together():
+    parameters, gradients = run(phase(optimizer="sgd", momentum=0.0, clip_norm=0.1), steps=1)
+    trained = [gradients[0][path] for path in FREEZING.multipliers]
+    norm = np.sqrt(sum(np.sum(g * g) for g in trained))
+    expected = draw(0)["head/kernel"] - 0.5 * gradients[0]["head/kernel"] * 0.1 / norm
+    np.testing.assert_allclose(parameters["head/kernel"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+def test_nothing_is_stored_for_what_is_frozen(name):
+    transform = optimizer_of(phase(optimizer=name, clip_norm=1.0, weight_decay=0.1))
+    shapes = {path: (index + 2, 5) for index, path in enumerate(PATHS)}
+    state = transform.init({path: jnp.zeros(shape) for path, shape in shapes.items()})
+    stored = [leaf.shape for leaf in jax.tree.leaves(state)]
+    assert shapes["stem/kernel"] not in stored
+    moments = 2 if name == "adam" else 1
+    assert stored.count(shapes["head/kernel"]) == moments
+
+
+def test_the_rate_is_constant_without_a_schedule():
+    assert [rate(phase(lr=0.3), 7, s) for s in (0, 35, 69)] == pytest.approx([0.3] * 3)
+
+
+def test_the_rate_warms_up_linearly_and_falls_as_half_a_cosine():
+    settings = phase(lr=0.4, schedule="cosine", warmup_epochs=2)
+    rising = [rate(settings, 5, s) for s in (0, 4, 9, 10)]
+    assert rising == pytest.approx([0.04, 0.2, 0.4, 0.4])
+    expected = [0.4 * 0.5 * (1 + np.cos(np.pi * (s - 10) / 40)) for s in (20, 30, 50)]
+    assert [rate(settings, 5, s) for s in (20, 30, 50)] == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_multiplier_scales_the_schedule():
+    settings = phase(optimizer="sgd", momentum=0.0, warmup_epochs=1)
+    parameters, gradients = run(settings, steps=2)
+    moves = [rate * g["top/kernel"] for rate, g in zip((0.05, 0.1), gradients, strict=True)]
+    expected = draw(0)["top/kernel"] - 0.1 * sum(moves)
+    np.testing.assert_allclose(parameters["top/kernel"], expected, rtol=1e-5)
+
+
+def test_runs_that_differ_in_rate_and_decay_share_one_program():
+    """Both are arguments of what is compiled, and do there what they do outside."""
+    traced = []
+
+    @jax.jit
+    def moved(hyper, gradients, parameters):
+        traced.append(hyper)
+        transform = optimizer(phase(), FREEZING, 10, hyper)
+        return transform.update(gradients, transform.init(parameters), parameters)[0]
+
+    gradients, parameters = gradients_with_frozen_zeros(1), draw(0)
+    for settings in (phase(lr=0.5, weight_decay=0.2), phase(lr=0.01), phase(lr=0.01)):
+        transform = optimizer_of(settings)
+        expected, _ = transform.update(gradients, transform.init(parameters), parameters)
+        found = moved(hyperparameters(settings, 0, 0), gradients, parameters)
+        for path, value in expected.items():
+            np.testing.assert_allclose(found[path], value, rtol=1e-5, atol=1e-7)
+    assert len(traced) == 1

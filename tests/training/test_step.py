@@ -1,0 +1,204 @@
+"""The training step: what it computes, on any number of devices, and what it does not."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, Setup, make_batch
+
+from jaxtl.config.config_file import Augment
+from jaxtl.errors import UserError
+from jaxtl.models import merge
+from jaxtl.training.step import check_batch_size, make_predict_step, replicate, shard
+
+
+def test_a_step_goes_down_the_gradient_of_the_mean_loss_of_real_images():
+    setup = Setup(MIDDLE, 8, optimizer="sgd", momentum=0.0, lr=1.0, label_smoothing=0.1)
+    batch = make_batch(images=11)
+
+    def mean_loss(parameters):
+        network = merge(setup.graph, setup.variables | parameters)
+        logs = jax.nn.log_softmax(network(batch.inputs[:11]))
+        one_hot = jax.nn.one_hot(batch.labels[:11], CLASSES)
+        targets = 0.9 * one_hot + 0.1 / CLASSES
+        plain = -jnp.mean(jnp.sum(one_hot * logs, axis=1))
+        return -jnp.mean(jnp.sum(targets * logs, axis=1)), plain
+
+    trained = {path: setup.variables[path] for path in setup.trainable.multipliers}
+    gradients, plain = jax.jit(jax.grad(mean_loss, has_aux=True))(trained)
+    (sums,) = setup.run([batch])
+    np.testing.assert_allclose(sums.loss / 11, plain, rtol=1e-5)  # smoothing only trains
+    assert sums.images == 11
+    for path, multiplier in setup.trainable.multipliers.items():
+        expected = trained[path] - multiplier * gradients[path]
+        np.testing.assert_allclose(
+            setup.state.variables[path], expected, rtol=1e-4, atol=1e-5, err_msg=path
+        )
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_one_two_and_eight_devices_give_the_same_losses(batch_norm):
+    augmentation = Augment(shear=5.0, zoom=0.2, horizontal_flip=True, brightness=0.2)
+    batches = [make_batch(seed, count, side=64) for seed, count in enumerate([16, 16, 5, 16])]
+    losses, changing = {}, {}
+    for devices in (1, 2, 8):
+        setup = Setup(
+            MIDDLE,
+            devices,
+            dropout=0.3,
+            augmentation=augmentation,
+            optimizer="sgd",
+            lr=1e-3,
+            batch_norm=batch_norm,
+        )
+        losses[devices] = [float(sums.loss) for sums in setup.run(batches)]
+        changing[devices] = jax.device_get(setup.state.variables)
+    for devices in (2, 8):
+        np.testing.assert_allclose(losses[devices], losses[1], rtol=1e-4)
+        for path, value in changing[1].items():
+            np.testing.assert_allclose(changing[devices][path], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rules", [HEAD_ONLY, MIDDLE])
+def test_many_steps_in_one_call_are_the_same_steps(rules):
+    batches = [make_batch(seed, count) for seed, count in enumerate([16, 16, 16, 16, 5])]
+    losses, changing = {}, {}
+    for together in (1, 2, 5):
+        setup = Setup(rules, 2, dropout=0.3, lr=1e-3)
+        losses[together] = [float(sums.loss) for sums in setup.run(batches, together=together)]
+        changing[together] = jax.device_get(setup.state)
+    assert changing[1].step == 5
+    for together in (2, 5):
+        np.testing.assert_allclose(losses[together], losses[1], rtol=1e-6)
+        for one, other in zip(
+            *map(jax.tree.leaves, (changing[1], changing[together])), strict=True
+        ):
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7)
+
+
+STILL = {"optimizer": "sgd", "lr": 1e-12}  # every step begins with the same parameters
+RANDOM = Augment(zoom=0.3, horizontal_flip=True, brightness=0.2)
+
+
+def losses(setup, *batches):
+    return [float(sums.loss) for sums in setup.run(batches)]
+
+
+def test_dropout_is_drawn_anew_each_step():
+    first, second = losses(Setup(HEAD_ONLY, 1, dropout=0.5, **STILL), make_batch(), make_batch())
+    assert abs(first - second) > 1e-3
+
+
+def test_each_view_has_its_own_augmentation_and_keeps_it():
+    views = [make_batch(view=view) for view in (0, 1, 2, 0)]
+    *others, again = losses(Setup(HEAD_ONLY, 1, augmentation=RANDOM, **STILL), *views)
+    assert len({round(loss, 4) for loss in others}) == 3
+    assert again == others[0]
+
+
+def test_without_augmentation_all_views_are_the_image_as_it_is():
+    one, other = losses(Setup(HEAD_ONLY, 1, **STILL), make_batch(view=0), make_batch(view=7))
+    assert one == other
+
+
+def test_a_view_is_of_the_image_wherever_that_is_in_a_batch():
+    batch = make_batch()
+    order = np.random.default_rng(0).permutation(BATCH)
+    moved = type(batch)(*(array[order] for array in batch))
+    strangers = moved._replace(indices=batch.indices)
+    setup = Setup(HEAD_ONLY, 2, augmentation=RANDOM, **STILL)
+    here, there, other = losses(setup, batch, moved, strangers)
+    assert there == pytest.approx(here, rel=1e-5)
+    assert abs(other - here) > 1e-3
+
+
+def test_the_seed_of_the_views_draws_them():
+    options = {"augmentation": RANDOM, **STILL}
+    of_seed = [losses(Setup(HEAD_ONLY, 1, view_seed=s, **options), make_batch()) for s in (4, 5, 4)]
+    assert of_seed[0] == of_seed[2] != of_seed[1]
+
+
+def test_trained_batch_norms_move_and_frozen_ones_do_not():
+    setup = Setup(MIDDLE, 2, batch_norm="train", lr=1e-3)
+    setup.run([make_batch()])
+    statistics = {path for path in setup.variables if path.endswith(("/mean", "/var"))}
+    moved = {path for path in statistics if re.match(r"(top|block_(14|16))/", path)}
+    assert setup.trainable.statistics == moved
+    for path in moved:
+        assert not np.array_equal(setup.state.variables[path], setup.variables[path]), path
+    assert not statistics - moved & setup.state.variables.keys()
+
+
+def test_the_state_holds_nothing_of_what_is_frozen():
+    setup = Setup(HEAD_ONLY, 1, weight_decay=0.1, clip_norm=1.0)
+    trained = {"head/kernel", "head/bias"}
+    assert setup.state.variables.keys() == trained
+    moments = [leaf.size for leaf in jax.tree.leaves(setup.state.optimizer) if leaf.size > 1]
+    sizes = [setup.variables[path].size for path in trained]
+    assert sorted(moments) == sorted(2 * sizes)
+
+
+@pytest.mark.parametrize("rules", [HEAD_ONLY, MIDDLE])
+def test_only_trained_gradients_and_sums_are_reduced_over_devices(rules):
+    setup = Setup(rules, 8)
+    text = setup.compiled().as_text()
+    reduced = [
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for line in text.splitlines()
+        if re.search(r"= .* all-reduce(-start)?\(", line)
+        for dims in re.findall(r"[a-z]\d+\[([\d,]*)\]", line.partition(" all-reduce")[0])
+    ]
+    trained = sum(setup.variables[path].size for path in setup.trainable.multipliers)
+    scalars = 6  # the count, and the five sums of the batch
+    assert trained <= sum(reduced) <= trained + scalars
+
+
+def test_prediction_is_the_log_softmax_of_the_network():
+    setup = Setup(HEAD_ONLY, 8)
+    batch = make_batch()
+    step = make_predict_step(setup.graph, devices=setup.devices)
+    predicted = np.asarray(step(setup.variables, None, shard(batch.inputs, setup.devices)))
+    logits = np.asarray(merge(setup.graph, setup.variables)(batch.inputs), np.float64)
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(predicted.reshape(BATCH, CLASSES), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rules", [HEAD_ONLY, MIDDLE])
+def test_prediction_from_activations_is_that_from_images(rules):
+    setup = Setup(rules, 8)
+    batch = make_batch()
+    features = setup.features(batch.inputs)
+    whole = make_predict_step(setup.graph, devices=setup.devices)
+    expected = whole(setup.variables, None, shard(batch.inputs, setup.devices))
+    start = setup.trainable.frontier
+    step = make_predict_step(setup.graph, devices=setup.devices, start=start, cached=np.float32)
+    backwards = replicate(features[::-1], setup.devices)
+    rows = np.arange(BATCH, dtype=np.int32)[::-1]
+    for table, inputs in ((None, features), (backwards, rows)):
+        predicted = step(setup.variables, table, shard(inputs, setup.devices))
+        np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "hint"), [(30, 8, "24 or 32"), (3, 8, "=8$"), (32, 8, None)]
+)
+def test_a_batch_that_does_not_divide_by_the_devices_is_refused(batch, devices, hint):
+    if hint is None:
+        check_batch_size(batch, jax.devices()[:devices])
+        return
+    with pytest.raises(UserError, match=hint):
+        check_batch_size(batch, jax.devices()[:devices])
+
+
+def test_multi_transform_is_what_holds_frozen_parameters():
+    """The optimizer is one over all parameters, in which frozen ones get updates of zero."""
+    setup = Setup(HEAD_ONLY, 1, weight_decay=0.1)
+    parameters = {path: setup.variables[path] for path in setup.trainable.labels}
+    state = setup.transform.init(parameters)
+    updates, _ = setup.transform.update(jax.tree.map(jnp.ones_like, parameters), state, parameters)
+    assert isinstance(setup.transform, optax.GradientTransformation)
+    for path, label in setup.trainable.labels.items():
+        assert np.any(updates[path]) == (label != "frozen"), path
