@@ -1,87 +1,29 @@
-"""The terminal: what trains, how far it is, and how well it goes."""
+"""The terminal: progress bars and lines of metrics."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from jaxtl.config.config_file import Phase
 from jaxtl.metrics import Sums
-from jaxtl.models import Network, split, statistics
-from jaxtl.training.trainable import FROZEN, Trainable
 
 
 def console() -> Console:
-    """A console on stdout; in a file or a pipe its lines are plain and never wrapped."""
+    """A console on stdout. Into a file or a pipe it writes plain lines that are never wrapped."""
     out = Console(highlight=False, markup=False, emoji=False)  # names are what they are
     if out.is_terminal:
         return out
     return Console(highlight=False, markup=False, emoji=False, width=10_000, no_color=True)
 
 
-def stage_table(
-    network: Network, phases: Sequence[Phase], trainables: Sequence[Trainable]
-) -> Table:
-    """What each phase trains of each stage; neighbours that are treated alike share a line."""
-    table = Table(title=f"{network.name}, width {network.width:g}", title_justify="left")
-    table.add_column("stage")
-    table.add_column("parameters", justify="right")
-    for phase in phases:
-        table.add_column(f"phase {phase.name}")
-    fixed = statistics(network)
-    sizes: dict[str, dict[str, int]] = {stage: {} for stage in network.stage_names}
-    for path, value in split(network)[1].items():
-        if path not in fixed:
-            sizes[path.partition("/")[0]][path] = value.size
-    treated = {
-        stage: tuple(
-            _treatment(sizes[stage], *pair) for pair in zip(phases, trainables, strict=True)
-        )
-        for stage in network.stage_names
-        if sizes[stage]
-    }
-    for treatment, group in itertools.groupby(treated, treated.__getitem__):
-        stages = list(group)
-        name = stages[0] if len(stages) == 1 else f"{stages[0]} ... {stages[-1]}"
-        table.add_row(name, f"{sum(sum(sizes[s].values()) for s in stages):,}", *treatment)
-    total = sum(sum(of_stage.values()) for of_stage in sizes.values())
-    trained = [
-        sum(
-            size
-            for of_stage in sizes.values()
-            for p, size in of_stage.items()
-            if p in f.multipliers
-        )
-        for f in trainables
-    ]
-    table.add_section()
-    table.add_row("trained", "", *(f"{count:,}" for count in trained))
-    table.add_row("frozen", f"{total:,}", *(f"{total - count:,}" for count in trained))
-    table.add_row("frontier", "", *(trainable.frontier for trainable in trainables))
-    return table
-
-
-def _treatment(sizes: dict[str, int], phase: Phase, trainable: Trainable) -> str:
-    labels = {trainable.labels[path] for path in sizes}
-    if labels == {FROZEN}:
-        return FROZEN
-    rates = sorted(
-        {phase.lr * trainable.multipliers[p] for p in sizes if p in trainable.multipliers}
-    )
-    partly = "partly " if FROZEN in labels else ""
-    return f"{partly}trained, rate " + ", ".join(f"{rate:g}" for rate in rates)
-
-
 @contextlib.contextmanager
 def counter(out: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Counts: a bar on a terminal that goes when all are done, nothing elsewhere."""
+    """A progress bar on a terminal, which disappears at the end; nothing elsewhere."""
     columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
     with Progress(
         *columns,
@@ -95,13 +37,13 @@ def counter(out: Console, title: str, total: int) -> Iterator[Callable[[int], No
 
 
 class EpochProgress:
-    """The progress of one epoch: a bar on a terminal, nothing elsewhere until the epoch is done.
+    """A progress bar of one epoch on a terminal, and one line at its end.
 
     Args:
         out: the console.
         title: such as `head 3/10`.
         steps: training batches of the epoch.
-        done: those of them that an interrupted run has done already.
+        done: batches that an interrupted run has done already.
     """
 
     def __init__(self, out: Console, title: str, steps: int, done: int = 0):
@@ -144,14 +86,14 @@ class EpochProgress:
         """
         self._last = time.perf_counter()
         self._images += images
-        if self._first is None:  # the first ones may have waited for the compiler
+        if self._first is None:
             self._first = (self._last, self._images)
         text = f"{metrics_text(sums.means(0))} {self.images_per_second:,.0f} images/s"
         self._bar.update(self._task, advance=count, metrics=text)
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second, without those noted first where there are more."""
+        """Training images a second, without the first batches, which wait for the compiler."""
         if self._first is None:
             return 0.0
         since, images = self._first
@@ -164,7 +106,7 @@ class EpochProgress:
         self._bar.update(self._task, metrics="validating")
 
     def done(self, train: dict[str, float], val: dict[str, float], best: bool) -> None:
-        """Leaves one line of the epoch behind."""
+        """Prints one line for the epoch."""
         self._bar.stop()
         seconds = time.perf_counter() - self._begun
         shown = {name: train[name] for name in ("loss", "accuracy")}
@@ -176,5 +118,5 @@ class EpochProgress:
 
 
 def metrics_text(values: Mapping[str, float], prefix: str = "") -> str:
-    """Metrics as people read them: `val_loss 0.1234 val_accuracy 0.9876`."""
+    """Metrics in one line: `val_loss 0.1234 val_accuracy 0.9876`."""
     return " ".join(f"{prefix}{name} {value:.4f}" for name, value in values.items())

@@ -13,7 +13,7 @@ from jaxtl.data.sources import found_line, open_all, open_splits
 from jaxtl.errors import UserError
 from jaxtl.metrics import confusion
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.runs.report import write_page
+from jaxtl.runs.report import write_report
 from jaxtl.training.predictor import load_run
 
 _HELP = """Measures a trained run: loss, accuracy, and how each class fares.
@@ -37,9 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     config = predictor.config
     if given.data is None:
         fraction, seed = config.data.val_fraction, config.data.seed
-        where = predictor.metadata["source"]
+        where = predictor.metadata.source
         source = open_splits(where, val_fraction=fraction, seed=seed).val
-        if source.fingerprint != predictor.metadata["data"]["val"]["sha256"]:
+        if source.fingerprint != predictor.metadata.data.val.sha256:
             raise UserError(
                 f"{where} changed since the run; name the images to measure with --data={where}"
             )
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.images} right)")
     if given.report:
         run = RunDirectory(Path(given.run))
-        write_page(run, evaluation, predictor.classes)
+        write_report(run, evaluation)
         out.print(str(run.report))
     return 0
 

@@ -1,35 +1,61 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+_UNFINISHED = ".part"
 
 
-def part_of(path: Path) -> Path:
-    """Where a file lies while it is being written."""
-    return path.with_name(f"{path.name}.part")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Writes a file or folder beside its place and moves it there once the block ends well.
 
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that a crash or a full disk leaves the new one or what was there before.
+    A crash or a full disk leaves what was there before.
 
     Args:
-        path: of the file; one that is there is replaced.
-        data: all of it.
+        path: of the file or folder; one that is there is replaced.
+
+    Yields:
+        The path to write to; nothing is there yet.
 
     Raises:
         OSError: it cannot be written; nothing new is left.
     """
-    part = part_of(path)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield part
+        if part.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file or folder was being written when its process died, or is just now."""
+    return path.suffix == _UNFINISHED
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file as `replacing` does, and waits until it is on disk."""
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON as `write_whole` does."""
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Loss and accuracy as exact sums over images, and what follows from them."""
+"""Loss and accuracy as exact sums over images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Scalar = float | Array
 
 
 class Sums(NamedTuple):
-    """Sums over images; adding two of them joins their images.
+    """Metrics as sums over images; adding two of them joins their images.
 
     Attributes:
         loss: of the cross-entropy, in nats.
-        top1: images whose likeliest class is the right one.
-        top5: images whose right class is among the five likeliest.
-        images: how many they are.
+        top1: images whose predicted class is correct.
+        top5: images whose class is among the five likeliest.
+        images: number of images.
     """
 
     loss: Scalar
@@ -40,12 +40,12 @@ class Sums(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a network makes of labelled images.
+    """The predictions of a network on labelled images.
 
     Attributes:
         sums: exact, over every image once.
-        labels: the right classes, in the order of the source.
-        predicted: the likeliest classes.
+        labels: the true classes, in the order of the source.
+        predicted: the predicted classes.
     """
 
     sums: Sums
@@ -53,8 +53,13 @@ class Evaluation:
     predicted: Int[np.ndarray, "images"]
 
 
+def quality(accuracy: float, loss: float) -> tuple[float, float]:
+    """Orders validation results, better ones last: by accuracy, and by loss between equals."""
+    return accuracy, -loss
+
+
 def to_host(sums: Sums) -> list[Sums]:
-    """Fetches the sums (S,) of each step as Python numbers, which add up without rounding."""
+    """Fetches the sums (S,) of S steps as Python numbers, which add up without rounding."""
     return [
         Sums(float(loss), *map(int, counts))
         for loss, *counts in zip(*jax.device_get(sums), strict=True)
@@ -67,10 +72,10 @@ def score(
     valid: Bool[np.ndarray, "batch"],
 ) -> Sums:
     """The sums of a batch on the host, where `valid` is False for padding."""
-    right = log_probabilities[np.arange(len(labels)), labels][valid]
+    of_labels = log_probabilities[np.arange(len(labels)), labels][valid]
     top1, top5 = (np.asarray(h)[valid] for h in _hits(log_probabilities, labels))
     return Sums(
-        -float(right.sum(dtype=np.float64)), int(top1.sum()), int(top5.sum()), int(valid.sum())
+        -float(of_labels.sum(dtype=np.float64)), int(top1.sum()), int(top5.sum()), int(valid.sum())
     )
 
 
@@ -87,7 +92,7 @@ def cross_entropy(
     Args:
         logits: (B, C).
         labels: class indices (B,).
-        smoothing: the share of each label that is spread evenly over all classes (Szegedy et al.
+        smoothing: fraction of each label that is spread evenly over all classes (Szegedy et al.
             2016, arXiv:1512.00567, section 7).
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
@@ -97,9 +102,9 @@ def cross_entropy(
 def hits(
     logits: Float[Array, "batch classes"], labels: Int[Array | np.ndarray, "batch"]
 ) -> tuple[Bool[Array, "batch"], Bool[Array, "batch"]]:
-    """Whether the right class is the likeliest, and whether it is among the five likeliest.
+    """Whether the true class is the likeliest, and whether it is among the five likeliest.
 
-    What is no number hits nothing.
+    NaN logits count as incorrect.
     """
     best_logits, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     found = (best == labels[:, None]) & ~jnp.isnan(best_logits)
@@ -112,7 +117,7 @@ _hits = jax.jit(hits)
 def confusion(
     labels: Int[np.ndarray, "images"], predicted: Int[np.ndarray, "images"], num_classes: int
 ) -> Int[np.ndarray, "classes classes"]:
-    """How many images of each class (row) were taken for each class (column)."""
+    """How many images of each class (row) were classified as each class (column)."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts

@@ -7,34 +7,45 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
-from jaxtl.config.config_file import load
-from jaxtl.console import console
-from jaxtl.training.loop import Interrupted
-from jaxtl.training.setup import train
 
 _HELP = """Fine-tunes an image classifier.
 
 Any key of the config can be set by a flag: --cfg.data.source=path/to/images
 --cfg.data.batch_size=64 --cfg.phases.head.lr=0.003
 
-Run the same command with the same --workdir to continue a run that was stopped."""
+To continue a run that was stopped, start the same command again. Without --workdir an unfinished
+run of the same config and data in runs/ is continued."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command."""
+    """Reads the flags and trains; returns the exit code."""
     flags = cli.parser("jaxtl.train", _HELP)
     flags.add_argument("--cfg", required=True, metavar="FILE", help="the config, such as mnv2.py")
-    flags.add_argument(
+    where = flags.add_mutually_exclusive_group()
+    where.add_argument(
         "--workdir", type=Path, metavar="DIR", help="the run directory [runs/CONFIG-DATE-TIME]"
     )
+    where.add_argument("--new", action="store_true", help="do not continue an unfinished run")
     given, rest = flags.parse_known_args(arguments)
-    config = load(given.cfg, cli.overrides(rest))
-    now = time.strftime("%Y%m%d-%H%M%S")
-    workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-{now}"
+
+    from jaxtl.config.config_file import load
+    from jaxtl.console import console
+    from jaxtl.runs.directory import find_unfinished
+    from jaxtl.training.loop import Interrupted
+    from jaxtl.training.setup import open_data, run_metadata, train
+
+    config, out, workdir = load(given.cfg, cli.overrides(rest)), console(), given.workdir
+    data = open_data(config)
+    if workdir is None and not given.new:
+        workdir = find_unfinished(Path("runs"), config, run_metadata(config, data))
+        if workdir is not None:
+            out.print(f"{workdir} is an unfinished run of this config and data; --new starts anew")
+    if workdir is None:
+        workdir = Path("runs") / f"{Path(given.cfg).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     try:
-        train(config, workdir, console())
+        train(config, data, workdir, out)
     except Interrupted:
-        print(f"stopped and saved; to continue: the same command with --workdir {workdir}")
+        out.print(f"stopped and saved in {workdir}; the same command continues it")
         return 130
     return 0
 

@@ -8,7 +8,8 @@ from jaxtl.config.config_file import Augment, Phase
 from jaxtl.data.loader import Batch
 from jaxtl.models import build, merge, split
 from jaxtl.training.optimizer import hyperparameters, optimizer
-from jaxtl.training.step import AXIS, TrainState, make_train_step, replicate, shard
+from jaxtl.training.parallel import AXIS, replicate, shard
+from jaxtl.training.step import TrainState, make_train_step
 from jaxtl.training.trainable import partition, select_trainable, training_graph
 
 SIDE, CLASSES, BATCH = 32, 7, 16

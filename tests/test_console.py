@@ -5,9 +5,9 @@ import re
 import sys
 
 import pytest
-from jaxtl import console as terminal
 from rich.console import Console
 
+from jaxtl import console as terminal
 from jaxtl.config.config_file import Phase
 from jaxtl.console import EpochProgress, console, stage_table
 from jaxtl.metrics import Sums

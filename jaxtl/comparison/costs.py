@@ -18,8 +18,7 @@ from jax.stages import Compiled
 from jaxtl.config.config_file import Augment
 from jaxtl.config.phases import Phase, everything
 from jaxtl.data.loader import Batch
-from jaxtl.models import Network, split
-from jaxtl.models import statistics as running_statistics
+from jaxtl.models import Network, batch_statistics, split
 from jaxtl.training.optimizer import hyperparameters, optimizer
 from jaxtl.training.step import (
     AXIS,
@@ -97,7 +96,7 @@ def measure(
         device: what it runs on.
         say: is told what is being done.
     """
-    fixed = running_statistics(network)
+    fixed = batch_statistics(network)
     variables = split(network)[1]
     say("inference of one image")
     one, memory = _inference(network, _noise(1, image_size), device)

@@ -1,13 +1,11 @@
 """The networks, by name.
 
-A new one is a file of its own and its name here (docs/adding-a-network.md).
+A new network is a file of its own and its name in `_FILES` (docs/adding-a-network.md).
 """
 
 from __future__ import annotations
 
 import difflib
-
-import numpy as np
 
 from jaxtl.errors import UserError
 from jaxtl.models import inception, mobilenet, mobilenet_v1, resnet, vgg
@@ -19,9 +17,13 @@ from jaxtl.models.chain import (
     Network,
     Spec,
     Variables,
+    batch_statistics,
+    initial_variables,
+    layer_of,
     merge,
+    output_spec,
     split,
-    statistics,
+    stage_of,
 )
 from jaxtl.models.layers import BatchNorm, Context
 
@@ -36,11 +38,16 @@ __all__ = [
     "Network",
     "Spec",
     "Variables",
+    "batch_statistics",
     "build",
     "definition",
+    "initial_variables",
+    "layer_of",
     "merge",
+    "output_spec",
     "split",
-    "statistics",
+    "stage_of",
+    "structure",
 ]
 
 _FILES = (inception, mobilenet, mobilenet_v1, resnet, vgg)
@@ -62,6 +69,39 @@ def definition(name: str) -> Definition:
     return REGISTRY[name]
 
 
+def structure(
+    name: str,
+    *,
+    num_classes: int | None,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    top: bool = False,
+    convention: str = "keras",
+    dtype: str = "float32",
+) -> Network:
+    """The structure of a network of the registry: its parameters have shapes and no numbers.
+
+    Args:
+        name: a key of `REGISTRY`.
+        num_classes: number of logits; None for pooled features.
+        width: multiplier of the channel counts; one with published weights.
+        dropout: fraction of the features that training drops before the last dense layer.
+        top: build the whole published classifier where that is more than one dense layer (VGG).
+        convention: `keras` or `torch`: how images are normalised and feature maps are padded.
+        dtype: `float32` or `bfloat16`: type of the feature maps.
+
+    Raises:
+        UserError: no network has that name, or it does not come in that width.
+    """
+    found = definition(name)
+    if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
+        raise UserError(f"num_classes is {num_classes}: give at least 1, or None for no head")
+    if width not in found.widths:
+        raise UserError(f"{name} does not come in width {width}; take one of {found.widths}")
+    convention_of_weights = found.conventions[convention]
+    return found.build(Spec(name, num_classes, width, dropout, top, convention_of_weights, dtype))
+
+
 def build(
     name: str,
     *,
@@ -73,29 +113,22 @@ def build(
     dtype: str = "float32",
     seed: int = 0,
 ) -> Network:
-    """Builds a network of the registry with random parameters.
+    """A network of the registry with random parameters.
 
     Args:
-        name: a key of `REGISTRY`.
-        num_classes: how many logits it returns; None for pooled features.
-        width: the multiplier of the channel counts; one that weights are published for.
-        dropout: the share of its features that training drops before the last dense layer.
-        top: with all of the classifier that it was published with, where that is more than one
-            dense layer (VGG).
-        convention: `keras` or `torch`: how images are normalised and maps are padded.
-        dtype: `float32` or `bfloat16`: of its feature maps; parameters, statistics, pooled features
-            and logits are float32.
+        name, num_classes, width, dropout, top, convention, dtype: as in `structure`.
         seed: of the random parameters.
 
     Raises:
-        UserError: no network has that name, or it does not come in that width.
+        UserError: as in `structure`.
     """
-    of_name = definition(name)
-    if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
-        raise UserError(f"num_classes is at least 1, or None for no head; not {num_classes}")
-    if width not in of_name.widths:
-        raise UserError(f"{name} does not come in width {width}; take one of {of_name.widths}")
-    spec = Spec(name, num_classes, width, dropout, top, of_name.conventions[convention])
-    network = of_name.build(spec, np.random.default_rng(seed))
-    network.compute_in(dtype)
-    return network
+    network = structure(
+        name,
+        num_classes=num_classes,
+        width=width,
+        dropout=dropout,
+        top=top,
+        convention=convention,
+        dtype=dtype,
+    )
+    return merge(split(network)[0], initial_variables(network, seed))

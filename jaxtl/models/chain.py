@@ -1,12 +1,18 @@
-"""A network is a chain of named stages that can be entered and left anywhere."""
+"""A network is a chain of named stages that can be entered and left anywhere.
+
+A network is built as a structure: its parameters are `jax.ShapeDtypeStruct`s. `initial_variables`
+draws numbers, weight files bring others, and `merge` puts structure and numbers together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
@@ -14,24 +20,26 @@ from jaxtyping import Array, Float
 from jaxtl.models.layers import Context, Convention
 
 INFERENCE = Context()
-"""No keys, no padding: dropout is off and every image counts."""
+"""No dropout keys and no padding: the context of inference."""
 
-Variables = dict[str, jax.Array]
-"""Parameters and BatchNorm statistics by path, such as `block_14/expand/kernel`."""
+Variables = dict[str, Any]
+"""Parameters and batch statistics by path, such as `block_14/expand/kernel`: `jax.Array`s, or
+`jax.ShapeDtypeStruct`s of a structure."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a network is built from, besides the numbers in it.
+    """What a network is built from, besides its numbers.
 
     Attributes:
         name: the network's name in the registry.
-        num_classes: how many logits it returns; None for pooled features.
-        width: the multiplier of its channel counts.
-        dropout: the share of its features that training drops before the last dense layer.
-        top: with all of the classifier that it was published with, where that is more than one
-            dense layer.
+        num_classes: number of logits; None for pooled features.
+        width: multiplier of the channel counts.
+        dropout: fraction of the features that training drops before the last dense layer.
+        top: build the whole published classifier where that is more than one dense layer (VGG).
         convention: that of the weights.
+        dtype: `float32` or `bfloat16`: type of the feature maps. Parameters, batch statistics,
+            pooled features and logits are float32.
     """
 
     name: str
@@ -40,6 +48,7 @@ class Spec:
     dropout: float
     top: bool
     convention: Convention
+    dtype: str = "float32"
 
 
 class Layer(NamedTuple):
@@ -47,11 +56,11 @@ class Layer(NamedTuple):
 
     Attributes:
         kind: `conv2d`, `depthwise_conv2d`, `batch_normalization`, `dense`, or `flat_dense`: a dense
-            layer on flattened feature maps, whose channels come last here and first in torch.
-        name: what it is called there.
-        path: of the layer here.
-        folds_into: the path of the BatchNorm after a convolution that has a bias there and none
-            here: it is taken from the running mean, which changes nothing that is computed.
+            layer on flattened feature maps, channels last here and channels first in torch.
+        name: the layer's name in that framework.
+        path: the layer's path here.
+        folds_into: path of the BatchNorm after a convolution that has a bias there and none here.
+            The bias is subtracted from the running mean, which computes the same.
     """
 
     kind: str
@@ -81,12 +90,12 @@ class Network(nnx.Module):
 
     @property
     def width(self) -> float:
-        """The multiplier of its channel counts."""
+        """Multiplier of the channel counts."""
         return self.spec.width
 
     @property
     def num_classes(self) -> int | None:
-        """How many logits it returns; None for pooled features."""
+        """Number of logits; None for pooled features."""
         return self.spec.num_classes
 
     def __call__(
@@ -100,23 +109,19 @@ class Network(nnx.Module):
         """Runs the stages from `start` up to, but not including, `stop`.
 
         Args:
-            x: images (B, H, W, 3), RGB, 0..255, uint8 or float; or, with `start`, what the stage
-                before it returned.
-            start: the first stage to run; None for the whole chain's first.
+            x: images (B, H, W, 3), RGB, 0..255, uint8 or float; or, with `start`, the output of the
+                stage before it.
+            start: the first stage to run; None for the first stage of the chain.
             stop: the stage to stop before; None to run to the end.
-            context: keys and padding of the batch; the default is inference.
+            context: dropout keys and padding of the batch; the default is inference.
 
         Returns:
-            What the last stage run returns: logits or pooled features (B, F) at the end of the
-            chain, float32.
+            The output of the last stage that ran: logits or pooled features (B, F), float32, at the
+            end of the chain.
         """
         for stage in self.between(start, stop):
             x = getattr(self, stage)(x, context)
         return x
-
-    def compute_in(self, dtype: str) -> None:
-        """Sets the type of the feature maps: `float32` or `bfloat16`."""
-        getattr(self, self.stage_names[0]).dtype = dtype
 
     def between(self, start: str | None, stop: str | None) -> tuple[str, ...]:
         """The names of the stages from `start` up to, but not including, `stop`."""
@@ -129,8 +134,8 @@ class KerasFile(NamedTuple):
     """A weights file of Keras Applications.
 
     Attributes:
-        path: below its base address.
-        md5: in hexadecimal, where it is published.
+        path: below the base address.
+        md5: in hexadecimal, where one is published.
     """
 
     path: str
@@ -138,7 +143,7 @@ class KerasFile(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What a network is called elsewhere.
+    """A network's names in other libraries.
 
     Attributes:
         keras: its function in `keras.applications` (keras/api/applications/__init__.py).
@@ -153,26 +158,26 @@ class Names(NamedTuple):
 
 @dataclass(frozen=True)
 class Definition:
-    """What a network file provides.
+    """What the file of a network provides.
 
     Attributes:
-        names: what Keras and timm call its networks, by their names here.
-        build: makes the network with random parameters.
+        names: the networks it builds, with their names in Keras and timm.
+        build: makes the structure of a network.
         conventions: that of Keras' weights and that of torch's, by name.
         keras_layers: the layers with weights, in the order of Keras Applications' model.
-        torch_layers: those of a network in `timm` or `torchvision`, None where that has none.
-        keras_file: the published Keras file for a network's name, a width, a image size, and with
-            or without top.
-        widths: the widths that have published weights.
-        native: pixels a side of the images that the published weights were trained on.
-        smallest: pixels a side of the smallest images that it takes.
-        deep_top: whether its published classifier is more than one dense layer.
-        portable: whether weights compute the same under both conventions, once the images are
+        torch_layers: those of `timm` or `torchvision`; None where that library has no such network.
+        keras_file: the published Keras file for a network's name, width, image size, and with or
+            without top.
+        widths: the widths with published weights.
+        native: image size in pixels that the published weights were trained at.
+        smallest: smallest image size in pixels.
+        deep_top: whether the published classifier is more than one dense layer.
+        portable: whether weights compute the same under both conventions once images are
             normalised for them.
     """
 
     names: Mapping[str, Names]
-    build: Callable[[Spec, np.random.Generator], Network]
+    build: Callable[[Spec], Network]
     conventions: Mapping[str, Convention]
     keras_layers: Callable[[Network], list[Layer]]
     torch_layers: Callable[[Network, str], list[Layer] | None]
@@ -184,10 +189,21 @@ class Definition:
     portable: bool = False
 
 
+def stage_of(path: str) -> str:
+    """The stage that a variable belongs to: `block_14` for `block_14/expand/kernel`."""
+    return path.partition("/")[0]
+
+
+def layer_of(path: str) -> str:
+    """The layer that a variable belongs to: `block_14/expand` for `block_14/expand/kernel`."""
+    return path.rpartition("/")[0]
+
+
 def split(network: Network) -> tuple[nnx.GraphDef, Variables]:
     """Takes a network apart into its static structure and its variables by path."""
     graph, state = nnx.split(network)
-    return graph, {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+    flat = nnx.to_flat_state(state)
+    return graph, {"/".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
 
 def merge(graph: nnx.GraphDef, variables: Variables) -> Network:
@@ -199,7 +215,46 @@ def merge(graph: nnx.GraphDef, variables: Variables) -> Network:
     return nnx.merge(graph, nnx.from_flat_state(flat))
 
 
-def statistics(network: Network) -> frozenset[str]:
-    """The paths of the BatchNorm statistics, which no gradient moves."""
+def batch_statistics(network: Network) -> frozenset[str]:
+    """The paths of the BatchNorms' running means and variances, which no gradient changes."""
     state = nnx.state(network, nnx.BatchStat)
     return frozenset("/".join(map(str, path)) for path, _ in nnx.to_flat_state(state))
+
+
+def initial_variables(
+    network: Network, seed: int, paths: Iterable[str] | None = None
+) -> dict[str, jax.Array]:
+    """Draws the variables that a network begins with.
+
+    Kernels are Glorot uniform, Keras' default (Glorot and Bengio 2010, equation 16); scales and
+    variances are 1, biases and means 0. A kernel depends on the seed and its own path alone, so a
+    new head is the same whatever else is drawn. NumPy draws: the same numbers on every platform,
+    and nothing to compile.
+
+    Args:
+        network: a structure or a network with numbers.
+        seed: 0 or more.
+        paths: the variables to draw; None for all.
+    """
+    shapes = {path: value.shape for path, value in split(network)[1].items()}
+    return {
+        path: jnp.asarray(_initial(path, shapes[path], seed))
+        for path in (shapes if paths is None else paths)
+    }
+
+
+def _initial(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    kind = path.rpartition("/")[2]
+    if kind != "kernel":
+        return np.full(shape, 1 if kind in ("scale", "var") else 0, np.float32)
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    receptive_field = int(np.prod(shape[:-2]))
+    limit = np.sqrt(6 / (receptive_field * (shape[-2] + shape[-1])))
+    return rng.uniform(-limit, limit, shape).astype(np.float32)
+
+
+def output_spec(network: Network, image_size: int, stop: str | None = None) -> jax.ShapeDtypeStruct:
+    """Shape (1, ...) and type of what the stages before `stop` return for one image."""
+    graph, variables = split(network)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
+    return jax.eval_shape(lambda v, x: merge(graph, v)(x, stop=stop), variables, image)

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
@@ -137,25 +136,25 @@ _MIXED: dict[str, Branches] = {
 }
 
 
-def inception_v3(spec: Spec, rng: np.random.Generator) -> Network:
-    """Builds Inception-V3 with random parameters drawn from `rng`, without auxiliary classifier.
+def inception_v3(spec: Spec) -> Network:
+    """Builds Inception-V3 without numbers, without auxiliary classifier.
 
     Returns:
         The stages preprocess, conv_1a .. conv_4a, mixed_5b .. mixed_7c, pool and perhaps head.
     """
     convention = spec.convention
-    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(convention)}
+    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
     channels = 3
     for unit in _STEM:
         pooled = unit.name in _POOLED
-        stages[unit.name] = ConvNormRelu(channels, unit, convention, rng, pooled=pooled)
+        stages[unit.name] = ConvNormRelu(channels, unit, convention, pooled=pooled)
         channels = unit.out
     for stage, branches in _MIXED.items():
-        block = MixedBlock(channels, branches, convention, rng)
+        block = MixedBlock(channels, branches, convention)
         stages[stage], channels = block, block.out
     stages["pool"] = Pool()
     if spec.num_classes is not None:
-        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout, rng=rng)
+        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout)
     return Network(stages, spec)
 
 
@@ -167,13 +166,12 @@ class ConvNormRelu(nnx.Module):
         channels: int,
         unit: Unit,
         convention: Convention,
-        rng: np.random.Generator,
         *,
         pooled: bool = False,
     ) -> None:
         _, out, size, stride, padding = unit
         self.pooled = pooled
-        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding, rng=rng)
+        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding)
         # Keras' weights have no scale: the next convolution can do its work.
         self.bn = BatchNorm(out, epsilon=convention.epsilon, scale=convention.name == "torch")
 
@@ -189,19 +187,17 @@ class MixedBlock(nnx.Module):
         out: the channels of what it returns.
     """
 
-    def __init__(
-        self, channels: int, branches: Branches, convention: Convention, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, channels: int, branches: Branches, convention: Convention) -> None:
         self.branches = branches
         self.counts_padding = convention.name == "torch"
         self.out = 0
         for branch in branches:
             width = channels
             for unit in branch.chain:
-                setattr(self, unit.name, ConvNormRelu(width, unit, convention, rng))
+                setattr(self, unit.name, ConvNormRelu(width, unit, convention))
                 width = unit.out
             for unit in branch.ends:
-                setattr(self, unit.name, ConvNormRelu(width, unit, convention, rng))
+                setattr(self, unit.name, ConvNormRelu(width, unit, convention))
             self.out += sum(unit.out for unit in branch.ends) or width
 
     def __call__(self, x: Maps, context: Context) -> Maps:

@@ -7,7 +7,6 @@ from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key
@@ -21,11 +20,11 @@ from jaxtl.ops.windows import Maps, Padding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a stage may want to know of a batch besides its activations.
+    """What a stage needs to know of a batch besides its activations.
 
     Attributes:
         keys: one key for each image; dropout is on when they are given.
-        valid: False for the images that only pad a batch; BatchNorm statistics leave them out.
+        valid: False for images that only pad a batch; batch statistics leave them out.
     """
 
     keys: Key[Array, "batch"] | None = None
@@ -34,13 +33,13 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How the framework that weights were trained in normalises images and pads.
+    """How a framework normalises images and pads feature maps.
 
     Attributes:
         name: `keras` or `torch`.
         mean, std: of RGB images, 0..255.
         epsilon: of the BatchNorms.
-        bgr: whether the first kernel takes blue, green, red in its files; here it never does.
+        bgr: whether the first kernel takes blue, green, red in weight files; here it takes RGB.
     """
 
     name: Literal["keras", "torch"]
@@ -50,9 +49,9 @@ class Convention:
     bgr: bool = False
 
     def padding(self, size: int) -> Padding:
-        """The zeros around maps that a window of `size` pixels strides over, one number a side.
+        """The padding of a strided window of `size` x `size` pixels.
 
-        Keras pads what is needed and puts an odd row below; torch pads alike on all sides.
+        Keras pads as much as is needed, an odd row at the end; torch pads all sides alike.
         """
         return "SAME" if self.name == "keras" else ((size // 2,) * 2,) * 2
 
@@ -77,18 +76,23 @@ IMAGENET: Normalisation = {
 """Zero mean and unit variance (`mode="torch"` there; timm/data/constants.py)."""
 
 
-class Preprocess(nnx.Module):
-    """Brings RGB images, 0..255, to the range that the weights were trained on.
+def array(*shape: int) -> jax.ShapeDtypeStruct:
+    """A float32 parameter without numbers."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    Attributes:
-        dtype: `float32` or `bfloat16`: what it returns, and so what the feature maps of the whole
-            chain are computed in. Parameters, statistics, pooled features and logits are float32.
+
+class Preprocess(nnx.Module):
+    """Normalises RGB images, 0..255, to the range that the weights were trained on.
+
+    Args:
+        convention: that of the weights.
+        dtype: type of the result, and so of all feature maps.
     """
 
-    def __init__(self, convention: Convention):
+    def __init__(self, convention: Convention, dtype: str):
         self.mean = convention.mean
         self.std = convention.std
-        self.dtype = "float32"
+        self.dtype = dtype
 
     def __call__(self, x: Array, context: Context) -> Float[Array, "batch height width 3"]:
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
@@ -99,13 +103,12 @@ class Conv(nnx.Module):
     """A convolution; kernel (height, width, channels, out).
 
     Args:
-        channels: of the input.
-        out: channels of the output.
-        size: of the window, one number for a square.
-        stride: step of the window along both axes.
+        channels: input channels.
+        out: output channels.
+        size: height and width of the window; one number for a square.
+        stride: along both axes.
         padding: `SAME`, `VALID`, or rows and columns of zeros before and after.
-        bias: adds a number for each channel.
-        rng: draws the kernel.
+        bias: add one number a channel.
     """
 
     def __init__(
@@ -117,13 +120,12 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: Padding = "SAME",
         bias: bool = False,
-        rng: np.random.Generator,
     ):
         height, width = (size, size) if isinstance(size, int) else size
         self.stride = stride
         self.padding = padding
-        self.kernel = nnx.Param(glorot_uniform(rng, (height, width, channels, out)))
-        self.bias = nnx.Param(_filled(0, out)) if bias else None
+        self.kernel = nnx.Param(array(*(height, width, channels, out)))
+        self.bias = nnx.Param(array(out)) if bias else None
 
     def __call__(self, x: Maps) -> Maps:
         y = conv(x, self.kernel[...], self.stride, self.padding)
@@ -139,30 +141,29 @@ class DepthwiseConv(nnx.Module):
         *,
         stride: int = 1,
         padding: Padding = "SAME",
-        rng: np.random.Generator,
     ):
         self.stride = stride
         self.padding = padding
-        self.kernel = nnx.Param(glorot_uniform(rng, (3, 3, 1, channels)))
+        self.kernel = nnx.Param(array(*(3, 3, 1, channels)))
 
     def __call__(self, x: Maps) -> Maps:
         return depthwise_conv(x, self.kernel[...], self.stride, self.padding)
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) that a phase can hold still.
+    """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) that a phase can freeze.
 
-    Unlike `nnx.BatchNorm`, the batch's statistics are exact when padding falls unevenly on the
-    devices: sums and counts are added up over `axis_name`, not means of means.
+    Unlike `nnx.BatchNorm`, it is exact when padding falls unevenly on the devices: it adds up sums
+    and counts over `axis_name` and takes no mean of means.
 
     Args:
         channels: of the feature maps.
         epsilon: added to the variance.
-        scale: multiplies each channel by a number after it was normalised.
+        scale: multiply each normalised channel by a learned number.
 
     Attributes:
-        training: normalise by the batch and move the running statistics; else use those.
-        momentum: the share of the running statistics that a training step keeps.
+        training: normalise by the batch and update the running statistics; else use those.
+        momentum: fraction of the running statistics that a training step keeps.
         axis_name: the mapped axis over which training statistics are shared, if any.
     """
 
@@ -171,10 +172,10 @@ class BatchNorm(nnx.Module):
         self.training = False
         self.momentum = 0.0
         self.axis_name: str | None = None
-        self.scale = nnx.Param(_filled(1, channels)) if scale else None
-        self.bias = nnx.Param(_filled(0, channels))
-        self.mean = nnx.BatchStat(_filled(0, channels))
-        self.var = nnx.BatchStat(_filled(1, channels))
+        self.scale = nnx.Param(array(channels)) if scale else None
+        self.bias = nnx.Param(array(channels))
+        self.mean = nnx.BatchStat(array(channels))
+        self.var = nnx.BatchStat(array(channels))
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         bias, mean, var = (v[...] for v in (self.bias, self.mean, self.var))
@@ -201,14 +202,13 @@ class Pool(nnx.Module):
 class Head(nnx.Module):
     """Dropout and one dense layer: features (B, F) -> logits (B, classes).
 
-    Dropout draws from each image's own key, so that the result does not depend on how a batch is
-    split over devices.
+    Dropout draws from each image's own key: how a batch is split over devices changes nothing.
     """
 
-    def __init__(self, features: int, classes: int, *, dropout: float, rng: np.random.Generator):
+    def __init__(self, features: int, classes: int, *, dropout: float):
         self.dropout = dropout
-        self.kernel = nnx.Param(glorot_uniform(rng, (features, classes)))
-        self.bias = nnx.Param(_filled(0, classes))
+        self.kernel = nnx.Param(array(*(features, classes)))
+        self.bias = nnx.Param(array(classes))
 
     def __call__(
         self, x: Float[Array, "batch features"], context: Context
@@ -218,21 +218,3 @@ class Head(nnx.Module):
             kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, x.shape[1:]))(context.keys)
             x = jnp.where(kept, x / keep, 0)
         return x @ self.kernel[...] + self.bias[...]
-
-
-def glorot_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Draws a kernel as Keras does by default (Glorot and Bengio 2010, equation 16).
-
-    NumPy draws it: the same numbers on every platform, and nothing to compile for each shape.
-
-    Args:
-        rng: where the numbers come from; it moves on.
-        shape: (..., channels in, channels out); what comes before is the receptive field.
-    """
-    field = int(np.prod(shape[:-2]))
-    limit = np.sqrt(6 / (field * (shape[-2] + shape[-1])))
-    return jnp.asarray(rng.uniform(-limit, limit, shape).astype(np.float32))
-
-
-def _filled(value: float, channels: int) -> Array:
-    return jnp.asarray(np.full((channels,), value, np.float32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from flax import nnx
 
 from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
@@ -36,30 +35,30 @@ _CONVENTIONS = {
 }
 
 
-def mobilenet_v2(spec: Spec, rng: np.random.Generator) -> Network:
-    """Builds MobileNetV2 with random parameters drawn from `rng`.
+def mobilenet_v2(spec: Spec) -> Network:
+    """Builds MobileNetV2 without numbers.
 
     Returns:
         The stages preprocess, stem, block_0 .. block_16, top, pool and, with classes, head.
     """
     convention, width = spec.convention, spec.width
-    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(convention)}
+    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
     channels = make_divisible(32 * width)
-    stages["stem"] = ConvNormRelu6(3, channels, 3, 2, convention, rng)
+    stages["stem"] = ConvNormRelu6(3, channels, 3, 2, convention)
     block = 0
     for expansion, base, repeats, first_stride in _GROUPS:
         for repeat in range(repeats):
             out = make_divisible(base * width)
             stride = first_stride if repeat == 0 else 1
             stages[f"block_{block}"] = InvertedResidual(
-                channels, out, expansion, stride, convention, rng
+                channels, out, expansion, stride, convention
             )
             channels, block = out, block + 1
     features = make_divisible(1280 * max(1.0, width))  # the last layer never shrinks (section 4)
-    stages["top"] = ConvNormRelu6(channels, features, 1, 1, convention, rng)
+    stages["top"] = ConvNormRelu6(channels, features, 1, 1, convention)
     stages["pool"] = Pool()
     if spec.num_classes is not None:
-        stages["head"] = Head(features, spec.num_classes, dropout=spec.dropout, rng=rng)
+        stages["head"] = Head(features, spec.num_classes, dropout=spec.dropout)
     return Network(stages, spec)
 
 
@@ -73,10 +72,9 @@ class ConvNormRelu6(nnx.Module):
         size: int,
         stride: int,
         convention: Convention,
-        rng: np.random.Generator,
     ) -> None:
         padding = convention.padding(size)
-        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding, rng=rng)
+        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding)
         self.bn = BatchNorm(out, epsilon=convention.epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:
@@ -93,18 +91,17 @@ class InvertedResidual(nnx.Module):
         expansion: int,
         stride: int,
         convention: Convention,
-        rng: np.random.Generator,
     ) -> None:
         inner, epsilon = channels * expansion, convention.epsilon
         self.expands = expansion > 1
         self.residual = stride == 1 and channels == out
         if self.expands:
-            self.expand = Conv(channels, inner, rng=rng)
+            self.expand = Conv(channels, inner)
             self.expand_bn = BatchNorm(inner, epsilon=epsilon)
         padding = convention.padding(3)
-        self.depthwise = DepthwiseConv(inner, stride=stride, padding=padding, rng=rng)
+        self.depthwise = DepthwiseConv(inner, stride=stride, padding=padding)
         self.depthwise_bn = BatchNorm(inner, epsilon=epsilon)
-        self.project = Conv(inner, out, rng=rng)
+        self.project = Conv(inner, out)
         self.project_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:

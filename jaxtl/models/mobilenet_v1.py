@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from flax import nnx
 
 from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
@@ -39,34 +38,32 @@ _CONVENTIONS = {
 }
 
 
-def mobilenet_v1(spec: Spec, rng: np.random.Generator) -> Network:
-    """Builds MobileNet V1 with random parameters drawn from `rng`.
+def mobilenet_v1(spec: Spec) -> Network:
+    """Builds MobileNet V1 without numbers.
 
     Returns:
         The stages preprocess, stem, block_1 .. block_13, pool and, with classes, head.
     """
     convention = spec.convention
-    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(convention)}
+    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
     channels = int(32 * spec.width)
-    stages["stem"] = Stem(3, channels, convention, rng)
+    stages["stem"] = Stem(3, channels, convention)
     for number, (base, stride) in enumerate(_BLOCKS, 1):
         out = int(base * spec.width)
-        stages[f"block_{number}"] = SeparableBlock(channels, out, stride, convention, rng)
+        stages[f"block_{number}"] = SeparableBlock(channels, out, stride, convention)
         channels = out
     stages["pool"] = Pool()
     if spec.num_classes is not None:
-        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout, rng=rng)
+        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout)
     return Network(stages, spec)
 
 
 class Stem(nnx.Module):
     """A strided 3x3 convolution, its BatchNorm and ReLU6."""
 
-    def __init__(
-        self, channels: int, out: int, convention: Convention, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, channels: int, out: int, convention: Convention) -> None:
         padding = convention.padding(3)
-        self.conv = Conv(channels, out, size=3, stride=2, padding=padding, rng=rng)
+        self.conv = Conv(channels, out, size=3, stride=2, padding=padding)
         self.bn = BatchNorm(out, epsilon=convention.epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:
@@ -82,14 +79,13 @@ class SeparableBlock(nnx.Module):
         out: int,
         stride: int,
         convention: Convention,
-        rng: np.random.Generator,
     ) -> None:
         epsilon = convention.epsilon
         below = convention.name == "keras" and stride == 2
         padding = _BELOW if below else convention.padding(3)
-        self.depthwise = DepthwiseConv(channels, stride=stride, padding=padding, rng=rng)
+        self.depthwise = DepthwiseConv(channels, stride=stride, padding=padding)
         self.depthwise_bn = BatchNorm(channels, epsilon=epsilon)
-        self.pointwise = Conv(channels, out, rng=rng)
+        self.pointwise = Conv(channels, out)
         self.pointwise_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:

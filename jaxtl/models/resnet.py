@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from flax import nnx
 
 from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
@@ -38,8 +37,8 @@ _MD5 = {
 }
 
 
-def resnet(spec: Spec, rng: np.random.Generator) -> Network:
-    """Builds a ResNet of version 1 with random parameters drawn from `rng`.
+def resnet(spec: Spec) -> Network:
+    """Builds a ResNet of version 1 without numbers.
 
     Its convolutions have no bias: the BatchNorm after each has one.
 
@@ -48,19 +47,19 @@ def resnet(spec: Spec, rng: np.random.Generator) -> Network:
     """
     convention, channels = spec.convention, 64
     stages: dict[str, nnx.Module] = {
-        "preprocess": Preprocess(convention),
-        "stem": Stem(channels, convention, rng),
+        "preprocess": Preprocess(spec.convention, spec.dtype),
+        "stem": Stem(channels, convention),
     }
     for group, depth in enumerate(_DEPTHS[spec.name]):
         inner = 64 * 2**group
         for block in range(depth):
             stride = 2 if group and not block else 1
             stage = f"conv{group + 2}_block{block + 1}"
-            stages[stage] = Bottleneck(channels, inner, stride, convention, rng)
+            stages[stage] = Bottleneck(channels, inner, stride, convention)
             channels = inner * _EXPANSION
     stages["pool"] = Pool()
     if spec.num_classes is not None:
-        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout, rng=rng)
+        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout)
     return Network(stages, spec)
 
 
@@ -70,8 +69,8 @@ class Stem(nnx.Module):
     Keras pads by hand here (its resnet.py), alike on all sides as torch does.
     """
 
-    def __init__(self, out: int, convention: Convention, rng: np.random.Generator) -> None:
-        self.conv = Conv(3, out, size=7, stride=2, padding=((3, 3), (3, 3)), rng=rng)
+    def __init__(self, out: int, convention: Convention) -> None:
+        self.conv = Conv(3, out, size=7, stride=2, padding=((3, 3), (3, 3)))
         self.bn = BatchNorm(out, epsilon=convention.epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:
@@ -92,20 +91,19 @@ class Bottleneck(nnx.Module):
         inner: int,
         stride: int,
         convention: Convention,
-        rng: np.random.Generator,
     ) -> None:
         out, epsilon = inner * _EXPANSION, convention.epsilon
         first, second = (stride, 1) if convention.name == "keras" else (1, stride)
         self.projects = channels != out
         if self.projects:
-            self.shortcut = Conv(channels, out, stride=stride, rng=rng)
+            self.shortcut = Conv(channels, out, stride=stride)
             self.shortcut_bn = BatchNorm(out, epsilon=epsilon)
-        self.reduce = Conv(channels, inner, stride=first, rng=rng)
+        self.reduce = Conv(channels, inner, stride=first)
         self.reduce_bn = BatchNorm(inner, epsilon=epsilon)
         padding = convention.padding(3)
-        self.filter = Conv(inner, inner, size=3, stride=second, padding=padding, rng=rng)
+        self.filter = Conv(inner, inner, size=3, stride=second, padding=padding)
         self.filter_bn = BatchNorm(inner, epsilon=epsilon)
-        self.expand = Conv(inner, out, rng=rng)
+        self.expand = Conv(inner, out)
         self.expand_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Maps:

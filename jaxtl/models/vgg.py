@@ -39,36 +39,36 @@ SIDE = 7
 """Of the maps that the published classifier takes: images of 224 pixels, halved five times."""
 
 
-def vgg(spec: Spec, rng: np.random.Generator) -> Network:
-    """Builds a VGG with random parameters drawn from `rng`.
+def vgg(spec: Spec) -> Network:
+    """Builds a VGG without numbers.
 
     Returns:
         The stages preprocess, block1_conv1 .. block5_conv3 (VGG-19: block5_conv4), then pool or,
         with `spec.top`, fc1 and fc2, and, with classes, head.
     """
-    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention)}
+    stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
     channels = 3
     for block, (depth, out) in enumerate(zip(_DEPTHS[spec.name], _CHANNELS, strict=True), 1):
         for number in range(1, depth + 1):
-            stages[f"block{block}_conv{number}"] = ConvRelu(channels, out, number == depth, rng)
+            stages[f"block{block}_conv{number}"] = ConvRelu(channels, out, number == depth)
             channels = out
     if spec.top:
-        stages["fc1"] = FlatHidden(SIDE**2 * channels, _HIDDEN, dropout=0.0, rng=rng)
-        stages["fc2"] = Hidden(_HIDDEN, _HIDDEN, dropout=0.0, rng=rng)
+        stages["fc1"] = FlatHidden(SIDE**2 * channels, _HIDDEN, dropout=0.0)
+        stages["fc2"] = Hidden(_HIDDEN, _HIDDEN, dropout=0.0)
         channels = _HIDDEN
     else:
         stages["pool"] = Pool()
     if spec.num_classes is not None:
-        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout, rng=rng)
+        stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout)
     return Network(stages, spec)
 
 
 class ConvRelu(nnx.Module):
     """A 3x3 convolution and ReLU and, at the end of a block, the maximum of every 2x2."""
 
-    def __init__(self, channels: int, out: int, last: bool, rng: np.random.Generator) -> None:
+    def __init__(self, channels: int, out: int, last: bool) -> None:
         self.last = last
-        self.conv = Conv(channels, out, size=3, bias=True, rng=rng)
+        self.conv = Conv(channels, out, size=3, bias=True)
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         x = nnx.relu(self.conv(x))

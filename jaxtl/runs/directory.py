@@ -1,4 +1,4 @@
-"""The run directory: what a run is, what it measured, and how it is found again."""
+"""The run directory: its config, its metadata, and how an unfinished run is found again."""
 
 from __future__ import annotations
 
@@ -6,28 +6,84 @@ import contextlib
 import fcntl
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 import jax
 import pydantic
 
-from jaxtl.config.config_file import Config, differences
+from jaxtl.config import Config
+from jaxtl.config.config_file import differences
 from jaxtl.errors import UserError
-from jaxtl.files import part_of, write_whole
+from jaxtl.files import is_unfinished, write_json
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 _PACKAGES = ("jaxtl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+class _Part(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="allow")
+
+
+class SplitMetadata(_Part):
+    """One split of the data: number of images, and the SHA-256 of its fingerprint."""
+
+    images: int
+    sha256: str
+
+
+class DataMetadata(_Part):
+    """The splits that a run trains on and is validated on."""
+
+    train: SplitMetadata
+    val: SplitMetadata
+
+
+class WeightsMetadata(_Part):
+    """Where the pretrained weights came from; see `jaxtl.weights.WeightsRecord`."""
+
+    source: str
+    sha256: str
+    convention: Literal["keras", "torch"]
+
+
+class RunMetadata(_Part):
+    """What `run.json` holds.
+
+    Attributes:
+        classes: the names of the classes, in the order of the logits.
+        data: fingerprints of the data.
+        source: the data source, as an absolute path where it is one.
+        weights: of the weights that the run began with; None for random parameters.
+        versions: of Python and of the packages, by name.
+        devices: that the run began on.
+        result: steps, best epoch and validation metrics; None until the run is complete.
+    """
+
+    classes: tuple[str, ...] = pydantic.Field(min_length=2)
+    data: DataMetadata
+    source: str = ""
+    weights: WeightsMetadata | None = None
+    versions: dict[str, str] = {}
+    devices: tuple[str, ...] = ()
+    result: dict[str, float] | None = None
+
+    @property
+    def convention(self) -> str:
+        """The convention of the weights that the run began with."""
+        return self.weights.convention if self.weights else "keras"
+
+
 class RunDirectory:
-    """The files of one run; see the names below.
+    """The files of one run.
 
     Attributes:
         path: the directory.
+        checkpoints, metrics, tensorboard, report: paths inside it.
     """
 
     def __init__(self, path: Path):
@@ -43,10 +99,10 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Makes the directory and keeps other processes out until the block or the process ends.
 
-        A directory in which nothing came to be is removed again.
+        A directory that stays empty is removed again.
 
         Raises:
-            UserError: another process trains here, or the path is none that Orbax can write to.
+            UserError: another process trains here, or Orbax cannot write to this path.
         """
         if set("[]*?") & set(str(self.path.resolve())):  # Orbax takes it for a pattern
             raise UserError(f"{self.path}: a --workdir cannot have any of [ ] * ? in its path")
@@ -56,8 +112,9 @@ class RunDirectory:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                wanted = f"another process trains in {self.path}; name another --workdir"
-                raise UserError(wanted) from None
+                raise UserError(
+                    f"another process trains in {self.path}; name another --workdir"
+                ) from None
             yield
         finally:
             os.close(handle)
@@ -72,29 +129,23 @@ class RunDirectory:
         """Refuses to begin a run among other files.
 
         Raises:
-            UserError: the directory holds something that no run left behind.
+            UserError: the directory holds files that are not of a run.
         """
         # What a run leaves behind that died before its first checkpoint.
-        own = {self._config, self._run, self.metrics, self.checkpoints}
-        own |= {self.tensorboard} | {part_of(path) for path in (self._config, self._run)}
-        if set(self.path.iterdir()) - own:
+        own = {self._config, self._run, self.metrics, self.checkpoints, self.tensorboard}
+        if any(not is_unfinished(path) for path in set(self.path.iterdir()) - own):
             raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
 
-    def begin(self, config: Config, metadata: Mapping[str, Any]) -> None:
-        """Writes down what the run is, which is when it exists.
-
-        Args:
-            config: all of it.
-            metadata: JSON-friendly metadata: classes, weights, data, and where these lie.
-        """
+    def begin(self, config: Config, metadata: RunMetadata) -> None:
+        """Writes down what the run is; from then on it exists."""
         write_json(self._config, config.model_dump())
-        write_json(self._run, {**metadata, **_machine()})
+        write_json(self._run, metadata.model_copy(update=_machine()).model_dump())
 
-    def check_same(self, config: Config, metadata: Mapping[str, Any]) -> None:
-        """Refuses to continue a run as something that it is not.
+    def check_same(self, config: Config, metadata: RunMetadata) -> None:
+        """Refuses to continue a run with another config or other data.
 
         Raises:
-            UserError: the config or the data changed; the differences are named.
+            UserError: it names the differences.
         """
         if changed := differences(self.config(), config):
             raise UserError(
@@ -102,7 +153,8 @@ class RunDirectory:
                 "name another --workdir, or give the same command to continue it"
             )
         known = self.metadata()
-        if changed := [key for key in metadata if known.get(key) != metadata[key]]:
+        changed = [k for k in ("classes", "data") if getattr(known, k) != getattr(metadata, k)]
+        if changed:
             raise UserError(
                 f"{self.path} cannot be continued: its {' and '.join(changed)} changed since it "
                 "began; name another --workdir"
@@ -112,48 +164,64 @@ class RunDirectory:
         """The run's config.
 
         Raises:
-            UserError: there is no run here, or a newer or older version of this package wrote it.
+            UserError: there is no run here, or another version of this package wrote it.
         """
         if not (self.exists() and self._config.exists()):
             raise UserError(f"no run in {self.path}: it has no {self._run.name}")
-        try:
-            return Config.model_validate_json(self._config.read_text())
-        except pydantic.ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise UserError(f"{self._config} is no config of this version: {reason}") from error
+        return _read(self._config, Config)
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> RunMetadata:
         """What `begin` and `finish` wrote.
 
         Raises:
             UserError: the file is damaged.
         """
-        try:
-            return json.loads(self._run.read_text())
-        except ValueError as error:
-            raise UserError(f"{self._run} is damaged: {error}") from error
+        return _read(self._run, RunMetadata)
 
-    def convention(self) -> str:
-        """The convention of the weights that the run began with."""
-        weights = self.metadata()["weights"]
-        return weights["convention"] if weights else "keras"
-
-    def finish(self, result: Mapping[str, Any]) -> None:
+    def finish(self, result: Mapping[str, float]) -> None:
         """Writes down the result of a complete run."""
-        write_json(self._run, {**self.metadata(), "result": dict(result)})
+        done = self.metadata().model_copy(update={"result": dict(result)})
+        write_json(self._run, done.model_dump())
+
+
+def find_unfinished(folder: Path, config: Config, metadata: RunMetadata) -> Path | None:
+    """The newest run of the same config and data that is not complete and that nobody trains now.
+
+    Args:
+        folder: the run directories lie in it.
+        config: of the run.
+        metadata: its classes and data.
+    """
+    candidates = sorted(
+        folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True
+    )
+    for file in candidates:
+        run = RunDirectory(file.parent)
+        with contextlib.suppress(UserError, OSError):
+            run.check_same(config, metadata)
+            if run.metadata().result is None:
+                with run.locked():
+                    return run.path
+    return None
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    """Reads a JSON file of a known schema."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{path} is damaged, or from another version of jaxtl: {place}: {first['msg']}"
+        ) from error
 
 
 @functools.cache
-def _machine() -> dict[str, Any]:
+def _machine() -> dict[str, object]:
     """What this process runs on."""
     return {
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()],
+        "devices": tuple(f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()),
     }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON so that a crash leaves either the old file or the new one."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_whole(path, text.encode())

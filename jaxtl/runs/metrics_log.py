@@ -1,4 +1,4 @@
-"""The measurements of a run: `metrics.jsonl` and TensorBoard."""
+"""The metrics of a run: `metrics.jsonl` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 
 
 @contextlib.contextmanager
-def _without(package: str) -> Iterator[None]:
-    """Lets imports go as if a package were not installed, unless it is imported already."""
+def _hidden(package: str) -> Iterator[None]:
+    """Makes an import of a package fail, unless it is imported already."""
     hidden = package not in sys.modules
     if hidden:
         sys.modules[package] = None  # type: ignore[assignment]
@@ -26,10 +28,22 @@ def _without(package: str) -> Iterator[None]:
             del sys.modules[package]
 
 
-with _without("torch"):  # tensorboardX would import it, to know its tensors
+with _hidden("torch"):  # tensorboardX imports it where it is installed: 600 MB for nothing
     from tensorboardX import SummaryWriter
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.summary import scalar
+
+
+class MetricsLine(pydantic.BaseModel):
+    """One line of `metrics.jsonl`: a split after an epoch; the other keys are metrics."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    phase: str
+    epoch: int
+    step: int
+    split: str
 
 
 class MetricsLog:
@@ -38,8 +52,8 @@ class MetricsLog:
     Args:
         path: of the JSON lines.
         tensorboard: the folder for TensorBoard.
-        until: the training step that the run stood at when it was last saved. What an interrupted
-            run logged after it will be measured again, and is dropped.
+        until: the training step at which the run was last saved. Lines after it are dropped: an
+            interrupted run measures them again.
     """
 
     def __init__(self, path: Path, tensorboard: Path, *, until: int):
@@ -52,14 +66,14 @@ class MetricsLog:
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
     ) -> None:
-        """Logs the measurements of one split after an epoch.
+        """Logs the metrics of one split after an epoch.
 
         Args:
             phase: its name.
-            epoch: epochs of the phase that are complete.
+            epoch: complete epochs of the phase.
             step: training steps since the run began.
             split: `train` or `val`.
-            metrics: name and value.
+            metrics: by name.
         """
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -71,19 +85,19 @@ class MetricsLog:
         self._tensorboard.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
-        """Writes what is left to disk."""
+        """Writes the rest to disk."""
         self._lines.close()
         self._tensorboard.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads the measurements of a run; a last line that a crash cut off does not count.
+    """Reads the lines of `metrics.jsonl`, without a last line that a crash cut off.
 
     Raises:
         UserError: another line is damaged.
     """
-    lines = path.read_text().split("\n")
+    lines = path.read_bytes().split(b"\n")[:-1]
     try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        return [MetricsLine.model_validate_json(line).model_dump() for line in lines]
+    except pydantic.ValidationError as error:
+        raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}") from error

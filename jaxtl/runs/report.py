@@ -28,26 +28,27 @@ code { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px }
 """
 
 
-def write_page(run: RunDirectory, evaluation: Evaluation, classes: Sequence[str]) -> None:
+def write_report(run: RunDirectory, evaluation: Evaluation) -> None:
     """Writes `report.html`: the result, the curves, the confusions, and what the run was.
 
     Args:
         run: where everything else of the run has been written.
         evaluation: the validation of its result.
-        classes: their names.
     """
+    classes = run.metadata().classes
     counts = confusion(evaluation.labels, evaluation.predicted, len(classes))
     sums, config, metadata = evaluation.sums, run.config(), run.metadata()
-    weights = metadata.get("weights") or {"source": "none: random parameters"}
     about = {
         "network": f"{config.model.name}, width {config.model.width:g}, "
         f"{config.model.image_size} px",
-        "weights": " ".join(str(weights[k]) for k in ("source", "sha256") if k in weights),
-        "data": f"{metadata['source']}: {metadata['data']['train']['images']:,} to train on, "
-        f"{metadata['data']['val']['images']:,} to validate on",
-        "batch": f"{config.data.batch_size} images on {', '.join(metadata['devices'])}",
+        "weights": f"{metadata.weights.source} {metadata.weights.sha256}"
+        if metadata.weights
+        else "none: random parameters",
+        "data": f"{metadata.source}: {metadata.data.train.images:,} to train on, "
+        f"{metadata.data.val.images:,} to validate on",
+        "batch": f"{config.data.batch_size} images on {', '.join(metadata.devices)}",
         **{f"phase {phase.name}": _settings(phase) for phase in config.phases},
-        "versions": ", ".join(f"{name} {v}" for name, v in metadata["versions"].items()),
+        "versions": ", ".join(f"{name} {v}" for name, v in metadata.versions.items()),
     }
     body = f"""
 <h1>{html.escape(run.path.resolve().name)}</h1>

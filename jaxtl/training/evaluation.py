@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -13,17 +12,18 @@ from jaxtl.data.loader import Batch
 from jaxtl.metrics import NONE, Evaluation, score
 from jaxtl.models import Network, Variables, split
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.step import make_predict_step, shard
+from jaxtl.training.parallel import lagging, shard
+from jaxtl.training.step import make_predict_step
 
 _LAG = 2  # batches under way on the device while the host reads the next
 
 
-class Classifier:
+class Evaluator:
     """A compiled network that takes its variables with each call.
 
     Args:
-        network: with a head; only its structure counts.
-        devices: what the batches are split over.
+        network: the structure, with a head.
+        devices: as for `shard`.
     """
 
     def __init__(self, network: Network, devices: Sequence[jax.Device]):
@@ -40,14 +40,13 @@ class Classifier:
             self._steps[entry] = make_predict_step(
                 self._graph, devices=self._devices, start=feed.stage, cached=feed.dtype
             )
-        waiting: deque = deque()
-        for batch in feed.epoch(0):
-            inputs = shard(batch.inputs, self._devices)
-            waiting.append((batch, self._steps[entry](variables, feed.table, inputs)))
-            if len(waiting) > _LAG:
-                yield _fetch(*waiting.popleft())
-        while waiting:
-            yield _fetch(*waiting.popleft())
+        step = self._steps[entry]
+        outputs = (
+            (batch, step(variables, feed.table, shard(batch.inputs, self._devices)))
+            for batch in feed.epoch(0)
+        )
+        for batch, output in lagging(outputs, _LAG):
+            yield batch, np.asarray(output).reshape(len(batch.labels), -1)
 
     def evaluate(self, variables: Variables, feed: Feed) -> Evaluation:
         """Classifies every image of a feed once.
@@ -62,9 +61,3 @@ class Classifier:
             labels.append(batch.labels[batch.valid])
             predicted.append(log_probabilities.argmax(axis=1)[batch.valid])
         return Evaluation(sums, np.concatenate(labels), np.concatenate(predicted))
-
-
-def _fetch(
-    batch: Batch, log_probabilities: jax.Array
-) -> tuple[Batch, Float[np.ndarray, "batch classes"]]:
-    return batch, np.asarray(log_probabilities).reshape(len(batch.labels), -1)

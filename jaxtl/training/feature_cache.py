@@ -1,8 +1,8 @@
 """The cache of frozen activations: what the stages left of a phase's frontier return, run once.
 
-Where the stages left of the frontier are frozen and a image has a finite number of views, the
-frozen stages are a fixed function of a finite number of inputs. They are run once; training starts
-from what came out (docs/frontier-cache.md).
+Where the stages left of the frontier are frozen and an image has finitely many views, the frozen
+stages are a fixed function of finitely many inputs. They run once, and training starts from their
+outputs (docs/frontier-cache.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,29 +22,30 @@ import numpy as np
 from jaxtyping import Num
 from rich.console import Console
 
-from jaxtl.config.config_file import Augment, Config, Phase
+from jaxtl.config import Augment, Config
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.models import Network, Variables, split
-from jaxtl.training.feature_store import Store
-from jaxtl.training.step import make_activations_step, on_cpu, replicate, shard
+from jaxtl.models import Network, Variables, split, stage_of
+from jaxtl.training.feature_store import FeatureStore
+from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
+from jaxtl.training.step import make_feature_step
 
-_VIEWS = 8  # what `auto` takes at most
+_MOST_VIEWS = 8  # of `auto`
 _STEPS_PER_CALL = 64  # of training on features, which take less time than Python does
-_DECIDING = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # packages that decide on numbers
+_PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # their versions decide on numbers
 _LAG = 2  # batches under way on the device while earlier ones are written
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the images of a phase reach what trains.
+    """How the images of a phase reach the stages that train.
 
     Attributes:
         views: of each image; 0 for a new one every epoch.
-        cached: whether the frozen stages run once for each view, and not in every step.
-        resident: whether what they return is kept on every device; else it is read from disk.
+        cached: run the frozen stages once for each view, and not in every step.
+        resident: keep their outputs on every device; else read them from disk.
         why: in words.
-        size: of the activations, in bytes; 0 where they are not cached.
+        size: of the outputs in bytes; 0 if they are not cached.
     """
 
     views: int
@@ -57,14 +57,14 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """What goes into the network, batch by batch: images, or activations at a frontier.
+    """The network's inputs, batch by batch: images, or activations at a frontier.
 
     Attributes:
         loader: the images, and the order of an epoch.
         views: of each image; 0 for a new one every epoch.
         stage: where the activations come in; None for images.
-        dtype: the type that the stage before it returned; None for images.
-        rows: the activations, those of a image's views side by side.
+        dtype: type of the outputs of the stage before it; None for images.
+        rows: the activations, those of an image's views side by side.
         table: the same on every device, where they fit.
     """
 
@@ -101,123 +101,88 @@ class Feed:
 
 
 def plan(
-    config: Config, phase: Phase, row: jax.ShapeDtypeStruct, images: int, *, runs: int = 1
+    config: Config,
+    row: jax.ShapeDtypeStruct,
+    images: int,
+    *,
+    epochs: int,
+    runs: int = 1,
+    views: int | None = None,
+    beside: int = 0,
 ) -> Plan:
-    """Decides how many views the images of a phase have, and whether activations are cached.
+    """Decides how many views the images have, and whether activations are cached.
 
-    It depends on the config and the data alone, so that the same command always does the same.
+    It depends on config and data alone, so the same command always does the same; and how many
+    views there are does not depend on `runs`.
 
     Args:
         config: of the run.
-        phase: one of its phases.
-        row: what the stages left of the frontier return for one image.
+        row: what the frozen stages return for one image, from `models.output_spec`.
         images: how many there are.
+        epochs: passes over the images.
         runs: how many runs share the activations.
+        views: 1 for validation images, which are never augmented; None to decide for training.
+        beside: bytes of other activations that must stay on the disk as well.
     """
-    changes = config.augment != Augment()
-    views, why = _views(config, phase, _bytes(config, row) * images, changes)
-    size = _bytes(config, row) * images * max(views, 1)
-    shape = " x ".join(f"{n:,}" for n in row.shape[1:])
-    fits = f"{shape} numbers for each, {_amount(size)}"
-    resident = size <= config.cache.memory_gb * 1e9
+    row_bytes = int(np.prod(row.shape)) * jnp.dtype(config.cache.dtype).itemsize
+    why = ""
+    if views is None:
+        views, why = _views(config, epochs, row_bytes * images)
     if views == 0:
         return Plan(0, False, False, f"{why}; the frozen stages run in every step")
-    if size > config.cache.disk_gb * 1e9:
+    size = row_bytes * images * views
+    shape = " x ".join(f"{n:,}" for n in row.shape[1:])
+    amount = f"{shape} numbers for each, {_amount(size)}"
+    if size + beside > config.cache.disk_gb * 1e9:
         limit = f"more than cache.disk_gb={config.cache.disk_gb:g}"
-        return Plan(views, False, False, f"{why}; not cached: {fits}, {limit}")
-    if views >= max(phase.epochs * runs, 2):
-        reason = f"{phase.epochs} epochs would not use each more than once"
+        return Plan(views, False, False, f"{why}; not cached: {amount}, {limit}")
+    if views >= max(epochs * runs, 2):
+        reason = f"{epochs} epochs would use each view once at most"
         return Plan(views, False, False, f"{why}; not cached: {reason}")
+    resident = size <= config.cache.memory_gb * 1e9
     where = "in memory" if resident else "on disk"
-    why = f"{why}; the frozen stages run once: {fits} {where}"
-    return Plan(views, True, resident, why, size)
+    return Plan(views, True, resident, f"{why}; the frozen stages run once: {amount} {where}", size)
 
 
-def _views(config: Config, phase: Phase, size: float, changes: bool) -> tuple[int, str]:
+def _views(config: Config, epochs: int, size: int) -> tuple[int, str]:
     """How many views, and why; `size` is that of the activations of one view of all images."""
     if config.views != "auto":
         if config.views == 0:
             return 0, "a new view of each image every epoch"
-        return config.views, f"{config.views} {'views' if config.views > 1 else 'view'} a image"
-    if not changes:
-        return 1, "images as they are"
+        return config.views, f"{config.views} {'views' if config.views > 1 else 'view'} an image"
+    if config.augment == Augment():
+        return 1, "images are not augmented"
     name = min(("memory_gb", "disk_gb"), key=lambda name: getattr(config.cache, name))
-    most = getattr(config.cache, name)
-    fitting = min(_VIEWS, int(most * 1e9 // size))
+    limit = getattr(config.cache, name)
+    fitting = min(_MOST_VIEWS, int(limit * 1e9 // size))
     if fitting < 2:
-        room = f"two would take {_amount(2 * size)} of cache.{name}={most:g}"
-        return 0, f"a new view of each image every epoch, since {room}"
-    if fitting >= phase.epochs:
+        reason = f"two would take {_amount(2 * size)} of cache.{name}={limit:g}"
+        return 0, f"a new view of each image every epoch, since {reason}"
+    if fitting >= epochs:
         return 0, "a new view of each image every epoch, since there are so few epochs"
-    return fitting, f"{fitting} views a image"
+    return fitting, f"{fitting} views an image"
 
 
-def validation_plan(config: Config, row: jax.ShapeDtypeStruct, images: int, *, beside: int) -> Plan:
-    """The same for validation, whose images are never changed.
-
-    Args:
-        config, row, images: as in `plan`.
-        beside: bytes of the activations that have to stay on the disk too.
-    """
-    size = _bytes(config, row) * images
-    if size + beside > config.cache.disk_gb * 1e9:
-        return Plan(1, False, False, "")
-    return Plan(1, True, size <= config.cache.memory_gb * 1e9, "", size)
-
-
-def feature_plans(
-    config: Config, row: jax.ShapeDtypeStruct, train: int, val: int, *, runs: int
-) -> list[tuple[Plan, Config]]:
-    """The plans of runs that train together on one set of features.
-
-    Args:
-        config: of one of the runs.
-        row: what the stages before the head return for one image.
-        train, val: how many images there are.
-        runs: how many runs there are.
-
-    Returns:
-        A plan for each phase, one for validation after an epoch, and one for that of the result,
-        with the config that says how the features are kept: a single run validates its result by
-        the whole network, without rounding to `cache.dtype`.
-    """
-    phases = [plan(config, phase, row, train, runs=runs) for phase in config.phases]
-    trained = sum({planned.views: planned.size for planned in phases}.values())
-    val_plan = validation_plan(config, row, val, beside=trained)
-    unrounded = config.cache.model_copy(update={"dtype": "float32"})
-    exact = config.model_copy(update={"cache": unrounded})
-    # The same array where nothing is rounded.
-    beside = trained + (val_plan.size if exact != config else 0)
-    exact_plan = validation_plan(exact, row, val, beside=beside)
-    return [*((planned, config) for planned in phases), (val_plan, config), (exact_plan, exact)]
-
-
-def row_spec(network: Network, stage: str, image_size: int) -> jax.ShapeDtypeStruct:
-    """What the stages before `stage` return for one image: shape (1, ...) and type."""
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
-    return jax.eval_shape(lambda image: network(image, stop=stage), image)
-
-
-def has_work(network: Network, stage: str) -> bool:
-    """Whether the stages before `stage` hold parameters, so that it pays to run them once."""
-    left = network.between(None, stage)
-    return any(path.partition("/")[0] in left for path in split(network)[1])
+def has_parameters(network: Network, stop: str) -> bool:
+    """Whether the stages before `stop` have parameters, so that it pays to run them once."""
+    before = network.between(None, stop)
+    return any(stage_of(path) in before for path in split(network)[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenPass:
-    """One run of the frozen stages over every view of every image.
+    """A run of the frozen stages over every view of every image.
 
     Attributes:
         config: of the run.
-        network: its structure, in inference.
+        network: its structure.
         variables: of the network, on all devices.
         loader: the images.
         stage: the frontier.
         row: what the stages before it return for one image.
         views: of each image.
-        augmentation: what makes the views.
-        devices: what batches are split over.
+        augmentation: makes the views.
+        devices: as for `shard`.
     """
 
     config: Config
@@ -232,9 +197,9 @@ class FrozenPass:
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any]:
-        """All that the activations depend on; any difference makes them others."""
+        """Everything that the activations depend on; they are found again by it."""
         spec, left = self.network.spec, set(self.network.between(None, self.stage))
-        inside = {p: value for p, value in self.variables.items() if p.partition("/")[0] in left}
+        inside = {p: value for p, value in self.variables.items() if stage_of(p) in left}
         changes = self.augmentation != Augment()
         return {
             "network": [spec.name, spec.width, dataclasses.astuple(spec.convention), self.stage],
@@ -244,46 +209,36 @@ class FrozenPass:
             "augment": self.augmentation.model_dump() if changes else None,
             "views": [self.views, self.config.data.seed if changes else None],
             "dtype": [self.config.dtype, self.config.cache.dtype],
-            "versions": [importlib.metadata.version(name) for name in _DECIDING],
+            "versions": [importlib.metadata.version(name) for name in _PACKAGES],
             "code": _code(),
             "device": [self.devices[0].platform, self.devices[0].device_kind],
             "precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined,unused-ignore]
         }
 
-    def run(self, store: Store) -> Generator[int]:
-        """Runs the frozen stages and keeps what they return.
+    def run(self, store: FeatureStore) -> Generator[int]:
+        """Runs the frozen stages and stores their outputs.
 
         Yields:
-            How many images are done, after each batch.
+            The number of images done, after each batch.
 
         Raises:
             OSError: there is no room on the disk, or no right to write there.
         """
         size = self.row.shape[1:]
         dtype = jnp.dtype(self.config.cache.dtype)
-        waiting: deque[tuple[Batch, list[jax.Array]]] = deque()
+        shape = len(self.loader) * self.views, *size
         done = 0
-        with store.writing(self.metadata, (len(self.loader) * self.views, *size), dtype) as write:
-
-            def take() -> int:
-                batch, outputs = waiting.popleft()
+        with store.writing(self.metadata, shape, dtype) as write:
+            for batch, outputs in lagging(self._outputs(), _LAG):
                 rows = np.stack([np.asarray(out).reshape(-1, *size) for out in outputs], axis=1)
                 write(rows[batch.valid].astype(dtype))
-                return int(batch.valid.sum())
-
-            for pair in self._outputs():
-                waiting.append(pair)
-                if len(waiting) > _LAG:
-                    done += take()
-                    yield done
-            while waiting:
-                done += take()
+                done += int(batch.valid.sum())
                 yield done
 
     def _outputs(self) -> Iterator[tuple[Batch, list[jax.Array]]]:
-        """Each batch with what the frozen stages make of each view of its images."""
+        """Each batch with the outputs of the frozen stages, one array a view."""
         graph = split(self.network)[0]
-        step = make_activations_step(
+        step = make_feature_step(
             graph, self.stage, augmentation=self.augmentation, devices=self.devices
         )
         # Not the batch size of the config: runs that differ in it share activations.
@@ -299,18 +254,18 @@ class FrozenPass:
 def open_feed(
     planned: Plan,
     work: FrozenPass,
-    store: Store,
+    store: FeatureStore,
     out: Console,
     stop: Callable[[], bool],
 ) -> Feed | None:
-    """What a phase trains on: images, or activations that are found or made now.
+    """The inputs of a phase: images, or activations that are found or made now.
 
     Args:
-        planned: how.
-        work: what would make the activations.
-        store: where they are kept.
+        planned: whether activations are cached.
+        work: makes them.
+        store: keeps them.
         out: the terminal.
-        stop: asks whether to stop making them.
+        stop: whether to stop making them.
 
     Returns:
         The feed; None where `stop` said so.
@@ -358,10 +313,6 @@ def _sha256(variables: Variables) -> str:
         digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
-
-
-def _bytes(config: Config, row: jax.ShapeDtypeStruct) -> int:
-    return int(np.prod(row.shape)) * jnp.dtype(config.cache.dtype).itemsize
 
 
 def _amount(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Arrays on disk that are found again by what they were made from."""
+"""Arrays on disk, found again by what they were computed from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,16 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-_PART = ".part"
-_DAY = 86_400.0  # seconds after which what a process left unfinished may be removed
+from jaxtl.files import is_unfinished, replacing
+
+_DAY = 86_400.0  # seconds after which an unfinished array may be removed
 
 
-class Store:
-    """A folder of arrays, each in a folder of its own that is complete or not there.
+class FeatureStore:
+    """A folder of arrays, each complete or not there.
 
     Args:
         folder: where they are.
-        limit: how many bytes all of them may take; those used longest ago make room for new ones.
+        limit: bytes that all of them may take; those used longest ago make room for new ones.
     """
 
     def __init__(self, folder: Path, limit: float):
@@ -43,7 +43,7 @@ class Store:
             dtype, shape = jnp.dtype(about["dtype"]), tuple(about["shape"])
             # A file that is too short or too long fits no shape.
             return np.memmap(place / "rows.bin", dtype=dtype, mode="r").reshape(shape)
-        # Not there, or damaged in whatever way: it will be made anew.
+        # Not there, or damaged: it will be made again.
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -51,50 +51,41 @@ class Store:
     def writing(
         self, metadata: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
     ) -> Iterator[Callable[[np.ndarray], int]]:
-        """Takes the rows of a new array one after the other; it is there once the block ends well.
+        """Takes the rows of a new array in order; it is there once the block ends well.
 
         Args:
-            metadata: what it is made from, JSON-friendly.
-            shape: of the whole.
+            metadata: what it is computed from, as JSON.
+            shape: of the whole array.
             dtype: of its numbers.
 
         Raises:
             OSError: there is no room on the disk, or no right to write there.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._make_room(int(np.prod(shape)) * dtype.itemsize)
-        with tempfile.TemporaryDirectory(suffix=_PART, dir=self._folder) as part:
-            made = Path(part) / "made"
-            made.mkdir()
-            with (made / "rows.bin").open("wb") as file:
+        size = int(np.prod(shape)) * dtype.itemsize
+        self._make_room(size)
+        with replacing(self._place(metadata)) as part:
+            part.mkdir()
+            with (part / "rows.bin").open("wb") as file:
                 yield lambda rows: file.write(np.ascontiguousarray(rows).tobytes())
                 written = file.tell()
-            if written != int(np.prod(shape)) * dtype.itemsize:
+            if written != size:
                 raise RuntimeError(f"{written} bytes were written for an array of shape {shape}")
             about = {"shape": shape, "dtype": dtype.name, "metadata": metadata}
-            (made / "about.json").write_text(json.dumps(about, indent=2))
-            place = self._place(metadata)
-            if self.find(metadata) is not None:
-                return  # another process made it meanwhile
-            shutil.rmtree(place, ignore_errors=True)  # what is there is damaged
-            try:
-                made.rename(place)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # it is just now faster
-                    raise
+            (part / "about.json").write_text(json.dumps(about, indent=2))
 
     def _place(self, metadata: dict[str, Any]) -> Path:
         words = json.dumps(metadata, sort_keys=True)
         return self._folder / hashlib.sha256(words.encode()).hexdigest()
 
     def _make_room(self, size: int) -> None:
-        """Removes what died unfinished, and what was used longest ago until `size` bytes fit."""
+        """Removes abandoned arrays, and those used longest ago until `size` bytes fit."""
         used, taken = {}, {}
         for path in self._folder.glob("*/"):
             with contextlib.suppress(OSError):  # gone: other processes are at it too
                 used[path] = path.stat().st_mtime
                 taken[path] = sum(file.stat().st_size for file in path.rglob("*.bin"))
-        unfinished = [path for path in taken if path.suffix == _PART]
+        unfinished = [path for path in taken if is_unfinished(path)]
         for path in unfinished:
             if used[path] < time.time() - _DAY:
                 shutil.rmtree(path, ignore_errors=True)

@@ -1,46 +1,41 @@
-"""The training loop: phases of epochs of steps, each to be continued from its last checkpoint."""
+"""The training loop: phases of epochs of steps, each continued from its last checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import signal
 import sys
+import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
+import chex
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from jaxtl.config.config_file import Augment, Config, Phase
+from jaxtl.config import Augment, Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
-from jaxtl.models import Network, Variables
+from jaxtl.models import Network, Variables, output_spec
 from jaxtl.runs.checkpoints import Checkpoints, Progress
 from jaxtl.runs.metrics_log import MetricsLog
-from jaxtl.training.evaluation import Classifier
-from jaxtl.training.feature_cache import (
-    Feed,
-    FrozenPass,
-    has_work,
-    open_feed,
-    plan,
-    row_spec,
-    validation_plan,
-)
-from jaxtl.training.feature_store import Store
+from jaxtl.training.evaluation import Evaluator
+from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
+from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.optimizer import Hyperparameters, hyperparameters, optimizer
-from jaxtl.training.step import AXIS, TrainState, TrainStep, make_train_step, prefetch, replicate
+from jaxtl.training.parallel import AXIS, lagging, replicate, shard
+from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
 
 _LAG = 2  # calls under way on the device before the host looks at the sums of an earlier one
-_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # a checkpoint an epoch would slow short epochs down
+_PREFETCHED = 2  # chunks on their way to the devices
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # one every epoch would slow short epochs down
 
 
 class Interrupted(Exception):
@@ -63,10 +58,10 @@ class Training:
         progress: where it stands.
         train_data, val_data: the images.
         checkpoints: where the run is saved.
-        log: where its measurements go.
+        log: where its metrics go.
         out: the terminal.
-        devices: what batches are split over.
-        store: where the activations of frozen stages are kept.
+        devices: as for `shard`.
+        store: keeps the outputs of frozen stages.
     """
 
     config: Config
@@ -80,10 +75,10 @@ class Training:
     log: MetricsLog
     out: Console
     devices: Sequence[jax.Device]
-    store: Store
+    store: FeatureStore
 
     def __post_init__(self) -> None:
-        self.classifier = Classifier(self.network, self.devices)
+        self.evaluator = Evaluator(self.network, self.devices)
         self.variables = replicate(self.variables, self.devices)
         self._saved_at = -math.inf
         self._unsaved_best: tuple[Progress, TrainState] | None = None
@@ -98,65 +93,66 @@ class Training:
             Interrupted: a signal asked for it; the run is saved and can be continued.
             Diverged: a loss is not finite any more.
         """
-        with signals() as asked:
+        with stop_signals() as stop:
             for index in range(self.progress.phase, len(self.config.phases)):
                 if index > self.progress.phase:
                     self.progress = self.progress.next_phase()
-                self._phase(index, asked)
+                self._phase(index, stop)
                 self._restore_best(self.config.phases[index])
-        return self.classifier.evaluate(self.variables, Feed(self.val_data))
+        return self.evaluator.evaluate(self.variables, Feed(self.val_data))
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self.checkpoints.close()
         self.log.close()
 
-    def _phase(self, index: int, asked: list[int]) -> None:
+    def _phase(self, index: int, stop: threading.Event) -> None:
         phase, trainable = self.config.phases[index], self.trainables[index]
-        if finished(phase, self.progress):
+        if self.progress.finished(phase):
             return
-        train, val = self._feeds(phase, trainable, asked)
+        train, val = self._feeds(phase, trainable, stop)
         step = self._compile(phase, trainable, train)
         state = self._begin(phase, trainable)
         fixed = partition(self.variables, trainable.variables)[1]
+        chex.assert_trees_all_equal_shapes_and_dtypes(fixed | state.variables, self.variables)
         run = _PhaseRun(index, phase, train, val, step, fixed, self._hyperparameters(phase, train))
         try:
-            while not finished(phase, self.progress):
-                state = self._epoch(run, state, asked)
+            while not self.progress.finished(phase):
+                state = self._epoch(run, state, stop)
         except Exception:  # a run that diverges keeps its best epoch
             self._save_best(run)
             raise
         self.variables = fixed | state.variables
 
     def _restore_best(self, phase: Phase) -> None:
-        """Ends a phase with its best parameters, if it says so."""
-        best_step = self.progress.best_step
-        if not phase.restore_best or best_step is None or best_step == self.progress.step:
+        """Ends a phase with its best variables, if it says so."""
+        step = self.progress.result_step(phase)
+        if step == self.progress.step:
             return
-        best = self.checkpoints.variables(best_step, self.variables)
+        best = self.checkpoints.variables(step, self.variables)
         self.variables = replicate(best, self.devices)
         result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
         self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
 
-    def _feeds(self, phase: Phase, trainable: Trainable, asked: list[int]) -> tuple[Feed, Feed]:
+    def _feeds(
+        self, phase: Phase, trainable: Trainable, stop: threading.Event
+    ) -> tuple[Feed, Feed]:
         """What the phase trains on and is validated on: images, or cached activations."""
-        stage, size = trainable.frontier, self.config.model.image_size
-        if not has_work(self.network, stage):
+        stage = trainable.frontier
+        if not has_parameters(self.network, stage):
             views = 0 if self.config.views == "auto" else self.config.views
             return Feed(self.train_data, views), Feed(self.val_data)
-        row = row_spec(self.network, stage, size)
-        planned = plan(self.config, phase, row, len(self.train_data))
-        self.out.print(f"{phase.name}: {planned.why}")
-        pairs = (
-            (planned, self.train_data, self.config.augment),
-            (
-                validation_plan(self.config, row, len(self.val_data), beside=planned.size),
-                self.val_data,
-                Augment(),
-            ),
+        row = output_spec(self.network, self.config.model.image_size, stage)
+        train = plan(self.config, row, len(self.train_data), epochs=phase.epochs)
+        self.out.print(f"{phase.name}: {train.why}")
+        val = plan(
+            self.config, row, len(self.val_data), epochs=phase.epochs, views=1, beside=train.size
         )
         feeds = []
-        for how, loader, augmentation in pairs:
+        for planned, loader, augmentation in (
+            (train, self.train_data, self.config.augment),
+            (val, self.val_data, Augment()),
+        ):
             work = FrozenPass(
                 config=self.config,
                 network=self.network,
@@ -164,11 +160,11 @@ class Training:
                 loader=loader,
                 stage=stage,
                 row=row,
-                views=how.views,
+                views=planned.views,
                 augmentation=augmentation,
                 devices=self.devices,
             )
-            feed = open_feed(how, work, self.store, self.out, lambda: bool(asked))
+            feed = open_feed(planned, work, self.store, self.out, stop.is_set)
             if feed is None:
                 raise Interrupted
             feeds.append(feed)
@@ -193,30 +189,30 @@ class Training:
         return replicate(hyperparameters(phase, self.config.seed, view_seed), self.devices)
 
     def _begin(self, phase: Phase, trainable: Trainable) -> TrainState:
-        """The state of a phase where the run stands in it: at its start, or at a checkpoint."""
+        """The state where the run stands in a phase: at its start, or at a checkpoint."""
         parameters = {path: self.variables[path] for path in trainable.labels}
         steps, hyper = self.train_data.steps_per_epoch, hyperparameters(phase, 0, 0)
         optimizer_state = jax.jit(optimizer(phase, trainable, steps, hyper).init)(parameters)
         if self.progress.epoch or self.progress.batch:
             optimizer_state = self.checkpoints.optimizer(self.progress.step, optimizer_state)
         # Copies: the steps donate the state's arrays, and the variables must outlive them.
-        changing = jax.tree.map(jnp.copy, partition(self.variables, trainable.variables)[0])
-        state = TrainState(jnp.int32(self.progress.step), changing, optimizer_state)
+        trained = jax.tree.map(jnp.copy, partition(self.variables, trainable.variables)[0])
+        state = TrainState(jnp.int32(self.progress.step), trained, optimizer_state)
         return replicate(state, self.devices)
 
-    def _epoch(self, run: _PhaseRun, state: TrainState, asked: list[int]) -> TrainState:
-        """One epoch or what is left of it: train, validate, log, and save, in this order.
+    def _epoch(self, run: _PhaseRun, state: TrainState, stop: threading.Event) -> TrainState:
+        """Trains what is left of an epoch, validates, logs and saves, in this order.
 
-        What is logged after the last checkpoint is measured again when a run is continued, so the
-        log comes before the checkpoint.
+        A continued run measures again what was logged after its last checkpoint, so the log comes
+        before the checkpoint.
         """
         phase = run.phase
         title = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
         batches = self.train_data.steps_per_epoch
         with EpochProgress(self.out, title, batches, self.progress.batch) as shown:
-            state = self._train_batches(run, state, shown, asked)
+            state = self._train_batches(run, state, shown, stop)
             shown.validating()
-            evaluation = self.classifier.evaluate(run.fixed | state.variables, run.val)
+            evaluation = self.evaluator.evaluate(run.fixed | state.variables, run.val)
             num_classes = self.network.num_classes or 0
             train = self.progress.sums.means(num_classes)
             val = evaluation.sums.means(num_classes)
@@ -226,35 +222,37 @@ class Training:
         train["images_per_second"] = shown.images_per_second
         for split_name, metrics in (("train", train), ("val", val)):
             self.log.write(phase.name, self.progress.epoch, self.progress.step, split_name, metrics)
-        stop = bool(asked)
-        self._save(run, state, at_once=stop or finished(phase, self.progress))
-        if stop:
+        stopping = stop.is_set()
+        self._save(run, state, at_once=stopping or self.progress.finished(phase))
+        if stopping:
             raise Interrupted
         return state
 
     def _train_batches(
-        self, run: _PhaseRun, state: TrainState, shown: EpochProgress, asked: list[int]
+        self, run: _PhaseRun, state: TrainState, shown: EpochProgress, stop: threading.Event
     ) -> TrainState:
         past = sum(phase.epochs for phase in self.config.phases[: run.index])
         chunks = run.train.chunks(past + self.progress.epoch, self.progress.batch)
-        waiting: deque[Sums] = deque()
-        for chunk in prefetch(chunks, self.devices):
-            if asked:
-                break
-            state, sums = run.step(state, run.fixed, run.train.table, run.hyper, chunk)
-            jax.tree.map(lambda array: array.copy_to_host_async(), sums)
-            waiting.append(sums)
-            if len(waiting) > _LAG:
-                self._count(waiting.popleft(), shown)
-        while waiting:
-            self._count(waiting.popleft(), shown)
+        sharded = lagging((shard(chunk, self.devices, axis=1) for chunk in chunks), _PREFETCHED)
+
+        def started() -> Iterator[Sums]:
+            nonlocal state
+            for chunk in sharded:
+                if stop.is_set():
+                    return
+                state, sums = run.step(state, run.fixed, run.train.table, run.hyper, chunk)
+                jax.tree.map(lambda array: array.copy_to_host_async(), sums)
+                yield sums
+
+        for sums in lagging(started(), _LAG):
+            self._count(sums, shown)
         if self.progress.batch < self.train_data.steps_per_epoch:
             self._save(run, state, at_once=True)
             raise Interrupted
         return state
 
     def _count(self, sums: Sums, shown: EpochProgress) -> None:
-        """Takes note of steps that the device has done."""
+        """Adds the sums of finished steps to the progress."""
         before = self.progress
         for done in to_host(sums):
             total = self.progress.sums + done
@@ -269,13 +267,13 @@ class Training:
         shown.batches(self.progress.batch - before.batch, self.progress.sums, images)
 
     def _save(self, run: _PhaseRun, state: TrainState, *, at_once: bool) -> None:
-        """Writes a checkpoint, unless there was one a moment ago.
+        """Writes a checkpoint, unless the last one is recent.
 
-        A best epoch that gets no checkpoint of its own is remembered until the next one.
+        A best epoch without a checkpoint of its own is kept in memory until the next one.
         """
         if not at_once and time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS:
             if self.progress.best_step == self.progress.step:
-                # A copy: the next step takes the state's arrays for its own.
+                # A copy: the next step donates the state's arrays.
                 self._unsaved_best = self.progress, jax.tree.map(jnp.copy, state)
             return
         self._save_best(run)
@@ -289,8 +287,8 @@ class Training:
             self._write(run, *best)
 
     def _write(self, run: _PhaseRun, progress: Progress, state: TrainState) -> None:
-        earlier = self.trainables[: run.index + 1]
-        changed = itertools.chain.from_iterable(trainable.variables for trainable in earlier)
+        so_far = self.trainables[: run.index + 1]
+        changed = itertools.chain.from_iterable(trainable.variables for trainable in so_far)
         everything = run.fixed | state.variables
         self.checkpoints.save(progress, partition(everything, changed)[0], state.optimizer)
 
@@ -309,7 +307,7 @@ class _PhaseRun:
 
 
 def check_finite(kind: str, loss: float, step: int) -> None:
-    """Refuses to go on with a loss that is no number.
+    """Stops a run whose loss is not finite.
 
     Raises:
         Diverged: it says which loss, `training` or `validation`, and after which step.
@@ -321,25 +319,19 @@ def check_finite(kind: str, loss: float, step: int) -> None:
         )
 
 
-def finished(phase: Phase, progress: Progress) -> bool:
-    """Whether a phase is out of epochs or of patience."""
-    out_of_patience = phase.patience is not None and progress.stale >= phase.patience
-    return progress.epoch >= phase.epochs or out_of_patience
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """Sets an event on SIGINT or SIGTERM; a second signal stops at once, as usual."""
+    stop = threading.Event()
 
-
-@contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects the signals that ask to stop; a second one stops at once, as usual."""
-    asked: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        asked.append(number)
+    def request(number: int, frame: object) -> None:
+        stop.set()
         print("stopping after this step; once more to stop at once", file=sys.stderr)
         signal.signal(number, usual[number])
 
-    usual = {int(number): signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    usual = {int(n): signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""From a phase to its learning-rate schedule and its optimizer."""
+"""The learning-rate schedule and the optimizer of a phase."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from jaxtl.training.trainable import FROZEN, Trainable
 
 
 class Hyperparameters(NamedTuple):
-    """What a compiled training step takes as numbers, so that runs that differ in it share one.
+    """The numbers that a compiled training step takes as arguments: runs that differ in them share
+    one program.
 
     Attributes:
         lr, weight_decay, label_smoothing: of the phase.
@@ -30,7 +31,7 @@ class Hyperparameters(NamedTuple):
 
 
 def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
-    """Those of a phase, as arrays of the types that a step is compiled for."""
+    """The hyperparameters of a phase, as arrays of the types that a step is compiled for."""
     return Hyperparameters(
         lr=np.asarray(phase.lr, np.float32),
         weight_decay=np.asarray(phase.weight_decay, np.float32),
@@ -41,10 +42,11 @@ def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
 
 
 def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
-    """The share of the phase's learning rate that each step has, before multipliers.
+    """The factor on the phase's learning rate at each step, before multipliers.
 
-    It rises linearly over `warmup_epochs`, then stays, or falls to zero as half a cosine
-    (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts).
+    It rises linearly over `warmup_epochs`, then stays at 1 (`constant`) or falls to 0 as half a
+    cosine (`cosine`; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts). A new
+    schedule is a name in `Phase.schedule` and a case here.
     """
     steps = phase.epochs * steps_per_epoch
     warmup = round(phase.warmup_epochs * steps_per_epoch)
@@ -55,7 +57,7 @@ def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
         after = optax.constant_schedule(1.0)
     if not warmup:
         return after
-    # The first step has a rate already: at zero it would do nothing.
+    # Not from zero, where the first step would do nothing.
     rise = optax.linear_schedule(1 / warmup, 1.0, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup])
 
@@ -65,9 +67,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of a phase over all of a network's parameters.
 
-    One group for each learning-rate multiplier, and `set_to_zero` for what is frozen, which
-    therefore has no optimizer state and no decay. Clipping comes before the groups, so that the
-    norm is that of all trained gradients together; frozen gradients are zeros there.
+    One group for each learning-rate multiplier, and `set_to_zero` for what is frozen, which has no
+    optimizer state and no decay. Clipping comes before the groups: the norm is that of all trained
+    gradients together; frozen gradients are zeros there.
 
     Args:
         phase: its optimizer, schedule and clipping.
@@ -75,9 +77,9 @@ def optimizer(
         steps_per_epoch: of the schedule.
         hyper: its learning rate and decay; they may be traced.
     """
-    share = schedule(phase, steps_per_epoch)
+    factor = schedule(phase, steps_per_epoch)
     groups = {
-        trainable.labels[path]: _group(phase, share, multiplier, hyper)
+        trainable.labels[path]: _group(phase, factor, multiplier, hyper)
         for path, multiplier in trainable.multipliers.items()
     }
     grouped = optax.multi_transform({**groups, FROZEN: optax.set_to_zero()}, trainable.labels)
@@ -87,7 +89,7 @@ def optimizer(
 
 
 def _group(
-    phase: Phase, share: optax.Schedule, multiplier: float, hyper: Hyperparameters
+    phase: Phase, factor: optax.Schedule, multiplier: float, hyper: Hyperparameters
 ) -> optax.GradientTransformation:
     rules = {
         "adam": optax.scale_by_adam,
@@ -97,7 +99,7 @@ def _group(
     return optax.chain(
         rules[phase.optimizer](),
         optax.add_decayed_weights(hyper.weight_decay, mask=_kernels),
-        optax.scale_by_learning_rate(lambda step: share(step) * (hyper.lr * multiplier)),
+        optax.scale_by_learning_rate(lambda step: factor(step) * (hyper.lr * multiplier)),
     )
 
 

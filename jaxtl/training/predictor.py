@@ -1,4 +1,4 @@
-"""A network with its variables, ready to classify: for validation, and for a run's later use."""
+"""A trained run, ready to classify images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from jaxtl.data.loader import Loader
 from jaxtl.data.sources import ArraySource, Source
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation
-from jaxtl.models import Network, build, merge, split
+from jaxtl.models import Network, merge, split, structure
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.training.evaluation import Classifier
+from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.step import replicate
-
-_LAG = 2  # batches under way on the device while the host reads the next
+from jaxtl.training.parallel import replicate
 
 
 class Predictor:
@@ -30,48 +28,49 @@ class Predictor:
     Attributes:
         classes: the names of the classes, in the order of the probabilities.
         config: the run's config.
-        metadata: what `run.json` holds.
+        metadata: of the run: data, weights, versions, result.
     """
 
     def __init__(self, directory: str | Path):
         """Reads a run.
 
         Raises:
-            UserError: there is no run, or it has no checkpoint yet.
+            UserError: there is no run, it is damaged, or it has no checkpoint yet.
         """
         run = RunDirectory(Path(directory))
         self.config = run.config()
         self.metadata = run.metadata()
-        self.classes = tuple(self.metadata["classes"])
+        self.classes = self.metadata.classes
         self._devices = jax.local_devices()
         model = self.config.model
-        network = build(
+        network = structure(
             model.name,
             num_classes=len(self.classes),
             width=model.width,
-            convention=run.convention(),
+            convention=self.metadata.convention,
             dtype=self.config.dtype,
         )
         checkpoints = Checkpoints(run.checkpoints, read_only=True)
         newest = checkpoints.newest()
         if newest is None:
             raise UserError(f"{directory} has no checkpoint: its first epoch is not complete")
-        best = newest.best_step if self.config.phases[newest.phase].restore_best else None
-        step = newest.step if best is None else best
-        variables = checkpoints.variables(step, split(network)[1])
+        if newest.phase not in range(len(self.config.phases)):
+            raise UserError(f"{directory} is damaged: its checkpoint is in phase {newest.phase}")
+        step = newest.result_step(self.config.phases[newest.phase])
+        self._graph, shapes = split(network)
+        variables = checkpoints.variables(step, shapes)
         checkpoints.close()
         self._variables = replicate(variables, self._devices)
-        self._graph = split(network)[0]
-        self._classifier = Classifier(network, self._devices)
+        self._evaluator = Evaluator(network, self._devices)
 
     @property
     def network(self) -> Network:
-        """The network with the variables that it classifies with."""
+        """The network with its trained variables."""
         return merge(self._graph, self._variables)
 
     def evaluate(self, source: Source) -> Evaluation:
         """Classifies every image of a labelled source once."""
-        return self._classifier.evaluate(self._variables, Feed(self._loader(source)))
+        return self._evaluator.evaluate(self._variables, Feed(self._loader(source)))
 
     def predict(
         self,
@@ -87,17 +86,17 @@ class Predictor:
             Probabilities (N, C), float32; each row adds up to 1.
 
         Raises:
-            UserError: a file is missing or is no image; it is named.
+            UserError: a file is missing or is not an image; it is named.
         """
         source = _unlabelled([images] if isinstance(images, str | Path) else images)
         if not len(source):
             return np.zeros((0, len(self.classes)), np.float32)
         feed = Feed(self._loader(source))
-        batches = self._classifier.log_probabilities(self._variables, feed)
+        batches = self._evaluator.log_probabilities(self._variables, feed)
         return np.concatenate([np.exp(logs)[batch.valid] for batch, logs in batches])
 
     def _loader(self, source: Source) -> Loader:
-        # A batch size that divides by the devices here, which need not be those of the training.
+        # A multiple of the devices here, which need not be those of the training.
         devices = len(self._devices)
         batch_size = -(-min(self.config.data.batch_size, len(source)) // devices) * devices
         return Loader(
@@ -118,7 +117,7 @@ def load_run(directory: str | Path) -> Predictor:
         directory: what `--workdir` named.
 
     Raises:
-        UserError: there is no run, or it has no checkpoint yet.
+        UserError: there is no run, it is damaged, or it has no checkpoint yet.
     """
     return Predictor(directory)
 

@@ -1,130 +1,199 @@
-"""From a config to a run: opens the data, loads the weights, trains, and writes the result."""
+"""From a config to a run: opens the data, gets the weights, trains, and writes the result."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import platformdirs
 from rich.console import Console
 
-from jaxtl.config.config_file import Config
-from jaxtl.console import metrics_text, stage_table
+from jaxtl.config import Config
+from jaxtl.console import metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
 from jaxtl.errors import UserError
-from jaxtl.hints import allocator_hint
-from jaxtl.models import Network, Variables, build, split
+from jaxtl.metrics import Evaluation
+from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints, Progress
-from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.directory import (
+    DataMetadata,
+    RunDirectory,
+    RunMetadata,
+    SplitMetadata,
+    WeightsMetadata,
+)
 from jaxtl.runs.metrics_log import MetricsLog
-from jaxtl.runs.report import write_page
-from jaxtl.training.feature_store import Store
+from jaxtl.runs.report import write_report
+from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
-from jaxtl.training.step import check_batch_size, on_cpu
+from jaxtl.training.parallel import check_batch_size, check_single_process
+from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import Trainable, select_trainable
-from jaxtl.weights import create
-from jaxtl.weights.sources import NoWeights, likely_convention
+from jaxtl.weights import load_weights, plan_network, with_convention
+from jaxtl.weights.sources import NoWeights
 
 
-def train(config: Config, workdir: Path, out: Console) -> dict[str, float]:
-    """Trains a classifier as a config says, or goes on where the same run was left.
+def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str, float]:
+    """Trains a classifier, or continues the run in `workdir`.
 
     Args:
-        config: the run.
-        workdir: the run directory; a new one, or that of the same config and data.
+        config: of the run.
+        data: from `open_data`.
+        workdir: the run directory: a new one, or that of the same config and data.
         out: the terminal.
 
     Returns:
-        The validation metrics of the result.
+        Steps, best epoch of the last phase, and validation metrics of the result.
 
     Raises:
         UserError: something that the user can mend.
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
+    out.print(f"{workdir}: if the run is stopped, the same command continues it")
+    check_single_process()
     check_batch_size(config.data.batch_size, jax.local_devices())
-    data = open_splits(
-        config.data.source, val_fraction=config.data.val_fraction, seed=config.data.seed
-    )
     for part in data:
         out.print(found_line(part))
-
-    classes = data.train.classes
-    structure(config, len(classes))  # what is wrong with a phase shows before weights are fetched
+    network, trainables = plan_run(config, len(data.train.classes))
     run = RunDirectory(workdir)
     with run.locked():
-        training = _open(run, config, data, out)
+        training = _open(run, config, data, network, trainables, out)
         try:
             evaluation = training.run()
         finally:
             training.close()
-        metrics = evaluation.sums.means(len(classes))
-        write_page(run, evaluation, classes)
-        run.finish({"step": training.progress.step, **metrics})
-    right = f"({evaluation.sums.top1}/{evaluation.sums.images} right)"
+        result = result_of(training.progress, evaluation, len(data.train.classes))
+        run.finish(result)
+        draw_report(run, evaluation, out)
+    sums = evaluation.sums
+    seconds = time.perf_counter() - begun
     out.print(
-        f"{metrics_text(metrics, 'val_')}  {right} after "
-        f"{training.progress.step:,} steps and {time.perf_counter() - begun:.0f} s  {workdir}"
+        f"{metrics_text(sums.means(len(data.train.classes)), 'val_')}  "
+        f"({sums.top1}/{sums.images} correct) after {training.progress.step:,} steps and "
+        f"{seconds:.0f} s  {workdir}"
     )
-    return metrics
+    return result
 
 
-def structure(
-    config: Config, num_classes: int, convention: str | None = None
-) -> tuple[Network, list[Trainable]]:
-    """The network of a run, whose parameters do not count, and what trains in each phase.
+def open_data(config: Config) -> Splits:
+    """Opens the data of a run.
 
-    Args:
-        config: of the run.
-        num_classes: of its data.
-        convention: that of its weights; None for that of the first source.
+    Raises:
+        UserError: there is no such source, or it is not a proper data set.
+    """
+    data = config.data
+    return open_splits(data.source, val_fraction=data.val_fraction, seed=data.seed)
+
+
+def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]]:
+    """The structure of a run's network, and what trains in each phase.
 
     Raises:
         UserError: there is no such network, or a phase's patterns do not fit it.
     """
     model = config.model
-    network = build(
+    network = plan_network(
         model.name,
         num_classes=num_classes,
+        weights=model.weights,
         width=model.width,
         dropout=model.dropout,
-        convention=convention or likely_convention(model.weights),
         dtype=config.dtype,
+        fresh_head=True,
     )
-    return network, [
-        select_trainable(network, phase.train, phase.batch_norm) for phase in config.phases
-    ]
+    return network, [select_trainable(network, p.train, p.batch_norm) for p in config.phases]
 
 
-def _open(run: RunDirectory, config: Config, data: Splits, out: Console) -> Training:
+def pretrained(
+    config: Config, network: Network
+) -> tuple[Network, Variables, WeightsMetadata | None]:
+    """The variables that a new run begins with, with a new head.
+
+    Args:
+        config: of the run.
+        network: from `plan_run`.
+
+    Returns:
+        The structure in the convention of the weights, the variables, and where they came from.
+
+    Raises:
+        UserError: no weights can be had, or they do not fit.
+    """
+    try:
+        network, variables, record = load_weights(
+            network,
+            config.model.weights,
+            image_size=config.model.image_size,
+            fresh_head=True,
+            seed=config.seed,
+        )
+    except NoWeights as error:
+        raise UserError(
+            f"no weights can be had: {'; '.join(error.reasons)}. "
+            "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
+        ) from error
+    return network, variables, WeightsMetadata(**dataclasses.asdict(record)) if record else None
+
+
+def run_metadata(config: Config, data: Splits) -> RunMetadata:
+    """The metadata of a run before its weights are known."""
+    train, val = (SplitMetadata(images=len(p), sha256=p.fingerprint) for p in data)
+    return RunMetadata(
+        classes=data.train.classes,
+        data=DataMetadata(train=train, val=val),
+        source=absolute(config.data.source),
+    )
+
+
+def result_of(progress: Progress, evaluation: Evaluation, num_classes: int) -> dict[str, float]:
+    """What `run.json` says of a complete run: steps, best epoch and validation metrics."""
+    best_epoch = progress.best_epoch or progress.epoch
+    metrics = evaluation.sums.means(num_classes)
+    return {"step": progress.step, "best_epoch": best_epoch, **metrics}
+
+
+def draw_report(run: RunDirectory, evaluation: Evaluation, out: Console) -> None:
+    """Draws `report.html`. The result is safe by now: a report that fails costs nothing else."""
+    try:
+        write_report(run, evaluation)
+    except Exception as error:  # a drawing library may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        out.print(
+            f"{run.report} could not be drawn ({reason}); to try again: "
+            f"python -m jaxtl.evaluate --run {run.path} --report"
+        )
+
+
+def _open(
+    run: RunDirectory,
+    config: Config,
+    data: Splits,
+    network: Network,
+    trainables: list[Trainable],
+    out: Console,
+) -> Training:
     """A new run, or the run in the directory where it was left."""
-    metadata, classes = run_metadata(data), len(data.train.classes)
+    metadata = run_metadata(config, data)
     checkpoints = Checkpoints(run.checkpoints) if run.exists() else None
     progress = checkpoints.newest() if checkpoints else None
     if checkpoints and progress:
         run.check_same(config, metadata)
-        network, trainables = structure(config, classes, run.convention())
+        network = with_convention(network, run.metadata().convention)
         variables = checkpoints.variables(progress.step, split(network)[1])
         phase = config.phases[progress.phase].name
-        out.print(f"continuing {run.path} in phase {phase} after epoch {progress.epoch}")
+        out.print(f"continuing in phase {phase} after epoch {progress.epoch}")
     else:
         run.check_empty()
-        variables, convention, origin = pretrained(config, classes)
-        network, trainables = structure(config, classes, convention)
+        network, variables, weights = pretrained(config, network)
         checkpoints = checkpoints or Checkpoints(run.checkpoints)
         checkpoints.save_initial(variables)
-        run.begin(config, {**metadata, **origin})
+        run.begin(config, metadata.model_copy(update={"weights": weights}))
         progress = Progress()
     out.print(stage_table(network, config.phases, trainables))
-    deep = any(trainable.frontier != network.stage_names[-1] for trainable in trainables)
-    if deep and on_cpu(jax.local_devices()):
-        _advise(out)
     return Training(
         config=config,
         network=network,
@@ -137,58 +206,14 @@ def _open(run: RunDirectory, config: Config, data: Splits, out: Console) -> Trai
         log=MetricsLog(run.metrics, run.tensorboard, until=progress.step),
         out=out,
         devices=jax.local_devices(),
-        store=activations_store(config),
+        store=feature_store(config),
     )
 
 
-@functools.cache  # once for all runs of a sweep
-def _advise(out: Console) -> None:
-    if hint := allocator_hint(os.environ, Path("/proc/self/maps")):
-        out.print(hint)
-
-
-def activations_store(config: Config) -> Store:
-    """Where activations are kept, in the user's cache directory."""
+def feature_store(config: Config) -> FeatureStore:
+    """Where the outputs of frozen stages are kept: in the user's cache directory."""
     folder = platformdirs.user_cache_path("jaxtl") / "activations"
-    return Store(folder, config.cache.disk_gb * 1e9)
-
-
-def run_metadata(data: Splits) -> dict[str, Any]:
-    """What must not change while a run lasts, besides its config."""
-    return {
-        "classes": list(data.train.classes),
-        "data": {
-            "train": {"images": len(data.train), "sha256": data.train.fingerprint},
-            "val": {"images": len(data.val), "sha256": data.val.fingerprint},
-        },
-    }
-
-
-def pretrained(config: Config, num_classes: int) -> tuple[Variables, str, dict[str, Any]]:
-    """The variables that a new run begins with, its head a fresh one, and where all comes from.
-
-    Returns:
-        The variables, the convention of their weights, and what `run.json` says of them.
-    """
-    try:
-        network, record = create(
-            config.model.name,
-            num_classes=num_classes,
-            weights=config.model.weights,
-            width=config.model.width,
-            image_size=config.model.image_size,
-            dropout=config.model.dropout,
-            fresh_head=True,
-            seed=config.seed,
-        )
-    except NoWeights as error:
-        raise UserError(
-            f"no weights can be had: {'; '.join(error.reasons)}. "
-            "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
-        ) from error
-    weights = dataclasses.asdict(record) if record else None
-    metadata = {"source": absolute(config.data.source), "weights": weights}
-    return split(network)[1], network.spec.convention.name, metadata
+    return FeatureStore(folder, config.cache.disk_gb * 1e9)
 
 
 def loader(source: Source, config: Config, *, shuffle: bool) -> Loader:

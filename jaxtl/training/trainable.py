@@ -1,4 +1,4 @@
-"""From a phase's rules to what trains, what is frozen, and where the frontier lies."""
+"""What trains in a phase, what is frozen, and where the frontier lies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ from flax import nnx
 
 from jaxtl.config.phases import Stages
 from jaxtl.errors import UserError
-from jaxtl.models import BatchNorm, Network, Variables, merge, split
-from jaxtl.models import statistics as batch_statistics
+from jaxtl.models import (
+    BatchNorm,
+    Network,
+    Variables,
+    batch_statistics,
+    layer_of,
+    merge,
+    split,
+    stage_of,
+)
 
 FROZEN = "frozen"
 
@@ -24,7 +32,7 @@ class Trainable:
     Attributes:
         multipliers: the learning-rate multiplier of each parameter that trains, by path.
         labels: the optimizer group of every parameter, by path: its multiplier, or `frozen`.
-        statistics: the BatchNorm statistics that training moves.
+        statistics: the batch statistics that training updates.
         frontier: the first stage with anything to train.
     """
 
@@ -35,25 +43,26 @@ class Trainable:
 
     @property
     def variables(self) -> frozenset[str]:
-        """All variables that the phase may change; every other one keeps its bits."""
+        """All variables that the phase may change; every other variable keeps its bits."""
         return frozenset(self.multipliers) | self.statistics
 
 
 def select_trainable(
     network: Network, rules: Mapping[str, float] | Stages, batch_norm: str
 ) -> Trainable:
-    """Reads a phase's rules against a network.
+    """Applies the rules of a phase to a network.
 
     Args:
-        network: the chain of stages; only its structure counts.
+        network: its structure.
         rules: regular expressions over whole parameter paths with learning-rate multipliers; the
             first match wins, and what nothing matches is frozen. Or the stages that train.
-        batch_norm: `train` moves the statistics of BatchNorms with a trained scale or bias,
-            `frozen` none.
+        batch_norm: `train` updates the statistics of BatchNorms with a trained scale or bias,
+            `frozen` updates none.
 
     Raises:
-        UserError: a pattern is no regular expression, matches nothing, or comes too late to count;
-            no stage of that name has parameters; or `train` would move nothing.
+        UserError: a pattern is not a regular expression, matches nothing, or only what earlier
+            patterns match; no stage of that name has parameters; or `batch_norm="train"` would
+            update nothing.
     """
     fixed = batch_statistics(network)
     paths = [path for path in split(network)[1] if path not in fixed]
@@ -64,14 +73,14 @@ def select_trainable(
     labels = dict.fromkeys(paths, FROZEN) | {p: f"x{m!r}" for p, m in multipliers.items()}
     statistics: frozenset[str] = frozenset()
     if batch_norm == "train":
-        trained_layers = {path.rpartition("/")[0] for path in multipliers}
-        statistics = frozenset(path for path in fixed if path.rpartition("/")[0] in trained_layers)
+        trained_layers = {layer_of(path) for path in multipliers}
+        statistics = frozenset(path for path in fixed if layer_of(path) in trained_layers)
         if not statistics:
             raise UserError(
-                "batch_norm='train' moves no statistics: no pattern trains a BatchNorm's scale or "
+                "batch_norm='train' updates no statistics: no pattern trains a BatchNorm's scale or "
                 "bias; take batch_norm='frozen', or train such a BatchNorm too"
             )
-    stages = {path.partition("/")[0] for path in multipliers}
+    stages = {stage_of(path) for path in multipliers}
     frontier = next(stage for stage in network.stage_names if stage in stages)
     return Trainable(multipliers, labels, statistics, frontier)
 
@@ -79,16 +88,16 @@ def select_trainable(
 def training_graph(
     network: Network, trainable: Trainable, *, momentum: float, axis_name: str
 ) -> nnx.GraphDef:
-    """The network's structure, its moving BatchNorms in training mode, the others in inference.
+    """The network's structure, with the BatchNorms that train in training mode.
 
     Args:
-        network: the chain of stages; it stays as it is.
+        network: the structure; it stays as it is.
         trainable: what trains.
-        momentum: the share of the running statistics that a training step keeps.
+        momentum: fraction of the running statistics that a training step keeps.
         axis_name: the mapped axis over which batch statistics are shared.
     """
     copy = merge(*split(network))
-    layers = {path.rpartition("/")[0] for path in trainable.statistics}
+    layers = {layer_of(path) for path in trainable.statistics}
     for path, module in nnx.iter_modules(copy):
         if isinstance(module, BatchNorm):
             module.training = "/".join(map(str, path)) in layers
@@ -97,11 +106,11 @@ def training_graph(
 
 
 def running_momentum(steps: int) -> float:
-    """A BatchNorm momentum that lets the statistics settle well within a phase.
+    """A BatchNorm momentum with which the statistics settle well within a phase.
 
-    The running mean forgets with a time constant of 1 / (1 - momentum) steps. It is set to a
-    twentieth of the phase, between 10 steps (enough batches to average) and 100 (Keras' default of
-    0.99), since statistics that lag behind the parameters are what ruins short runs
+    The running mean forgets with a time constant of 1 / (1 - momentum) steps: a twentieth of the
+    phase, but at least 10 steps (enough batches to average) and at most 100 (Keras' default of
+    0.99). Statistics that lag behind the parameters ruin short runs
     (docs/decisions/0004-batchnorm-momentum.md).
     """
     return 1 - 1 / min(max(steps / 20, 10.0), 100.0)
@@ -120,7 +129,7 @@ def _first_matches(paths: list[str], rules: Mapping[str, float]) -> dict[str, fl
         try:
             matched = [path for path in paths if re.fullmatch(pattern, path)]
         except re.error as error:
-            raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from error
+            raise UserError(f"pattern {pattern!r} is not a regular expression: {error}") from error
         if not matched:
             raise UserError(
                 f"pattern {pattern!r} matches no parameter; the paths are {_summary(paths)}"
@@ -128,14 +137,14 @@ def _first_matches(paths: list[str], rules: Mapping[str, float]) -> dict[str, fl
         fresh = [path for path in matched if path not in multipliers]
         if not fresh:
             raise UserError(
-                f"pattern {pattern!r} comes too late: the patterns before it match all it would"
+                f"pattern {pattern!r} has no effect: earlier patterns match all its parameters"
             )
         multipliers |= dict.fromkeys(fresh, float(multiplier))
     return multipliers
 
 
 def _of_stages(network: Network, paths: list[str], rule: Stages) -> dict[str, float]:
-    filled = {path.partition("/")[0] for path in paths}
+    filled = {stage_of(path) for path in paths}
     stages = [stage for stage in network.stage_names if stage in filled]
     first = stages[0] if rule.from_stage is None else rule.from_stage
     if first not in stages:
@@ -145,8 +154,8 @@ def _of_stages(network: Network, paths: list[str], rule: Stages) -> dict[str, fl
             f"{network.name} has no stage {first!r} with parameters, only {', '.join(stages)}{hint}"
         )
     trained = stages[stages.index(first) :]
-    rates = {stage: rule.decay**back for back, stage in enumerate(reversed(trained))}
-    return {path: rates[stage] for path in paths if (stage := path.partition("/")[0]) in rates}
+    multipliers = {stage: rule.decay**back for back, stage in enumerate(reversed(trained))}
+    return {path: multipliers[s] for path in paths if (s := stage_of(path)) in multipliers}
 
 
 def _summary(paths: list[str]) -> str:

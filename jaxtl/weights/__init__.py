@@ -1,5 +1,19 @@
-"""Networks with weights: where these come from, what is checked, and what was done is recorded."""
+"""Pretrained weights: where they come from, strict loading, and writing them for others."""
 
-from jaxtl.weights.create import WeightsRecord, create, create_model
+from jaxtl.weights.create import (
+    WeightsRecord,
+    create,
+    create_model,
+    load_weights,
+    plan_network,
+    with_convention,
+)
 
-__all__ = ["WeightsRecord", "create", "create_model"]
+__all__ = [
+    "WeightsRecord",
+    "create",
+    "create_model",
+    "load_weights",
+    "plan_network",
+    "with_convention",
+]

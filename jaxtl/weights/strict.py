@@ -1,4 +1,4 @@
-"""Puts the arrays of a file into a network: all of them, or none."""
+"""Loads the arrays of a file into a network: all of them, or none."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import Network, merge, split
+from jaxtl.models import Network, split, stage_of
 
 HEAD = "head"
 """The stage whose last dimension is the classes."""
 
 CLASSIFIER = frozenset({"fc1", "fc2", HEAD})
-"""The stages that a network may have or leave out, whatever the file of its weights holds."""
+"""Stages that a network may have or leave out, whatever the weights file holds."""
 
-_NAMED = 10  # arrays of a kind that a message names: of another network, hundreds are wrong
+_LISTED = 10  # names in a message; hundreds are wrong where a file holds another network
 
 
-class Misfit(UserError):
-    """What a file holds has other names or shapes than the network."""
+class Mismatch(UserError):
+    """A file's names or shapes differ from the network's."""
 
 
 class AnotherNetwork(UserError):
@@ -32,7 +33,7 @@ class AnotherNetwork(UserError):
 
 @dataclass(frozen=True)
 class Stored:
-    """An array of a file, with the name that it has there."""
+    """An array of a file, with its name there."""
 
     name: str
     value: np.ndarray
@@ -40,28 +41,23 @@ class Stored:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the weights of a file.
+    """The variables that a network takes from a file.
 
     Attributes:
-        network: the network.
-        head: `loaded` from the file, `new` (random), or `none`: the network has no head.
-        left_out: the parameters of the file's classifier that were not used, by their names there.
+        variables: by path; those of a new head are not among them.
+        head: `loaded` from the file, `new`, or `none` if the network has no head.
+        left_out: parameters of the file's classifier that were not used, by their names there.
     """
 
-    network: Network
+    variables: dict[str, jax.Array]
     head: Literal["loaded", "new", "none"]
     left_out: tuple[str, ...]
 
 
-def stage(path: str) -> str:
-    """The stage that a path lies in."""
-    return path.partition("/")[0]
-
-
 def published(network: Network) -> Network:
-    """The same stages, said to be all of the published network, of which files hold the layers.
+    """The same stages with the spec of the whole published network.
 
-    It serves to list the layers of a file by their names; it cannot run.
+    It lists the layers of a weights file by name; it cannot run.
     """
     stages = {name: getattr(network, name) for name in network.stage_names}
     classes = network.num_classes or 1
@@ -71,44 +67,41 @@ def published(network: Network) -> Network:
 def load_into(
     network: Network, stored: Mapping[str, Stored], *, file: str, fresh_head: bool = False
 ) -> Loaded:
-    """Replaces the variables of a network by those of a file.
+    """Takes the variables of a network from a file.
 
-    All must match completely, but for what the network does not have of the file's classifier. The
-    head is loaded when it has as many classes as the file's and follows the same layers, unless a
-    fresh one is asked for; else it stays as it is.
+    Names and shapes must match completely, except for classifier stages that the network does not
+    have. The head is loaded when it has as many classes as the file's and follows the same layers,
+    unless `fresh_head` asks for a new one.
 
     Args:
-        network: the network; it is left as it was.
-        stored: what the file holds, by our paths.
+        network: its structure.
+        stored: the file's arrays by path here.
         file: the file's name, for messages.
-        fresh_head: keep the network's own head whatever the file holds.
+        fresh_head: keep the network's own head.
 
     Raises:
-        Misfit: a parameter is missing, unexpected, or of another shape; the message names them, ten
-            of a kind where there are more, and how many.
-        UserError: a parameter is no finite float, or the file's head is none in itself.
+        Mismatch: a parameter is missing, unexpected or of another shape; the message names them.
+        UserError: a parameter is not a finite float, or the file's head is inconsistent.
     """
-    graph, variables = split(network)
+    expected = split(network)[1]
     _check_head(network, stored, file)
     head = _head(network, stored, fresh_head)
     # What a network has of the classifier is as strict as its trunk, but for a head that stays.
     loose = CLASSIFIER - set(network.stage_names)
     if head != "loaded":
         loose |= {HEAD}
-    left_out = [path for path in stored if stage(path) in loose]
+    left_out = [path for path in stored if stage_of(path) in loose]
     used = {path: entry for path, entry in stored.items() if path not in left_out}
-    kept = {path: value for path, value in variables.items() if stage(path) in loose}
-    shapes = {path: value.shape for path, value in variables.items() if path not in kept}
+    expected = {path: spec for path, spec in expected.items() if stage_of(path) not in loose}
 
-    _check_shapes(network, shapes, used, file)
+    _check_shapes(network, {p: spec.shape for p, spec in expected.items()}, used, file)
     _check_values(used, file)
-    loaded = {path: jnp.asarray(entry.value, jnp.float32) for path, entry in used.items()}
-    merged = merge(graph, {**loaded, **kept})
-    return Loaded(merged, head, tuple(stored[path].name for path in left_out))
+    variables = {path: jnp.asarray(entry.value, jnp.float32) for path, entry in used.items()}
+    return Loaded(variables, head, tuple(stored[path].name for path in left_out))
 
 
 def _check_head(network: Network, stored: Mapping[str, Stored], file: str) -> None:
-    """Refuses a head that is none in itself, which would pass for one of other classes."""
+    """Rejects a head whose kernel and bias disagree on the number of classes."""
     kernel, bias = (stored.get(f"{HEAD}/{name}") for name in ("kernel", "bias"))
     problem = f"{file} does not fit {network.name}; "
     if kernel is None and bias is not None:
@@ -128,7 +121,7 @@ def _head(
         return "none"
     kernel = stored.get(f"{HEAD}/kernel")
     same = kernel is not None and kernel.value.shape[-1:] == (network.num_classes,)
-    hidden = {stage(path) for path in stored} & CLASSIFIER - set(network.stage_names)
+    hidden = {stage_of(path) for path in stored} & CLASSIFIER - set(network.stage_names)
     return "loaded" if same and not hidden and not fresh else "new"
 
 
@@ -151,15 +144,15 @@ def _check_shapes(
         ("of another shape", misshaped),
     ):
         if names:
-            more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
-            problem += f"; {what}: {', '.join(names[:_NAMED] + more)}"
-    raise Misfit(problem)
+            more = [f"and {len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
+            problem += f"; {what}: {', '.join(names[:_LISTED] + more)}"
+    raise Mismatch(problem)
 
 
 def fits(trunk: Network, stored: Mapping[str, Stored]) -> bool:
-    """Whether a file holds exactly the arrays of a network without a head, but for a classifier."""
-    found = {path: e.value.shape for path, e in stored.items() if stage(path) not in CLASSIFIER}
-    return found == {path: value.shape for path, value in split(trunk)[1].items()}
+    """Whether a file holds exactly the arrays of a headless network, its classifier aside."""
+    found = {path: e.value.shape for path, e in stored.items() if stage_of(path) not in CLASSIFIER}
+    return found == {path: spec.shape for path, spec in split(trunk)[1].items()}
 
 
 def _check_values(used: Mapping[str, Stored], file: str) -> None:
@@ -170,4 +163,4 @@ def _check_values(used: Mapping[str, Stored], file: str) -> None:
         elif not np.all(np.isfinite(entry.value)):
             wrong.append(f"{path} is not finite")
     if wrong:
-        raise UserError(f"{file} holds what cannot be weights: {', '.join(wrong)}")
+        raise UserError(f"{file} holds values that cannot be weights: {', '.join(wrong)}")

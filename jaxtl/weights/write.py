@@ -117,7 +117,7 @@ def without_head(network: Network) -> Network:
     Of a VGG with its published classifier all three dense layers go.
     """
     spec = dataclasses.replace(network.spec, num_classes=None, top=False)
-    graph, fresh = split(definition(spec.name).build(spec, np.random.default_rng(0)))
+    graph, fresh = split(definition(spec.name).build(spec))
     variables = split(network)[1]
     return merge(graph, {path: variables[path] for path in fresh})
 

@@ -12,7 +12,7 @@ from jaxtl.config.config_file import Config, check, differences, load, plain, va
 from jaxtl.config.phases import Phase, Stages, everything, from_stage, gradual, head_only
 from jaxtl.console import stage_table
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, build, split, statistics
+from jaxtl.models import REGISTRY, batch_statistics, build, split
 from jaxtl.sweeps.variations import load_sweep
 from jaxtl.training.setup import structure
 from jaxtl.training.trainable import select_trainable
@@ -215,7 +215,7 @@ def test_every_shipped_config_unfreezes_its_network_from_the_head_on(path):
 )
 def test_what_a_config_says_of_its_parameters_is_so(path):
     network, trainables = shipped(path)
-    fixed, counts = statistics(network), dict.fromkeys(network.stage_names, 0)
+    fixed, counts = batch_statistics(network), dict.fromkeys(network.stage_names, 0)
     for where, value in split(network)[1].items():
         if where not in fixed:
             counts[where.partition("/")[0]] += value.size

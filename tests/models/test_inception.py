@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from weights.keras_models import quick_initialisers
 
-from jaxtl.models import build, merge, split, statistics
+from jaxtl.models import build, initial_variables, merge, split
 from jaxtl.models.inception import DEFINITION, average_pool, keras_layers, torch_layers
 from jaxtl.models.layers import BatchNorm, Context
 
@@ -117,6 +117,7 @@ def test_batch_norm_without_scale_is_one_with_a_scale_of_one(training):
 
     def gradients(scale):
         norm = BatchNorm(4, epsilon=1e-3, scale=scale)
+        norm = merge(split(norm)[0], initial_variables(norm, 0))
         norm.training, norm.momentum = training, 0.9
         graph, state = nnx.split(norm)
 

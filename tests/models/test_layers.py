@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxtl.models import build, merge, split
+from jaxtl.models import build, initial_variables, merge, split, structure
 from jaxtl.models.layers import (
     BatchNorm,
     Context,
@@ -16,14 +16,18 @@ from jaxtl.models.layers import (
     Convention,
     Head,
     Preprocess,
-    glorot_uniform,
 )
 
 RNG = np.random.default_rng(0)
 
 
+def drawn(module):
+    """The same module with numbers."""
+    return merge(split(module)[0], initial_variables(module, 0))
+
+
 def trained_norm():
-    norm = BatchNorm(4, epsilon=1e-3)
+    norm = drawn(BatchNorm(4, epsilon=1e-3))
     norm.scale[...] = jnp.asarray(RNG.uniform(0.5, 2, 4), jnp.float32)
     norm.bias[...] = jnp.asarray(RNG.normal(size=4), jnp.float32)
     norm.mean[...] = jnp.asarray(RNG.normal(size=4), jnp.float32)
@@ -83,7 +87,7 @@ def test_batch_norm_of_bfloat16_maps_is_computed_in_float32(training):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_pointwise_convolution_is_a_convolution_with_its_gradients(dtype):
-    conv = Conv(3, 5, rng=RNG)
+    conv = drawn(Conv(3, 5))
     graph, state = nnx.split(conv)
     x = jnp.asarray(RNG.normal(size=(2, 4, 7, 3)), dtype)
 
@@ -126,7 +130,7 @@ def test_the_type_of_the_feature_maps_is_chosen_where_images_come_in():
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
-    head = Head(400, 2, dropout=0.25, rng=RNG)
+    head = drawn(Head(400, 2, dropout=0.25))
     head.kernel[...] = jnp.concatenate([jnp.eye(400, 1), jnp.ones((400, 1))], axis=1)
     keys = jax.random.split(jax.random.key(0), 500)
     y = head(jnp.ones((500, 400)), Context(keys))
@@ -136,14 +140,26 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 
 def test_dropout_is_off_without_keys():
-    head = Head(8, 2, dropout=0.9, rng=RNG)
+    head = drawn(Head(8, 2, dropout=0.9))
     x = RNG.normal(size=(3, 8)).astype(np.float32)
     expected = x @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
     np.testing.assert_allclose(head(x, Context()), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_glorot_uniform_has_the_limits_and_variance_of_the_paper():
-    kernel = np.asarray(glorot_uniform(np.random.default_rng(0), (3, 3, 64, 128)))
+def test_kernels_have_the_limits_and_variance_of_glorot_uniform():
+    kernel = np.asarray(drawn(Conv(64, 128, size=3)).kernel[...])
     limit = np.sqrt(6 / (9 * (64 + 128)))
     assert np.abs(kernel).max() <= limit
     np.testing.assert_allclose(kernel.var(), limit**2 / 3, rtol=0.02)
+
+
+def test_a_variable_is_drawn_from_the_seed_and_its_own_path_alone():
+    network = structure("mobilenet_v2", num_classes=3, width=0.35)
+    all_of_them = initial_variables(network, 1)
+    alone = initial_variables(network, 1, ["head/kernel"])
+    np.testing.assert_array_equal(alone["head/kernel"], all_of_them["head/kernel"])
+    other_seed = initial_variables(network, 2, ["head/kernel"])
+    assert np.abs(other_seed["head/kernel"] - alone["head/kernel"]).max() > 0.01
+    twins = [all_of_them[f"block_{n}/expand/kernel"] for n in (4, 5)]
+    assert twins[0].shape == twins[1].shape
+    assert np.abs(twins[0] - twins[1]).max() > 0.01

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtl.errors import UserError
-from jaxtl.models import build, merge, split, statistics
+from jaxtl.models import batch_statistics, build, merge, split
 
 
 def images(count, side, seed=0):
@@ -30,7 +30,7 @@ def test_trunk_has_260_arrays_with_readable_paths():
         "top",
         "pool",
     )
-    assert len(statistics(network)) == 2 * 52
+    assert len(batch_statistics(network)) == 2 * 52
 
 
 @pytest.mark.parametrize("side", [32, 33, 47])

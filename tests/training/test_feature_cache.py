@@ -29,8 +29,8 @@ from jaxtl.training.feature_cache import (
     row_spec,
     validation_plan,
 )
-from jaxtl.training.feature_store import Store
-from jaxtl.training.step import replicate
+from jaxtl.training.feature_store import FeatureStore
+from jaxtl.training.parallel import replicate
 
 HEAD = {"head/.*": 1.0}
 FEATURES = jax.ShapeDtypeStruct((1, 1280), np.float32)  # 5,120 bytes
@@ -349,7 +349,7 @@ def test_the_views_of_a_image_lie_side_by_side_in_the_order_of_the_source(
     images, tmp_path, devices
 ):
     work = frozen_pass(images, views=3, devices=devices)
-    feed, _ = opened(work, Store(tmp_path, 1e9))
+    feed, _ = opened(work, FeatureStore(tmp_path, 1e9))
     (batch,) = work.loader.once_through(len(work.loader)).epoch(0)
     expected = merge(split(network())[0], variables())(batch.inputs, stop=STAGE)
     assert feed.rows.shape == (3 * len(work.loader), *expected.shape[1:])
@@ -358,7 +358,7 @@ def test_the_views_of_a_image_lie_side_by_side_in_the_order_of_the_source(
 
 
 def test_each_view_is_another_with_augmentation(images, tmp_path):
-    feed, _ = opened(frozen_pass(images, views=3, augment=CHANGES), Store(tmp_path, 1e9))
+    feed, _ = opened(frozen_pass(images, views=3, augment=CHANGES), FeatureStore(tmp_path, 1e9))
     one, two, three = (feed.rows[view::3] for view in range(3))
     for a, b in ((one, two), (one, three), (two, three)):
         apart = np.abs(a - b).reshape(len(a), -1).max(axis=1)
@@ -368,7 +368,7 @@ def test_each_view_is_another_with_augmentation(images, tmp_path):
 @pytest.mark.parametrize("resident", [True, False])
 def test_a_batch_holds_the_view_that_its_loader_names(images, tmp_path, resident):
     work = frozen_pass(images, views=3, augment=CHANGES, data={"batch_size": 8})
-    feed, _ = opened(work, Store(tmp_path, 1e9), resident=resident)
+    feed, _ = opened(work, FeatureStore(tmp_path, 1e9), resident=resident)
     assert (feed.table is not None) == resident
     named = list(work.loader.rows(4, 1, views=3))
     batches = list(feed.epoch(4, 1))
@@ -382,7 +382,7 @@ def test_a_batch_holds_the_view_that_its_loader_names(images, tmp_path, resident
 
 
 def test_activations_are_kept_in_bfloat16_to_its_precision(images, tmp_path):
-    store = Store(tmp_path, 1e9)
+    store = FeatureStore(tmp_path, 1e9)
     exact, _ = opened(frozen_pass(images), store)
     half, _ = opened(frozen_pass(images, cache={"dtype": "bfloat16"}), store)
     assert half.rows.dtype == jnp.bfloat16
@@ -392,7 +392,7 @@ def test_activations_are_kept_in_bfloat16_to_its_precision(images, tmp_path):
 
 
 def test_what_was_made_is_found_and_not_made_again(images, tmp_path):
-    store = Store(tmp_path, 1e9)
+    store = FeatureStore(tmp_path, 1e9)
     made, _ = opened(frozen_pass(images), store)
 
     class Unreadable(type(made.loader.source)):
@@ -408,7 +408,7 @@ def test_what_was_made_is_found_and_not_made_again(images, tmp_path):
 
 def test_a_pass_that_is_asked_to_stop_leaves_nothing(tmp_path):
     many = write(tmp_path / "images", count=30)
-    store = Store(tmp_path / "store", 1e9)
+    store = FeatureStore(tmp_path / "store", 1e9)
     asked = iter([False, True])
     work = frozen_pass(many, devices=1)  # 90 images are three batches of 32
     assert opened(work, store, stop=lambda: next(asked))[0] is None
@@ -420,7 +420,7 @@ def test_a_image_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
     folder = write(tmp_path / "images")
     (folder / "b" / "04.bmp").write_bytes(b"BM")
     with pytest.raises(Exception, match=r"b/04\.bmp: "):
-        opened(frozen_pass(folder), Store(tmp_path / "store", 1e9))
+        opened(frozen_pass(folder), FeatureStore(tmp_path / "store", 1e9))
     assert list((tmp_path / "store").iterdir()) == []
 
 
@@ -441,7 +441,7 @@ def test_images_take_the_place_of_a_cache_that_cannot_be_written(images, tmp_pat
     folder = tmp_path / "store"
     work = frozen_pass(images, views=3)
     with failing(folder):
-        feed, said = opened(work, Store(folder, 1e9))
+        feed, said = opened(work, FeatureStore(folder, 1e9))
     assert said.startswith(words.format(folder))
     assert len(said.splitlines()) == 1
     assert not folder.is_dir() or not list(folder.iterdir())

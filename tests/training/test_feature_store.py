@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from full_disk import files_no_longer_than
 
-from jaxtl.training.feature_store import Store
+from jaxtl.training.feature_store import FeatureStore
 
 DAY = 24 * 60 * 60
 ROW = (2, 5)
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def store(folder):
-    return Store(folder, 1e6)
+    return FeatureStore(folder, 1e6)
 
 
 def rows(count, seed=0, dtype="float32"):
@@ -68,7 +68,7 @@ def test_an_array_is_found_again_by_what_it_was_made_from(store, folder, dtype):
         write(array[:3])
         assert store.find(metadata) is None
         write(array[3:])
-    found = Store(folder, 1e6).find({"b": {"c": 0.5}, "a": [1, None, "x"]})
+    found = FeatureStore(folder, 1e6).find({"b": {"c": 0.5}, "a": [1, None, "x"]})
     assert found.dtype == array.dtype
     assert found.tobytes() == array.tobytes()
     assert found.shape == array.shape
@@ -93,8 +93,8 @@ DIES = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from jaxtl.training.feature_store import Store
-with Store(Path(sys.argv[1]), 1e6).writing({"name": "a"}, (6,), np.dtype("float32")) as write:
+from jaxtl.training.feature_store import FeatureStore
+with FeatureStore(Path(sys.argv[1]), 1e6).writing({"name": "a"}, (6,), np.dtype("float32")) as write:
     write(np.zeros(3, np.float32))
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -116,7 +116,7 @@ def test_a_writer_that_is_killed_leaves_what_is_not_found_and_goes_after_a_day(s
 
 def test_what_was_used_longest_ago_makes_room(folder):
     each = rows(10).nbytes
-    store = Store(folder, 3.5 * each)
+    store = FeatureStore(folder, 3.5 * each)
     for name in "abc":
         put(store, name, rows(10))
     for name, seconds in {"a": 300, "b": 200, "c": 100}.items():
@@ -131,7 +131,7 @@ def test_what_was_used_longest_ago_makes_room(folder):
 def test_the_limit_holds_through_any_sequence_of_writes(folder):
     """Against a list in order of use."""
     limit, order = 1000, []
-    store, rng = Store(folder, limit), np.random.default_rng(0)
+    store, rng = FeatureStore(folder, limit), np.random.default_rng(0)
     sizes = dict.fromkeys("abcdefgh", 0)
     for now in range(60):
         name = str(rng.choice(list(sizes)))
@@ -204,7 +204,7 @@ def test_an_array_that_two_make_at_once_is_there(store):
 
 
 def test_rows_in_use_outlive_their_removal(folder):
-    store = Store(folder, 500)
+    store = FeatureStore(folder, 500)
     put(store, "a", rows(10))
     held = find(store, "a")
     put(store, "b", rows(10))
@@ -213,7 +213,7 @@ def test_rows_in_use_outlive_their_removal(folder):
 
 
 def test_what_is_larger_than_the_disk_is_refused_and_nothing_makes_room_in_vain(folder):
-    store = Store(folder, 1e30)
+    store = FeatureStore(folder, 1e30)
     put(store, "a", rows(10))
     with (
         pytest.raises(OSError, match="No space left") as caught,

@@ -8,11 +8,11 @@ from flax import nnx
 
 from jaxtl.config.phases import everything, from_stage
 from jaxtl.errors import UserError
-from jaxtl.models import BatchNorm, build, merge, split, statistics
+from jaxtl.models import BatchNorm, batch_statistics, build, merge, split
 from jaxtl.training.trainable import partition, running_momentum, select_trainable, training_graph
 
 NETWORK = build("mobilenet_v2", num_classes=3, width=0.35)
-PARAMETERS = split(NETWORK)[1].keys() - statistics(NETWORK)
+PARAMETERS = split(NETWORK)[1].keys() - batch_statistics(NETWORK)
 
 
 def test_the_first_match_wins_and_the_rest_is_frozen():

@@ -1,0 +1,122 @@
+"""Data parallelism over the local devices, and the only `jax.pmap`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxtl.errors import UserError
+
+AXIS = "data"
+"""The mapped axis: sums over it are sums over the global batch."""
+
+T = TypeVar("T")
+
+
+def data_parallel(
+    function: Callable[..., Any],
+    devices: Sequence[jax.Device],
+    *,
+    in_axes: Sequence[int | None],
+    out_axes: Any = 0,
+    donate_argnums: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """Compiles a function for all devices; each runs it on its part of the batch.
+
+    Args:
+        function: may use `jax.lax.psum` and the like over `AXIS`.
+        devices: D devices.
+        in_axes: for each argument, 0 for one from `shard`, with a leading device axis, and None for
+            one from `replicate`.
+        out_axes: the same for the results.
+        donate_argnums: arguments whose memory the results may take.
+    """
+    return jax.pmap(
+        function,
+        axis_name=AXIS,
+        in_axes=tuple(in_axes),
+        out_axes=out_axes,
+        donate_argnums=donate_argnums,
+        devices=devices,
+    )
+
+
+def shard(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
+    """Splits every array of a global batch, or of a chunk of batches, over the devices.
+
+    Args:
+        tree: arrays (B, ...), or (S, B, ...) with `axis` 1.
+        devices: D devices.
+        axis: the batch axis.
+
+    Returns:
+        Arrays (D, B / D, ...) or (D, S, B / D, ...), on their way to the devices.
+    """
+
+    def split_up(x: np.ndarray) -> np.ndarray:
+        shape = (*x.shape[:axis], len(devices), -1, *x.shape[axis + 1 :])
+        return np.moveaxis(x.reshape(shape), axis, 0)
+
+    return jax.device_put(jax.tree.map(split_up, tree), _sharding(devices, AXIS))
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Puts the same arrays on every device once, as `in_axes=None` wants them."""
+    return jax.device_put(tree, _sharding(devices))
+
+
+def _sharding(devices: Sequence[jax.Device], *axes: str) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
+
+
+def lagging(items: Iterable[T], lag: int) -> Iterator[T]:
+    """Yields items in order, each once `lag` more have been made.
+
+    Making an item starts work on the devices or a transfer to them; by the time the host reads the
+    item, that work is done, and the devices have more to do meanwhile.
+    """
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > lag:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def on_cpu(devices: Sequence[jax.Device]) -> bool:
+    """Whether the devices are CPUs, real or simulated."""
+    return devices[0].platform == "cpu"
+
+
+def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
+    """Refuses a global batch size that is not a multiple of the number of devices.
+
+    Raises:
+        UserError: it names the nearest sizes that fit.
+    """
+    count = len(devices)
+    lower = batch_size // count * count
+    if lower != batch_size:
+        nearest = " or ".join(str(size) for size in (lower, lower + count) if size)
+        raise UserError(
+            f"data.batch_size={batch_size} does not divide by {count} devices; "
+            f"take --cfg.data.batch_size={nearest}"
+        )
+
+
+def check_single_process() -> None:
+    """Refuses to train as one of several processes.
+
+    Raises:
+        UserError: this process is one of several that jax.distributed joined.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"jaxtl trains in one process, and this is one of {jax.process_count()}: start it on "
+            "one machine, without jax.distributed"
+        )
