@@ -93,7 +93,7 @@ def _flags() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=MOST",
-        help="ms=20 a image, mb=10 of weights, or macs=300 million; may be given again",
+        help="ms=20 an image, mb=10 of weights, or macs=300 million; may be given again",
     )
     flags.add_argument(
         "--out", type=Path, metavar="DIR", help="where the results go [compare-DATE-TIME]"

@@ -19,7 +19,7 @@ from jaxtl.training.predictor import load_run
 
 _HELP = """Classifies images with a trained run.
 
-A PATH is a image or a folder, which is searched to any depth."""
+A PATH is an image or a folder, which is searched to any depth."""
 
 Guess = tuple[str, float]
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     """The command."""
     flags = cli.parser("jaxtl.predict", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
-    flags.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a image or a folder")
+    flags.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder")
     flags.add_argument("--format", choices=("table", "csv", "json"), default="table")
     flags.add_argument("--top", type=int, default=5, metavar="K", help="classes to show [5]")
     given = flags.parse_args(arguments)

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         train(config, data, workdir, out)
     except Interrupted:
-        out.print(f"stopped and saved in {workdir}; the same command continues it")
+        out.print(f"stopped and saved; to continue: the same command with --workdir {workdir}")
         return 130
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jaxtl.models import Network, Spec, definition, merge, split
+from jaxtl.models import Network, initial_variables, merge, split, structure
 
 
 def random_images(size: int) -> np.ndarray:
@@ -17,20 +17,16 @@ def random_images(size: int) -> np.ndarray:
     return ((patches[:, :size, :size] + noise) // 2).astype(np.uint8)
 
 
-class _Zeros(np.random.Generator):
-    """Draws nothing: the 138 million numbers of a VGG would take seconds."""
-
-    def uniform(self, low, high, size):
-        return np.broadcast_to(np.float32(0), size)
-
-
 def network_of_zeros(
     name: str, classes: int | None, *, width: float = 1.0, top: bool = False
 ) -> Network:
-    """A network of the Keras convention for what does not depend on its numbers."""
-    of_name = definition(name)
-    spec = Spec(name, classes, width, 0.0, top, of_name.conventions["keras"])
-    return of_name.build(spec, _Zeros(np.random.PCG64()))
+    """A network of the Keras convention for tests of names and shapes."""
+    return structure(name, num_classes=classes, width=width, top=top)
+
+
+def drawn(module):
+    """The same module with numbers."""
+    return merge(split(module)[0], initial_variables(module, 0))
 
 
 def quick_jit(function):

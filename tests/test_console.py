@@ -9,9 +9,10 @@ from rich.console import Console
 
 from jaxtl import console as terminal
 from jaxtl.config.config_file import Phase
-from jaxtl.console import EpochProgress, console, stage_table
+from jaxtl.console import EpochProgress, console
 from jaxtl.metrics import Sums
 from jaxtl.models import build
+from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import select_trainable
 
 # Keras' summary of MobileNetV2(alpha=0.35, include_top=False): 410,208 parameters, of which 14,080
@@ -64,13 +65,13 @@ def test_the_table_says_what_each_phase_does_with_each_stage(table):
     trained = block(56, 336, 56) + block(56, 336, 112) + TOP
     assert table[1:4] == [
         ["stem ... block_14", f"{TRUNK - trained:,}", "frozen", "frozen", "frozen"],
-        ["block_15 ... top", f"{trained:,}", "frozen", "trained, rate 0.0001", "frozen"],
+        ["block_15 ... top", f"{trained:,}", "frozen", "trained, learning rate 0.0001", "frozen"],
         [
             "head",
             f"{HEAD:,}",
-            "trained, rate 0.001",
-            "trained, rate 0.001",
-            "partly trained, rate 0.002",
+            "trained, learning rate 0.001",
+            "trained, learning rate 0.001",
+            "partly trained, learning rate 0.002",
         ],
     ]
 

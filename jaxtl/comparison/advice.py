@@ -63,7 +63,7 @@ class _Limit(NamedTuple):
 
 
 _LIMITS = {
-    "ms": _Limit(lambda row: row.milliseconds, "ms a image"),
+    "ms": _Limit(lambda row: row.milliseconds, "ms an image"),
     "mb": _Limit(lambda row: row.megabytes, "MB of weights"),
     "macs": _Limit(lambda row: row.cost.macs / 1e6, "million MACs"),
 }

@@ -144,7 +144,7 @@ def _what_is_wrong(row: Row | Unmeasured) -> str:
 def _result(row: Row | Unmeasured) -> str:
     if isinstance(row, Unmeasured):
         return str(row.failure)
-    return f"{accuracy_text(row)}, {number(row.milliseconds)} ms a image"
+    return f"{accuracy_text(row)}, {number(row.milliseconds)} ms an image"
 
 
 def _device_name() -> str:

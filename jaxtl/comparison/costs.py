@@ -84,7 +84,7 @@ def measure(
     device: jax.Device,
     say: Callable[[str], None] = lambda _: None,
 ) -> Cost:
-    """Counts and measures on noise: what a image shows and what the weights are costs nothing.
+    """Counts and measures on noise: what an image shows and what the weights are costs nothing.
 
     The inference of one image, by which networks are compared, is timed before, between and after
     the others, and the fastest counts: a machine may be busy for a while.

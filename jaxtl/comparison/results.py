@@ -62,7 +62,7 @@ class Tuned:
         """The standard error of a share of so many images, in percentage points.
 
         It is that of Agresti and Coull for one standard deviation (The American Statistician 52,
-        1998, p. 119-126), which half a image right and half a image wrong are added for: with
+        1998, p. 119-126), which half an image right and half an image wrong are added for: with
         all images right it is not 0.
         """
         share = (self.right + 0.5) / (self.images + 1)

@@ -62,7 +62,7 @@ def augment(
 
     Args:
         images: RGB, 0..255.
-        keys: one random key a image.
+        keys: one random key an image.
         config: what to change, and how strongly.
 
     Returns:
@@ -151,7 +151,7 @@ def pull_matrix(geometry: Geometry, height: int, width: int) -> Float[Array, "3 
 def warp(
     pixels: Float[Array, "height width 3"], matrix: Float[Array, "3 3"]
 ) -> Float[Array, "height width 3"]:
-    """Resamples a image bilinearly; outside of it the nearest edge goes on.
+    """Resamples an image bilinearly; outside of it the nearest edge goes on.
 
     Args:
         pixels: of any range.

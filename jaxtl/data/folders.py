@@ -30,8 +30,8 @@ class FolderSource:
 
     Attributes:
         root: the folder.
-        paths: one a image, relative to `root`, with slashes.
-        labels: one a image, an index into `classes`.
+        paths: one an image, relative to `root`, with slashes.
+        labels: one an image, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -51,7 +51,7 @@ class FolderSource:
             raise UserError(f"cannot be read: {error.strerror}") from error
 
     def describe(self, index: int) -> str:
-        """The path of a image."""
+        """The path of an image."""
         return str(self.root / self.paths[index])
 
     @functools.cached_property

@@ -99,10 +99,10 @@ class Loader:
         Args:
             epoch: since the run began.
             start_step: batches to leave out.
-            views: how many views of a image there are, see `rows`.
+            views: how many views of an image there are, see `rows`.
 
         Raises:
-            UserError: a image cannot be read or decoded; the message names it.
+            UserError: an image cannot be read or decoded; the message names it.
         """
         if self._fits:
             if self._decoded is None:
@@ -120,7 +120,7 @@ class Loader:
     def rows(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
         """Yields the same batches with the images' indices instead of the images.
 
-        With finite `views` the view of a image moves on by one every epoch, beginning at its
+        With finite `views` the view of an image moves on by one every epoch, beginning at its
         index: so many epochs show every view of every image once, and each epoch mixes them.
         With 0 every epoch is a view of its own.
         """

@@ -34,19 +34,19 @@ class Source(Protocol):
 
     @property
     def version(self) -> str:
-        """SHA-256 of what changes whenever a image may have changed, where these data lie."""
+        """SHA-256 of what changes whenever an image may have changed, where these data lie."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        """A image: the bytes of its file, or uint8 pixels (H, W), (H, W, 1) or (H, W, 3).
+        """An image: the bytes of its file, or uint8 pixels (H, W), (H, W, 1) or (H, W, 3).
 
         Raises:
             UserError: it cannot be read; the message does not say which one it is.
         """
 
     def describe(self, index: int) -> str:
-        """What to call a image in a message: its path, or something like `digits[17]`."""
+        """What to call an image in a message: its path, or something like `digits[17]`."""
 
 
 class Splits(NamedTuple):
@@ -63,7 +63,7 @@ class ArraySource:
     Attributes:
         name: what to call them in messages.
         pixels: (images, height, width) or with a last axis of 1 or 3 channels.
-        labels: one a image, an index into `classes`.
+        labels: one an image, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -76,7 +76,7 @@ class ArraySource:
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """The pixels of a image."""
+        """The pixels of an image."""
         return self.pixels[index]
 
     def describe(self, index: int) -> str:
@@ -102,7 +102,7 @@ class Subset:
     Attributes:
         source: the source.
         indices: which of its images, in which order.
-        labels: one a image of the subset, an index into `classes`.
+        labels: one an image of the subset, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -115,7 +115,7 @@ class Subset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> bytes | np.ndarray:
-        """Reads a image from the source."""
+        """Reads an image from the source."""
         return self.source[int(self.indices[index])]
 
     def describe(self, index: int) -> str:

@@ -30,7 +30,7 @@ class TfdsSource:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
         num_bytes: how large the split is, as the data set states it.
         read: gives the encoded image of an index.
-        labels: one a image, an index into `classes`.
+        labels: one an image, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -48,7 +48,7 @@ class TfdsSource:
         return self.read(index)
 
     def describe(self, index: int) -> str:
-        """The name of a image: `NAME/VERSION SPLIT[INDEX]`."""
+        """The name of an image: `NAME/VERSION SPLIT[INDEX]`."""
         return f"{self.name}[{index}]"
 
     @functools.cached_property
@@ -75,7 +75,7 @@ def open_tfds(name: str) -> tuple[TfdsSource, TfdsSource | None]:
 
     Raises:
         UserError: TFDS is not installed, the data set is not prepared in this format, it has no
-            `train`, it has not exactly one image and one class label, or a image has no label.
+            `train`, it has not exactly one image and one class label, or an image has no label.
     """
     builder = _builder(name)
     if "train" not in builder.info.splits:

@@ -20,7 +20,7 @@ class Hyperparameters(NamedTuple):
     Attributes:
         lr, weight_decay, label_smoothing: of the phase.
         seed: of dropout, and of views that are drawn anew every epoch.
-        view_seed: of the views of a image.
+        view_seed: of the views of an image.
     """
 
     lr: Float[Array | np.ndarray, ""]

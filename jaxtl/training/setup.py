@@ -184,8 +184,10 @@ def _open(
         run.check_same(config, metadata)
         network = with_convention(network, run.metadata().convention)
         variables = checkpoints.variables(progress.step, split(network)[1])
+        if progress.phase not in range(len(config.phases)):
+            raise UserError(f"{run.path} is damaged: its checkpoint is in phase {progress.phase}")
         phase = config.phases[progress.phase].name
-        out.print(f"continuing in phase {phase} after epoch {progress.epoch}")
+        out.print(f"continuing {run.path} in phase {phase} after epoch {progress.epoch}")
     else:
         run.check_empty()
         network, variables, weights = pretrained(config, network)

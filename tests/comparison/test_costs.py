@@ -9,7 +9,8 @@ from jaxtl.data.loader import Loader
 from jaxtl.data.sources import ArraySource
 from jaxtl.training import step as steps
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.step import make_predict_step, prefetch, replicate, shard
+from jaxtl.training.parallel import replicate, shard
+from jaxtl.training.step import make_predict_step
 
 FEATURES = 1280
 UP_FROM_14 = {"(head|top|block_1[4-6])/.*": 1.0}

@@ -140,21 +140,21 @@ def test_nothing_is_invented_of_networks_that_measure_alike():
 @pytest.mark.parametrize(
     ("budgets", "lines"),
     [
-        (["ms=20"], ["under 20 ms a image: middle, 93.1 ± 0.8 %"]),
+        (["ms=20"], ["under 20 ms an image: middle, 93.1 ± 0.8 %"]),
         (["mb=90"], ["under 90 MB of weights: large, 96.4 ± 0.8 %"]),
         (["macs=1000"], ["under 1000 million MACs: small, 88.0 ± 0.8 %"]),
         (
             ["ms=20", "mb=2.5"],
             [
-                "under 20 ms a image: middle, 93.1 ± 0.8 %",
+                "under 20 ms an image: middle, 93.1 ± 0.8 %",
                 "under 2.5 MB of weights: small, 88.0 ± 0.8 %",
-                "under 20 ms a image and 2.5 MB of weights: small, 88.0 ± 0.8 %",
+                "under 20 ms an image and 2.5 MB of weights: small, 88.0 ± 0.8 %",
             ],
         ),
-        (["ms=2"], ["under 2 ms a image: unknown, of which no accuracy is known"]),
+        (["ms=2"], ["under 2 ms an image: unknown, of which no accuracy is known"]),
         (
             ["ms=1"],
-            ["under 1 ms a image: none; unknown comes nearest with 2.00 ms a image, no weights"],
+            ["under 1 ms an image: none; unknown comes nearest with 2.00 ms an image, no weights"],
         ),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_budget_is_answered_by_the_most_accurate_network_within_it(budgets, li
 def test_where_nothing_fits_the_nearest_is_named():
     (line,) = advice([LARGE, MIDDLE], [Budget("ms", 10.0)])
     assert line == (
-        "under 10 ms a image: none; middle comes nearest with 18.0 ms a image, 93.1 ± 0.8 %"
+        "under 10 ms an image: none; middle comes nearest with 18.0 ms an image, 93.1 ± 0.8 %"
     )
 
 
@@ -192,7 +192,7 @@ def test_of_equally_accurate_networks_the_cheaper_is_taken_and_the_others_are_na
     light = dataclasses.replace(light, cost=dataclasses.replace(light.cost, weight_bytes=1000))
     (line,) = advice([slow, heavy, light], [Budget("ms", 20)])
     alike = "not distinguishable from light in accuracy: slow, heavy"
-    assert line == f"under 20 ms a image: light, 93.0 ± 0.8 %; {alike}"
+    assert line == f"under 20 ms an image: light, 93.0 ± 0.8 %; {alike}"
 
 
 def test_what_lies_within_a_spread_of_the_best_is_not_told_from_it():
@@ -213,7 +213,7 @@ TUNED = [
 
 def test_fine_tuning_decides_where_it_was_asked_for():
     assert advice(TUNED, [Budget("ms", 9.0)]) == [
-        "under 9 ms a image: tuned is better, 196/200 = 98.0 % fine-tuned"
+        "under 9 ms an image: tuned is better, 196/200 = 98.0 % fine-tuned"
     ]
     assert [one.model for one in pareto_front(TUNED)] == ["tuned is better"]
 

@@ -14,7 +14,7 @@ from jaxtl.console import stage_table
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, batch_statistics, build, split
 from jaxtl.sweeps.variations import load_sweep
-from jaxtl.training.setup import structure
+from jaxtl.training.setup import plan_run
 from jaxtl.training.trainable import select_trainable
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +195,7 @@ def test_every_network_has_a_config():
 @functools.cache
 def shipped(path):
     """The network of a config, and what trains in each of its phases."""
-    return structure(load(str(path), {"data.source": "digits"}), 3)
+    return plan_run(load(str(path), {"data.source": "digits"}), 3)
 
 
 @pytest.mark.slow
@@ -244,7 +244,7 @@ def test_the_flags_of_the_guide_are_flags_of_its_config():
     assert len(flags) >= 4
     for key, text in flags:
         config = load("resnet50.py", {"data.source": "digits", key: text.strip('"')})
-        structure(config, 3)
+        plan_run(config, 3)
 
 
 @pytest.mark.parametrize(

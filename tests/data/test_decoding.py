@@ -180,7 +180,7 @@ def test_floats_outside_of_0_to_1_are_refused(value):
         decode(encoded(Image.fromarray(values), "TIFF"), 4, "stretch")
 
 
-# How a image is stored for each orientation: its first row and its first column are, from 1 to 8,
+# How an image is stored for each orientation: its first row and its first column are, from 1 to 8,
 # the (top, left), (top, right), (bottom, right), (bottom, left), (left, top), (right, top),
 # (right, bottom) and (left, bottom) of what is meant.
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40

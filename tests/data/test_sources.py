@@ -16,7 +16,7 @@ from jaxtl.errors import UserError
 
 
 def make(root, *paths):
-    """Writes a file for each path; each has its own content, which need not be a image here."""
+    """Writes a file for each path; each has its own content, which need not be an image here."""
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(b"image %d" % number)

@@ -128,7 +128,7 @@ def test_a_data_set_without_train_is_refused(write_tfds, folder):
 
 def test_two_images_in_an_example_are_refused(write_tfds, folder):
     write_tfds(folder, {"train": examples(3)}, CLASSES, mask=tfds.features.Image())
-    assert "has 2 features that are a image" in refused(folder)
+    assert "has 2 features that are an image" in refused(folder)
 
 
 def test_two_labels_in_an_example_are_refused(write_tfds, folder):

@@ -9,7 +9,7 @@ from rich.console import Console
 from workplace import measurements
 
 from jaxtl.config.config_file import load
-from jaxtl.training.setup import train
+from jaxtl.training.setup import open_data, train
 
 _COMPILED = [0]
 
@@ -58,7 +58,9 @@ class Run:
         terminal = _Terminal()
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(home))
-            self.result = train(config, folder, Console(file=terminal, width=300))
+            self.result = train(
+                config, open_data(config), folder, Console(file=terminal, width=300)
+            )
         self.lines = terminal.lines
 
     @property

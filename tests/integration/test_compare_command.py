@@ -81,7 +81,7 @@ def test_the_terminal_says_what_is_being_done_and_what_to_take(compared):
     assert "[2/2] mobilenet_v1@0.25, 32 px: fine-tuning on 4" in said
     assert "no weights" in said
     assert "mobilenet_v2@0.35, 32 px: lost.h5 does not exist; using weights.h5" in said
-    assert re.search(r"under 1000 ms a image: mobilenet_v2@0.35, \d+/18 = [\d.]+ % fine", said)
+    assert re.search(r"under 1000 ms an image: mobilenet_v2@0.35, \d+/18 = [\d.]+ % fine", said)
     assert re.search(r"under 0.001 MB of weights: none; mobilenet_v1@0.25 comes nearest", said)
 
 

@@ -14,7 +14,7 @@ from jaxtl.config.phases import from_stage
 from jaxtl.models import REGISTRY, build, merge, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.training.setup import structure, train
+from jaxtl.training.setup import open_data, train
 from jaxtl.weights.write import write_weights
 
 pytestmark = pytest.mark.slow
@@ -86,11 +86,11 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, images, tmp_path
             "phases": (phase,),
         }
     )
-    train(config, tmp_path / "run", Console(quiet=True))
+    train(config, open_data(config), tmp_path / "run", Console(quiet=True))
     run = RunDirectory(tmp_path / "run")
     assert run.config() == config
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    like = split(structure(config, 3)[0])[1]
+    like = split(plan_run(config, 3)[0])[1]
     before = checkpoints.initial(like)
     after = checkpoints.variables(checkpoints.newest().step, like)
     for path in like:

@@ -179,7 +179,7 @@ def test_a_run_that_was_stopped_while_frozen_stages_ran_goes_on_to_the_same_bits
     continued = workplace.train("early", home=workplace.path / "home-of-early")
     assert continued.code == 0, continued.err
     assert "continuing early in phase head after epoch 2" in continued.out
-    assert "finetune: 3 views a image; the frozen stages run once" in continued.out
+    assert "finetune: 3 views an image; the frozen stages run once" in continued.out
     assert_same_bits(stopped_early.path, whole.path)
     assert result(continued) == result(whole.ended)
 

@@ -92,8 +92,9 @@ def test_the_newest_and_the_best_checkpoint_are_kept(whole):
 
 def test_the_terminal_says_what_was_found_what_trains_and_how_it_went(whole):
     lines = whole.ended.out.splitlines()
-    assert lines[0] == "Found 45 images belonging to 3 classes."
-    assert lines[1] == "Found 18 images belonging to 3 classes."
+    assert lines[0] == "whole: if the run is stopped, the same command continues it"
+    assert lines[1] == "Found 45 images belonging to 3 classes."
+    assert lines[2] == "Found 18 images belonging to 3 classes."
     assert any("phase head" in line and "phase finetune" in line for line in lines)
     epochs = [line for line in lines if re.match(r"(head|finetune) \d/\d +[\d.]+ s  ", line)]
     assert len(epochs) == 10
@@ -103,10 +104,10 @@ def test_the_terminal_says_what_was_found_what_trains_and_how_it_went(whole):
 
 def test_the_last_line_is_the_result(whole):
     result = metadata(whole.path)["result"]
-    right = round(result["accuracy"] * 18)
+    correct = round(result["accuracy"] * 18)
     assert result_line(whole.ended).startswith(
         f"val_loss {result['loss']:.4f} val_accuracy {result['accuracy']:.4f}  "
-        f"({right}/18 right) after 60 steps and "
+        f"({correct}/18 correct) after 60 steps and "
     )
     assert result_line(whole.ended).endswith("  whole")
 

@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import pytest
 from flax import nnx
+from parity import drawn
 from weights.keras_models import quick_initialisers
 
-from jaxtl.models import build, initial_variables, merge, split
+from jaxtl.models import build, merge, split
 from jaxtl.models.inception import DEFINITION, average_pool, keras_layers, torch_layers
 from jaxtl.models.layers import BatchNorm, Context
 
@@ -34,7 +35,7 @@ def test_has_the_published_number_of_parameters(networks):
     _, variables = split(networks["keras"])
     assert sum(v.size for v in variables.values()) == 23_851_784  # Keras Applications
     _, variables = split(networks["torch"])
-    fixed = statistics(networks["torch"])
+    fixed = batch_statistics(networks["torch"])
     trained = {path: v.size for path, v in variables.items() if path not in fixed}
     # torchvision's 27,161,264 without the 3,326,696 of its auxiliary classifier.
     assert sum(trained.values()) == 23_834_568
@@ -116,8 +117,7 @@ def test_batch_norm_without_scale_is_one_with_a_scale_of_one(training):
     weights = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
 
     def gradients(scale):
-        norm = BatchNorm(4, epsilon=1e-3, scale=scale)
-        norm = merge(split(norm)[0], initial_variables(norm, 0))
+        norm = drawn(BatchNorm(4, epsilon=1e-3, scale=scale))
         norm.training, norm.momentum = training, 0.9
         graph, state = nnx.split(norm)
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from parity import drawn
 
-from jaxtl.models import build, initial_variables, merge, split, structure
+from jaxtl.models import build, initial_variables, merge, output_spec, split, structure
 from jaxtl.models.layers import (
     BatchNorm,
     Context,
@@ -19,11 +20,6 @@ from jaxtl.models.layers import (
 )
 
 RNG = np.random.default_rng(0)
-
-
-def drawn(module):
-    """The same module with numbers."""
-    return merge(split(module)[0], initial_variables(module, 0))
 
 
 def trained_norm():
@@ -112,13 +108,12 @@ def test_a_pointwise_convolution_is_a_convolution_with_its_gradients(dtype):
 
 
 def test_the_type_of_the_feature_maps_is_chosen_where_images_come_in():
-    preprocess = Preprocess(Convention("keras", (127.5,) * 3, (127.5,) * 3, 1e-3))
+    preprocess = Preprocess(Convention("keras", (127.5,) * 3, (127.5,) * 3, 1e-3), "float32")
     images = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert preprocess(images, Context()).dtype == "float32"
-    network = build("mobilenet_v2", num_classes=3, width=0.35)
-    network.preprocess.dtype = "bfloat16"
+    network = build("mobilenet_v2", num_classes=3, width=0.35, dtype="bfloat16")
     graph, variables = split(network)
-    assert jax.eval_shape(partial(merge(graph, variables), stop="top"), images).dtype == "bfloat16"
+    assert output_spec(network, 32, "top").dtype == "bfloat16"
 
     def loss(variables):
         logits = merge(graph, variables)(images)

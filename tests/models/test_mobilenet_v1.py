@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from parity import drawn
 
 from jaxtl.models import build, definition, split
 from jaxtl.models.mobilenet_v1 import SeparableBlock, keras_file, torch_layers
@@ -51,7 +52,7 @@ def test_odd_maps_are_halved_as_the_framework_does(convention, side, expected):
 @pytest.mark.parametrize("side", [6, 7])
 def test_a_strided_block_pads_where_the_framework_does(convention, pads, side):
     conventions = definition("mobilenet_v1").conventions
-    block = SeparableBlock(4, 8, 2, conventions[convention], RNG)
+    block = drawn(SeparableBlock(4, 8, 2, conventions[convention]))
     x = RNG.normal(size=(1, side, side, 4)).astype(np.float32)
     padded, kernel = np.pad(x[0], (pads, pads, (0, 0))), np.asarray(block.depthwise.kernel[...])
     starts = range(0, len(padded) - 2, 2)

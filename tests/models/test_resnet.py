@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from parity import drawn
 
 from jaxtl.models import Context, build, definition, split
 from jaxtl.models.resnet import Bottleneck, keras_layers
@@ -53,7 +54,7 @@ def test_every_group_halves_the_maps_and_rounds_up(convention, side, expected):
 def test_a_block_that_halves_the_maps_sees_all_pixels_in_torch_and_a_quarter_in_keras(
     convention, sees_all
 ):
-    block = Bottleneck(6, 2, 2, definition("resnet50").conventions[convention], RNG)
+    block = drawn(Bottleneck(6, 2, 2, definition("resnet50").conventions[convention]))
     x = RNG.normal(size=(1, 7, 7, 6)).astype(np.float32)
     other = RNG.normal(size=x.shape).astype(np.float32)
     other[:, ::2, ::2] = x[:, ::2, ::2]

@@ -1,5 +1,7 @@
-"""The run directory as a place of its own."""
+"""The run directory: locks, damage, and how an unfinished run is found."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -7,9 +9,23 @@ import pytest
 
 from jaxtl.config.config_file import check
 from jaxtl.errors import UserError
-from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.directory import (
+    DataMetadata,
+    RunDirectory,
+    RunMetadata,
+    SplitMetadata,
+    WeightsMetadata,
+    find_unfinished,
+)
 
 CONFIG = check({"phases": ({"name": "p", "epochs": 1, "train": {"head/.*": 1.0}},)})
+
+SPLIT = SplitMetadata(images=3, sha256="0" * 64)
+METADATA = RunMetadata(
+    classes=("a", "b"),
+    data=DataMetadata(train=SPLIT, val=SPLIT),
+    weights=WeightsMetadata(source="keras", sha256="0" * 64, convention="keras"),
+)
 
 
 def test_one_process_at_a_time_trains_in_a_directory(tmp_path):
@@ -33,7 +49,7 @@ def test_a_path_that_is_a_pattern_is_refused(tmp_path):
 
 
 def test_what_a_run_left_that_died_before_its_first_checkpoint_is_no_hindrance(tmp_path):
-    for name in ("config.json", "config.json.part", "run.json.part", "metrics.jsonl"):
+    for name in ("config.json", "config.json.1a2b.part", "run.json.3c4d.part", "metrics.jsonl"):
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoints").mkdir()
     RunDirectory(tmp_path).check_empty()
@@ -42,21 +58,61 @@ def test_what_a_run_left_that_died_before_its_first_checkpoint_is_no_hindrance(t
         RunDirectory(tmp_path).check_empty()
 
 
-def test_numbers_that_are_none_are_never_written(tmp_path):
+def test_nan_is_never_written(tmp_path):
     directory = RunDirectory(tmp_path)
-    directory.begin(CONFIG, {"classes": ["a"]})
+    directory.begin(CONFIG, METADATA)
     with pytest.raises(ValueError, match="JSON"):
         directory.finish({"loss": float("nan")})
-    assert "result" not in directory.metadata()
+    assert directory.metadata().result is None
 
 
-def test_a_damaged_run_is_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: "{", "JSON"),
+        (lambda text: "[]", "run.json is damaged"),
+        (lambda text: json.dumps(json.loads(text) | {"classes": "abcdef"}), "classes"),
+        (lambda text: json.dumps({"classes": ["a", "b"]}), "data"),
+        (lambda text: text.replace('"keras"', '"caffe"'), "weights.convention"),
+        (lambda text: text.encode("utf-16").decode("latin-1"), "run.json is damaged"),
+    ],
+)
+def test_damaged_metadata_is_refused_in_one_line(tmp_path, change, words):
     directory = RunDirectory(tmp_path)
-    directory.begin(CONFIG, {"classes": ["a"]})
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json is damaged"):
+    directory.begin(CONFIG, METADATA)
+    file = tmp_path / "run.json"
+    file.write_bytes(change(file.read_text()).encode("latin-1"))
+    with pytest.raises(UserError, match=words) as error:
         directory.metadata()
-    (tmp_path / "config.json").write_text('{"phases": 3}')
-    with pytest.raises(UserError, match="is no config of this version") as error:
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b'{"phases": 3}', b"[1]", b"\xff\xfe{}", b""])
+def test_a_damaged_config_is_refused_in_one_line(tmp_path, content):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config.json is damaged, or from another") as error:
         directory.config()
     assert "\n" not in str(error.value)
+
+
+def test_the_newest_unfinished_run_of_the_same_config_and_data_is_found(tmp_path):
+    def begun(name, config=CONFIG, metadata=METADATA):
+        (tmp_path / name).mkdir()
+        run = RunDirectory(tmp_path / name)
+        run.begin(config, metadata)
+        return run
+
+    assert find_unfinished(tmp_path, CONFIG, METADATA) is None
+    begun("other-config", config=CONFIG.model_copy(update={"seed": 1}))
+    begun("other-data", metadata=METADATA.model_copy(update={"classes": ("a", "c")}))
+    begun("complete").finish({"step": 1})
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("[]")
+    assert find_unfinished(tmp_path, CONFIG, METADATA) is None
+    older, newer = begun("older"), begun("newer")
+    os.utime(older.path / "run.json", (1, 1))
+    assert find_unfinished(tmp_path, CONFIG, METADATA) == newer.path
+    with newer.locked():
+        assert find_unfinished(tmp_path, CONFIG, METADATA) == older.path

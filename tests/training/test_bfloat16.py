@@ -9,7 +9,8 @@ import pytest
 from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, Setup, lively, make_batch
 
 from jaxtl.models import build, merge, split
-from jaxtl.training.step import make_predict_step, shard
+from jaxtl.training.parallel import shard
+from jaxtl.training.step import make_predict_step
 
 HALF = jnp.bfloat16
 

@@ -19,15 +19,13 @@ from step_setup import lively
 from jaxtl.config.config_file import Phase, check
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import open_all, open_splits
-from jaxtl.models import build, merge, split
+from jaxtl.models import build, merge, output_spec, split
 from jaxtl.training.feature_cache import (
     FrozenPass,
     Plan,
-    has_work,
+    has_parameters,
     open_feed,
     plan,
-    row_spec,
-    validation_plan,
 )
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.parallel import replicate
@@ -45,7 +43,7 @@ def config(*, epochs=100, **sections):
 
 def planned(row=FEATURES, *, runs=1, **settings):
     made = config(**settings)
-    return plan(made, made.phases[0], row, PICTURES, runs=runs)
+    return plan(made, row, PICTURES, epochs=made.phases[0].epochs, runs=runs)
 
 
 def decided(*arguments, **settings):
@@ -129,9 +127,9 @@ def test_no_view_is_seen_twice_with_zero_views():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, ["as they are", "run once", "1,280 numbers", "5.1 MB in memory"]),
+        ({}, ["not augmented", "run once", "1,280 numbers", "5.1 MB in memory"]),
         ({"views": 3, "cache": {"memory_gb": 0.0}}, ["3 views", "15.4 MB on disk"]),
-        ({"views": 1, "cache": {"disk_gb": 0.001}}, ["1 view a image", "cache.disk_gb=0.001"]),
+        ({"views": 1, "cache": {"disk_gb": 0.001}}, ["1 view an image", "cache.disk_gb=0.001"]),
         ({"views": 0}, ["a new view of each image every epoch", "run in every step"]),
         ({"augment": CHANGES, "epochs": 5}, ["a new view", "so few epochs"]),
         ({"augment": CHANGES, "cache": {"memory_gb": 0.01}}, ["10.2 MB", "cache.memory_gb=0.01"]),
@@ -153,13 +151,13 @@ def test_validation_images_are_cached_where_they_fit():
         ({"disk_gb": 1.0}, int(1e9) - size + 1, False, False),
     ):
         wanted = config(augment=CHANGES, cache=cache)
-        found = validation_plan(wanted, FEATURES, PICTURES, beside=beside)
+        found = plan(wanted, FEATURES, PICTURES, epochs=1, views=1, beside=beside)
         assert (found.views, found.cached, found.resident) == (1, cached, resident)
 
 
 def test_a_frontier_with_nothing_to_run_before_it_has_no_work():
     network = build("mobilenet_v2", num_classes=3, width=0.35)
-    assert [has_work(network, stage) for stage in ("stem", "block_0", "head")] == [
+    assert [has_parameters(network, stage) for stage in ("stem", "block_0", "head")] == [
         False,
         True,
         True,
@@ -170,7 +168,7 @@ def test_a_frontier_with_nothing_to_run_before_it_has_no_work():
 def test_a_row_is_what_the_frozen_stages_return_for_a_image(dtype):
     network = build("mobilenet_v2", num_classes=3, width=0.35, dtype=dtype)
     for stage, size in (("block_4", 96), ("head", 32)):
-        spec = row_spec(network, stage, size)
+        spec = output_spec(network, size, stage)
         run = jax.jit(lambda image, stage=stage: network(image, stop=stage))
         row = run(np.zeros((1, size, size, 3), np.uint8))
         assert (spec.shape, spec.dtype) == (row.shape, row.dtype)
@@ -227,7 +225,7 @@ def frozen_pass(
             memory_bytes=0,
         ),
         stage=stage,
-        row=row_spec(network(made.dtype), stage, made.model.image_size),
+        row=output_spec(network(made.dtype), made.model.image_size, stage),
         views=views,
         augmentation=made.augment,
         devices=jax.devices()[:devices],
@@ -397,7 +395,7 @@ def test_what_was_made_is_found_and_not_made_again(images, tmp_path):
 
     class Unreadable(type(made.loader.source)):
         def __getitem__(self, index):
-            pytest.fail("a image was read")
+            pytest.fail("an image was read")
 
     source = made.loader.source
     blind = Unreadable(source.root, source.paths, source.labels, source.classes)

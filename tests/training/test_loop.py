@@ -11,7 +11,7 @@ from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.training import loop
-from jaxtl.training.setup import train
+from jaxtl.training.setup import open_data, train
 from jaxtl.training.trainable import select_trainable
 
 MODEL = {"width": 0.35, "image_size": 32, "weights": None, "dropout": 0.2}
@@ -30,7 +30,7 @@ def settings(*phases, **sections):
 
 
 def run(config, workdir):
-    train(config, workdir, Console(quiet=True))
+    train(config, open_data(config), workdir, Console(quiet=True))
     directory = RunDirectory(workdir)
     return directory, Checkpoints(directory.checkpoints, read_only=True)
 
@@ -78,7 +78,7 @@ def test_patience_ends_a_phase_and_its_best_parameters_go_on(tmp_path):
     newest = checkpoints.newest()
     assert newest.stale == 2
     assert newest.best_step == best["step"]
-    result = directory.metadata()["result"]
+    result = directory.metadata().result
     assert result["accuracy"] == best["accuracy"]
     assert result["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
@@ -100,7 +100,7 @@ def test_how_often_checkpoints_are_written_changes_no_result(tmp_path, monkeypat
         assert newest.best_step < newest.step
         kept = [checkpoints.variables(step, like) for step in (newest.best_step, newest.step)]
         bits = [{p: np.asarray(value).tobytes() for p, value in v.items()} for v in kept]
-        ended.append((newest, bits, directory.metadata()["result"]))
+        ended.append((newest, bits, directory.metadata().result))
     assert ended[0] == ended[1]
 
 

@@ -12,7 +12,8 @@ from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, Setup, make_batch
 from jaxtl.config.config_file import Augment
 from jaxtl.errors import UserError
 from jaxtl.models import merge
-from jaxtl.training.step import check_batch_size, make_predict_step, replicate, shard
+from jaxtl.training.parallel import check_batch_size, replicate, shard
+from jaxtl.training.step import make_predict_step
 
 
 def test_a_step_goes_down_the_gradient_of_the_mean_loss_of_real_images():
