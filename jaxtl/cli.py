@@ -1,18 +1,48 @@
-"""What all commands share: flags, messages, and how they end."""
+"""What commands share: flags, exit codes, and the environment to set before jax is imported."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import io
 import logging
 import os
+import platform
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import platformdirs
 
 from jaxtl.errors import UserError
+
+
+COMMANDS = {
+    "train": "fine-tune an image classifier",
+    "evaluate": "measure a trained run",
+    "predict": "classify images with a trained run",
+    "sweep": "train the variations of a config",
+    "compare": "measure networks on your own images",
+    "convert": "write weights as a file for Keras or timm",
+}
+
+
+def main() -> None:
+    """The console script `jaxtl`, and `python -m jaxtl`: `jaxtl NAME` is `python -m jaxtl.NAME`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        del sys.argv[1]
+        runpy.run_module(f"jaxtl.{name}", run_name="__main__", alter_sys=True)
+    elif name in ("-h", "--help"):
+        print("usage: jaxtl COMMAND [...]\n")
+        print("\n".join(f"  {command:<10}{text}" for command, text in COMMANDS.items()))
+        print("\n`jaxtl COMMAND --help` has the flags and an example.")
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"error: no command is called {name}; {hint}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -32,10 +62,19 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
 
     The exit code is what the command returns; 2, after one line on stderr, for what the user can
     mend; 130 after Ctrl-C.
+
+    Args:
+        command: takes the arguments; imports jax only once it runs.
+        arguments: None for those of the process.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        use_large_pages()
+        arguments = sys.argv[1:]
     _show_messages()
     keep_compiled_programs()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths that are not UTF-8 come out as they are
+            stream.reconfigure(errors="surrogateescape")
     try:
         code = command(arguments)
     except UserError as error:
@@ -55,6 +94,30 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     sys.exit(code)
 
 
+def use_large_pages() -> None:
+    """Starts this process again, once, with an allocator that takes memory in large pages.
+
+    Training a whole network on a CPU is bound by page faults otherwise
+    (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md). Only on Linux with glibc, where
+    transparent huge pages are on or to be asked for; not where `GLIBC_TUNABLES` is set, another
+    allocator is preloaded, or `JAXTL_LARGE_PAGES=0`. The process keeps its id. On a machine with
+    an accelerator it concerns the host's memory alone.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    refused = os.environ.get("JAXTL_LARGE_PAGES") == "0"
+    if refused or "GLIBC_TUNABLES" in os.environ or "LD_PRELOAD" in os.environ:
+        return
+    try:
+        enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    if "[madvise]" in enabled or "[always]" in enabled:
+        tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | tunables)
+
+
 def _show_messages() -> None:
     """Prints the package's messages on stderr, whatever other libraries do with logging."""
     messages = logging.getLogger("jaxtl")
@@ -64,11 +127,14 @@ def _show_messages() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX was told where already."""
+    """Keeps compiled programs in the user's cache directory, unless JAX was told where already.
+
+    JAX reads these variables when it is imported.
+    """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(platformdirs.user_cache_dir("jaxtl")) / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 def overrides(unknown: Sequence[str]) -> dict[str, str]:

@@ -5,16 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from jaxtl import cli
-from jaxtl.console import console, metrics_text
-from jaxtl.data.sources import found_line, open_all, open_splits
 from jaxtl.errors import UserError
-from jaxtl.metrics import confusion
-from jaxtl.runs.directory import RunDirectory
-from jaxtl.runs.report import write_report
-from jaxtl.training.predictor import load_run
 
 _HELP = """Measures a trained run: loss, accuracy, and how each class fares.
 
@@ -22,7 +14,7 @@ Without --data it measures the images that the run was validated on."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command."""
+    """Reads the flags and measures; returns the exit code."""
     flags = cli.parser("jaxtl.evaluate", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     flags.add_argument("--data", metavar="SOURCE", help="other images with the same classes")
@@ -32,6 +24,16 @@ def main(arguments: Sequence[str]) -> int:
     given = flags.parse_args(arguments)
     if given.report and given.data is not None:
         raise UserError("--report is about the run's own validation images; leave --data out")
+
+    from rich.table import Table
+    
+    from jaxtl.console import console, metrics_text
+    from jaxtl.data.sources import found_line, open_all, open_splits
+    from jaxtl.metrics import confusion
+    from jaxtl.runs.directory import RunDirectory
+    from jaxtl.runs.report import write_report
+    from jaxtl.training.predictor import load_run
+
     out = console()
     predictor = load_run(given.run)
     config = predictor.config
@@ -50,15 +52,15 @@ def main(arguments: Sequence[str]) -> int:
 
     counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
     table = Table("class")
-    for column in ("images", "right", "recall", "precision"):
+    for column in ("images", "correct", "recall", "precision"):
         table.add_column(column, justify="right")
     for index, name in enumerate(predictor.classes):
-        total, found, right = counts[index].sum(), counts[:, index].sum(), counts[index, index]
-        shares = (f"{right / whole:.4f}" if whole else "-" for whole in (total, found))
-        table.add_row(name, str(total), str(right), *shares)
+        total, found, correct = counts[index].sum(), counts[:, index].sum(), counts[index, index]
+        fractions = (f"{correct / whole:.4f}" if whole else "-" for whole in (total, found))
+        table.add_row(name, str(total), str(correct), *fractions)
     out.print(table)
     means = evaluation.sums.means(len(predictor.classes))
-    out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.images} right)")
+    out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.images} correct)")
     if given.report:
         run = RunDirectory(Path(given.run))
         write_report(run, evaluation)

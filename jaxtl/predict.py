@@ -8,14 +8,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-from rich.table import Table
-
 from jaxtl import cli
-from jaxtl.console import console
-from jaxtl.data.folders import EXTENSIONS
 from jaxtl.errors import UserError
-from jaxtl.training.predictor import load_run
 
 _HELP = """Classifies images with a trained run.
 
@@ -25,7 +19,7 @@ Guess = tuple[str, float]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command."""
+    """Reads the flags and classifies; returns the exit code."""
     flags = cli.parser("jaxtl.predict", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     flags.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder")
@@ -34,6 +28,11 @@ def main(arguments: Sequence[str]) -> int:
     given = flags.parse_args(arguments)
     if given.top < 1:
         raise UserError(f"--top is at least 1, not {given.top}")
+
+    import numpy as np
+
+    from jaxtl.training.predictor import load_run
+
     paths = list(_images(given.paths))
     predictor = load_run(given.run)
     probabilities = predictor.predict(paths)
@@ -60,11 +59,17 @@ def _images(paths: Iterable[Path]) -> Iterable[Path]:
 
 
 def _is_image(path: Path, folder: Path) -> bool:
+    from jaxtl.data.folders import EXTENSIONS
+
     hidden = any(part.startswith(".") for part in path.parts)
     return not hidden and path.suffix.lower() in EXTENSIONS and (folder / path).is_file()
 
 
 def _table(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
+    from rich.table import Table
+
+    from jaxtl.console import console
+
     table = Table("image", "class", "probability", "others")
     for path, ((best, probability), *others) in zip(paths, guesses, strict=True):
         rest = ", ".join(f"{name} {p:.3f}" for name, p in others)

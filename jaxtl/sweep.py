@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
-from jaxtl.console import console
-from jaxtl.sweeps.sweep import sweep
-from jaxtl.sweeps.variations import load_sweep
-from jaxtl.training.loop import Interrupted
 
 _HELP = """Trains the variations that a config's sweep() yields, one run directory each.
 
@@ -25,7 +21,7 @@ complete stay as they are, and those that were training together begin again."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command."""
+    """Reads the flags and trains; returns the exit code."""
     flags = cli.parser("jaxtl.sweep", _HELP)
     flags.add_argument("--cfg", required=True, metavar="FILE", help="a config with a sweep()")
     flags.add_argument(
@@ -35,6 +31,12 @@ def main(arguments: Sequence[str]) -> int:
         help="where the run directories lie [runs/CONFIG-sweep-DATE-TIME]",
     )
     given, rest = flags.parse_known_args(arguments)
+
+    from jaxtl.console import console
+    from jaxtl.sweeps.sweep import sweep
+    from jaxtl.sweeps.variations import load_sweep
+    from jaxtl.training.loop import Interrupted
+
     variations = load_sweep(given.cfg, cli.overrides(rest))
     now = time.strftime("%Y%m%d-%H%M%S")
     workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-sweep-{now}"

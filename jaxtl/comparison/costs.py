@@ -20,14 +20,8 @@ from jaxtl.config.phases import Phase, everything
 from jaxtl.data.loader import Batch
 from jaxtl.models import Network, batch_statistics, split
 from jaxtl.training.optimizer import hyperparameters, optimizer
-from jaxtl.training.step import (
-    AXIS,
-    TrainState,
-    make_predict_step,
-    make_train_step,
-    replicate,
-    shard,
-)
+from jaxtl.training.parallel import AXIS, replicate, shard
+from jaxtl.training.step import TrainState, make_predict_step, make_train_step
 from jaxtl.training.trainable import partition, select_trainable, training_graph
 
 _CALLS, _MOST_CALLS, _FEWEST_CALLS = 5, 100, 3

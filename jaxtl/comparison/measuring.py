@@ -22,13 +22,12 @@ from jaxtl.config.config_file import Augment, Config, Data, Model
 from jaxtl.config.phases import Phase, everything, head_only
 from jaxtl.data.sources import Splits
 from jaxtl.errors import UserError
-from jaxtl.models import Network, split
-from jaxtl.runs.directory import RunDirectory
-from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.training.feature_cache import FrozenPass, Plan, open_feed, row_spec
+from jaxtl.models import Network, output_spec, split
+from jaxtl.runs.directory import RunDirectory, WeightsMetadata
+from jaxtl.training.feature_cache import FrozenPass, Plan, open_feed
 from jaxtl.training.loop import Diverged
-from jaxtl.training.setup import activations_store, loader, run_metadata, train
-from jaxtl.training.step import replicate
+from jaxtl.training.parallel import replicate
+from jaxtl.training.setup import feature_store, loader, run_metadata, train
 
 HEAD_EPOCHS = 10
 """Epochs of the head before everything trains; they run on cached features."""
@@ -174,13 +173,13 @@ def _features(config: Config, network: Network, work: Work) -> Float[np.ndarray,
             variables=variables,
             loader=loader(part, config, shuffle=False),
             stage=stage,
-            row=row_spec(network, stage, config.model.image_size),
+            row=output_spec(network, config.model.image_size, stage),
             views=1,
             augmentation=Augment(),
             devices=devices,
         )
         how = Plan(views=1, cached=True, resident=False, why="")
-        feed = open_feed(how, frozen, activations_store(config), work.out, lambda: False)
+        feed = open_feed(how, frozen, feature_store(config), work.out, lambda: False)
         if feed is None or feed.rows is None:
             raise UserError(
                 "the features cannot be kept: make room in the user's cache directory, or name "
@@ -201,11 +200,12 @@ def check_run(candidate: Candidate, beginning: Start, work: Work) -> None:
     if not work.comparison.epochs or record is None:
         return
     config = _config(candidate, work.comparison, record.source)
-    weights = dataclasses.asdict(record) | {"left_out": list(record.left_out)}  # as JSON has it
+    weights = WeightsMetadata(**dataclasses.asdict(record))
+    metadata = run_metadata(config, work.data).model_copy(update={"weights": weights})
     run = RunDirectory(work.comparison.folder / candidate.label)
     with _named_by_out(), run.locked():
         if run.exists():
-            run.check_same(config, run_metadata(work.data) | {"weights": weights})
+            run.check_same(config, metadata)
         else:
             run.check_empty()
 
@@ -239,19 +239,13 @@ def _tuned(config: Config, folder: Path, work: Work) -> Tuned | Failure:
     batch = work.comparison.batch_size
     try:
         with _named_by_out(), within_memory(f"with {batch:,} images a batch"):
-            metrics = train(config, folder, work.out)
+            metrics = train(config, work.data, folder, work.out)
     except OutOfMemory as error:
         return Failure("out of memory", str(error))
     except Diverged as error:
         return Failure("diverged", f"as {str(error).partition(';')[0]}")
-    lines = [
-        line
-        for line in read_metrics(RunDirectory(folder).metrics)
-        if (line["phase"], line["split"]) == (config.phases[-1].name, "val")
-    ]
-    best = max(lines, key=lambda line: (line["accuracy"], -line["loss"]))
     images = len(work.data.val)
-    return Tuned(round(metrics["accuracy"] * images), images, best["epoch"])
+    return Tuned(round(metrics["accuracy"] * images), images, int(metrics["best_epoch"]))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ import contextlib
 import dataclasses
 import logging
 import operator
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,18 @@ class Checkpoints:
         """Writes all variables as the run begins; returns when they are on disk."""
         with ocp.StandardCheckpointer() as writer:
             writer.save(self._initial, variables, force=True)  # over that of a run that died
+
+    def share_initial(self, folder: Path) -> None:
+        """Takes over the initial variables of another run, as the same files on disk.
+
+        Args:
+            folder: the other run's `checkpoints` folder.
+        """
+        try:
+            shutil.copytree(folder / "initial", self._initial, copy_function=os.link)
+        except (OSError, shutil.Error):  # not every file system has hard links
+            shutil.rmtree(self._initial, ignore_errors=True)
+            shutil.copytree(folder / "initial", self._initial)
 
     def initial(self, like: Variables) -> Variables:
         """Reads the variables that the run began with.

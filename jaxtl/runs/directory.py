@@ -142,7 +142,7 @@ class RunDirectory:
         write_json(self._run, metadata.model_copy(update=_machine()).model_dump())
 
     def check_same(self, config: Config, metadata: RunMetadata) -> None:
-        """Refuses to continue a run with another config or other data.
+        """Refuses to continue a run with another config, other data or, if given, other weights.
 
         Raises:
             UserError: it names the differences.
@@ -152,9 +152,9 @@ class RunDirectory:
                 f"{self.path} is a run of another config ({'; '.join(changed)}); "
                 "name another --workdir, or give the same command to continue it"
             )
-        known = self.metadata()
-        changed = [k for k in ("classes", "data") if getattr(known, k) != getattr(metadata, k)]
-        if changed:
+        known, new = (m.model_dump(mode="json") for m in (self.metadata(), metadata))
+        fixed = ("classes", "data", *(["weights"] if metadata.weights else []))
+        if changed := [key for key in fixed if known[key] != new[key]]:
             raise UserError(
                 f"{self.path} cannot be continued: its {' and '.join(changed)} changed since it "
                 "began; name another --workdir"

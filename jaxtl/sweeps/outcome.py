@@ -1,10 +1,10 @@
-"""What a run that trained together with others came to, and its run directory."""
+"""The outcome of a run that trained together with others, and its run directory."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import optax
 
@@ -12,9 +12,9 @@ from jaxtl.config.config_file import Config
 from jaxtl.metrics import Evaluation
 from jaxtl.models import Variables
 from jaxtl.runs.checkpoints import Checkpoints, Progress
-from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import MetricsLog
-from jaxtl.runs.report import write_page
+from jaxtl.training.setup import result_of
 
 
 class Measurement(NamedTuple):
@@ -37,7 +37,7 @@ class Saved(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
         evaluation: the validation of its result.
@@ -50,29 +50,25 @@ class Outcome:
     checkpoints: Sequence[Saved]
 
     def result(self, num_classes: int) -> dict[str, float]:
-        """What `run.json` says: the steps of the run and the validation of its result."""
-        step = self.checkpoints[-1].progress.step
-        return {"step": step, **self.evaluation.sums.means(num_classes)}
+        """What `run.json` says of the run."""
+        return result_of(self.checkpoints[-1].progress, self.evaluation, num_classes)
 
 
 def write_run(
     run: RunDirectory,
     config: Config,
-    metadata: Mapping[str, Any],
+    metadata: RunMetadata,
     outcome: Outcome,
     initial: Variables | RunDirectory,
-    *,
-    page: bool,
 ) -> None:
     """Writes the directory of a complete run, as `jaxtl.train` leaves it.
 
     Args:
         run: a directory that is not there yet.
         config: of the run.
-        metadata: as `RunDirectory.begin` takes them.
-        outcome: what the run came to.
+        metadata: of the run.
+        outcome: of its training.
         initial: all variables as it began, or a run that began with the same.
-        page: with its page, which takes longer than all the rest.
     """
     run.path.mkdir(parents=True)
     run.begin(config, metadata)
@@ -87,7 +83,5 @@ def write_run(
     for measurement in outcome.measurements:
         log.write(*measurement)
     log.close()
-    if page:
-        write_page(run, outcome.evaluation, metadata["classes"])
     checkpoints.close()
-    run.finish(outcome.result(len(metadata["classes"])))
+    run.finish(outcome.result(len(metadata.classes)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import shutil
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,25 +18,25 @@ from jaxtl.config.config_file import Config, differences, leaves
 from jaxtl.console import counter, metrics_text
 from jaxtl.data.sources import Splits, open_splits
 from jaxtl.errors import UserError
-from jaxtl.files import part_of
-from jaxtl.models import Network, Variables, build, split
-from jaxtl.runs.directory import RunDirectory, write_json
-from jaxtl.sweeps.heads import Together
+from jaxtl.files import is_unfinished, replacing, write_json
+from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
+from jaxtl.runs.directory import RunDirectory, RunMetadata
+from jaxtl.sweeps.heads import HeadTraining, feature_plans
 from jaxtl.sweeps.outcome import Outcome, write_run
 from jaxtl.sweeps.ranking import Ranked, ranked, ranking_table, write_ranking
 from jaxtl.sweeps.variations import Variation
-from jaxtl.training.feature_cache import feature_plans, row_spec
 from jaxtl.training.loop import Diverged
+from jaxtl.training.parallel import check_batch_size, check_single_process
 from jaxtl.training.setup import (
-    activations_store,
+    draw_report,
+    feature_store,
     loader,
+    plan_run,
     pretrained,
     run_metadata,
-    structure,
     train,
 )
-from jaxtl.training.step import check_batch_size
-from jaxtl.training.trainable import Trainable, partition
+from jaxtl.training.trainable import Trainable
 
 _DIVERGED = "diverged.json"  # beside the run directories: what each said
 _COPIES = 12  # of a head: parameters, gradients, Adam's two, and those of newest and best
@@ -59,6 +57,7 @@ def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> list[
         UserError: something that the user can mend.
         Interrupted: a signal asked the sweep to stop.
     """
+    check_single_process()
     families = _families(variations)
     with RunDirectory(workdir).locked():
         _begin(workdir, variations)
@@ -114,7 +113,7 @@ def _families(variations: Sequence[Variation]) -> list[_Family]:
             data = splits(
                 config.data.source, val_fraction=config.data.val_fraction, seed=config.data.seed
             )
-            network, trainables = structure(config, len(data.train.classes))
+            network, trainables = plan_run(config, len(data.train.classes))
         except UserError as error:
             raise UserError(f"variation {group[0].name}: {error}") from error
         families.append(_Family(group, data, network, trainables))
@@ -138,7 +137,7 @@ def _begin(workdir: Path, variations: Sequence[Variation]) -> None:
     """
     path = workdir / "sweep.json"
     if not path.exists():
-        if set(workdir.iterdir()) - {part_of(path)}:
+        if any(not is_unfinished(file) for file in workdir.iterdir()):
             raise UserError(f"{workdir} holds other files; name a new directory with --workdir")
         write_json(path, {run.name: run.config.model_dump() for run in variations})
         return
@@ -177,8 +176,8 @@ def _known(family: _Family, workdir: Path) -> dict[str, Any]:
             results[variation.name] = None
             continue
         run = RunDirectory(workdir / variation.name)
-        if run.exists() and (result := run.metadata().get("result")):
-            run.check_same(variation.config, run_metadata(family.data))
+        if run.exists() and (result := run.metadata().result):
+            run.check_same(variation.config, run_metadata(variation.config, family.data))
             results[variation.name] = result
     return results
 
@@ -199,8 +198,7 @@ def _train(family: _Family, workdir: Path, done: Any, out: Console) -> dict[str,
         out.print(f"\n{variation.name}")
         run = workdir / variation.name
         try:
-            train(variation.config, run, out)
-            results[variation.name] = RunDirectory(run).metadata()["result"]
+            results[variation.name] = train(variation.config, family.data, run, out)
         except Diverged as error:
             _note_diverged(workdir, variation.name, error, out)
             results[variation.name] = None
@@ -221,8 +219,13 @@ def _diverged(workdir: Path) -> dict[str, str]:
 
 def _most_together(family: _Family) -> int:
     """How many heads, with all that is kept of each on a device, fit in `cache.memory_gb`."""
-    head = sum(value.nbytes for value in _last_stage(family.network).values())
+    shapes = split(family.network)[1]
+    head = sum(4 * shapes[path].size for path in _head_paths(family.network))
     return max(1, int(family.variations[0].config.cache.memory_gb * 1e9 // (_COPIES * head)))
+
+
+def _head_paths(network: Network) -> list[str]:
+    return [path for path in split(network)[1] if stage_of(path) == network.stage_names[-1]]
 
 
 def _together(family: _Family, runs: int) -> bool:
@@ -230,90 +233,73 @@ def _together(family: _Family, runs: int) -> bool:
     config, stage = family.variations[0].config, family.network.stage_names[-1]
     if runs < 2 or any(trainable.frontier != stage for trainable in family.trainables):
         return False
-    row = row_spec(family.network, stage, config.model.image_size)
+    row = output_spec(family.network, config.model.image_size, stage)
     plans = feature_plans(config, row, *map(len, family.data), runs=runs)
     return all(planned.cached and planned.resident for planned, _ in plans)
 
 
 def _train_together(family: _Family, workdir: Path, out: Console) -> dict[str, Any]:
-    """Trains all runs of a family in one program; none of them where that could not be."""
+    """Trains all runs of a family in one program; none of them where that is not possible."""
     keys = dict.fromkeys(key for variation in family.variations for key in variation.values)
     out.print(f"\n{len(family.variations)} runs train together: they differ in {', '.join(keys)}")
     configs = {variation.name: variation.config for variation in family.variations}
     by_seed = {config.seed: config for config in configs.values()}
     first, data = family.variations[0].config, family.data
-    variables, convention, origin = pretrained(first, len(data.train.classes))
-    network, trainables = structure(first, len(data.train.classes), convention)
-    heads = {seed: _head(config, len(data.train.classes)) for seed, config in by_seed.items()}
+    network, variables, weights = pretrained(first, family.network)
+    paths = _head_paths(network)
+    heads = {seed: initial_variables(network, seed, paths) for seed in by_seed}
     each = [heads[config.seed] for config in configs.values()]
-    group = Together(
+    group = HeadTraining(
         configs=list(configs.values()),
         network=network,
-        trainables=trainables,
+        trainables=family.trainables,
         variables=variables,
-        heads={path: jnp.stack([head[path] for head in each]) for path in each[0]},
+        heads={path: jnp.stack([head[path] for head in each]) for path in paths},
         train_data={
             seed: loader(data.train, config, shuffle=True) for seed, config in by_seed.items()
         },
         val_data=loader(data.val, first, shuffle=False),
         out=out,
         devices=jax.local_devices(),
-        store=activations_store(first),
+        store=feature_store(first),
     )
     outcomes = group.run()
     if outcomes is None:
         return {}
-    metadata = {**run_metadata(data), **origin}
+    metadata = run_metadata(first, data).model_copy(update={"weights": weights})
     begun = {seed: variables | head for seed, head in heads.items()}
     return _write_runs(configs, outcomes, metadata, begun, workdir, out)
-
-
-def _head(config: Config, num_classes: int) -> Variables:
-    """The fresh head that a run begins with."""
-    model = config.model
-    network = build(model.name, num_classes=num_classes, width=model.width, seed=config.seed)
-    return _last_stage(network)
-
-
-def _last_stage(network: Network) -> Variables:
-    variables, stage = split(network)[1], network.stage_names[-1]
-    return partition(variables, (p for p in variables if p.partition("/")[0] == stage))[0]
 
 
 def _write_runs(
     configs: dict[str, Config],
     outcomes: Sequence[Outcome | Diverged],
-    metadata: dict[str, Any],
+    metadata: RunMetadata,
     begun: dict[int, Variables],
     workdir: Path,
     out: Console,
 ) -> dict[str, Any]:
     """Writes the directory of each run, which is complete or not there.
 
-    The best one alone gets a page: 64 pages would take longer than all that comes before them.
+    Only the best run gets a report: 64 reports would take longer than everything before them.
     """
     results: dict[str, Any] = {}
-    classes = len(metadata["classes"])
-    done = [
-        Ranked(name, {}, None if isinstance(outcome, Diverged) else outcome.result(classes))
-        for name, outcome in zip(configs, outcomes, strict=True)
-    ]
-    best = ranked(done)[0].name
+    classes = len(metadata.classes)
     shared: dict[int, RunDirectory] = {}  # files of what runs of a seed began with
-    part = workdir / ".part"
     with counter(out, "writing the run directories", len(configs)) as show:
         for (name, config), outcome in zip(configs.items(), outcomes, strict=True):
             results[name] = None
             if isinstance(outcome, Diverged):
                 _note_diverged(workdir, name, outcome, out)
                 continue
-            shutil.rmtree(part, ignore_errors=True)
-            run = RunDirectory(part / name)
-            initial = shared.get(config.seed) or begun[config.seed]
-            write_run(run, config, metadata, outcome, initial, page=name == best)
-            results[name] = run.metadata()["result"]
-            os.rename(run.path, workdir / name)
+            with replacing(workdir / name) as part:
+                initial = shared.get(config.seed) or begun[config.seed]
+                write_run(RunDirectory(part), config, metadata, outcome, initial)
+            results[name] = outcome.result(classes)
             shared[config.seed] = RunDirectory(workdir / name)
             show(len(results))
-    shutil.rmtree(part, ignore_errors=True)
+    best = ranked([Ranked(name, {}, result) for name, result in results.items()])[0].name
+    evaluations = dict(zip(configs, outcomes, strict=True))
+    if not isinstance(outcome := evaluations[best], Diverged):
+        draw_report(RunDirectory(workdir / best), outcome.evaluation, out)
     return results

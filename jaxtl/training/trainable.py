@@ -77,8 +77,8 @@ def select_trainable(
         statistics = frozenset(path for path in fixed if layer_of(path) in trained_layers)
         if not statistics:
             raise UserError(
-                "batch_norm='train' updates no statistics: no pattern trains a BatchNorm's scale or "
-                "bias; take batch_norm='frozen', or train such a BatchNorm too"
+                "batch_norm='train' updates no statistics: no pattern trains a BatchNorm's scale "
+                "or bias; take batch_norm='frozen', or train such a BatchNorm too"
             )
     stages = {stage_of(path) for path in multipliers}
     frontier = next(stage for stage in network.stage_names if stage in stages)

@@ -107,7 +107,7 @@ def test_nothing_is_transferred_but_what_is_asked_for(loader, kind):
 
     def run(epoch, hyper):
         done = []
-        for chunk in prefetch(feed.chunks(epoch), setup.devices):
+        for chunk in (shard(chunk, setup.devices, axis=1) for chunk in feed.chunks(epoch)):
             setup.state, sums = setup.step(setup.state, setup.fixed, feed.table, hyper, chunk)
             done.append(sums.images)
         return sum(int(n) for images in jax.device_get(done) for n in images)
@@ -122,7 +122,7 @@ def test_nothing_is_transferred_but_what_is_asked_for(loader, kind):
 
 def sent(feed, devices):
     """The bytes of everything that goes to the devices in an epoch."""
-    chunks = prefetch(feed.chunks(3), devices)
+    chunks = (shard(chunk, devices, axis=1) for chunk in feed.chunks(3))
     return sum(leaf.nbytes for chunk in chunks for leaf in jax.tree.leaves(chunk))
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from workplace import Workplace, finish, wait_until, write_images, write_weights
 
 from jaxtl.comparison.candidates import Candidate, candidates, sources, start
-from jaxtl.comparison.compare import main
+from jaxtl.compare import main
 from jaxtl.comparison.measuring import OutOfMemory, within_memory
 from jaxtl.errors import UserError
 

@@ -55,7 +55,7 @@ def test_evaluate_finds_the_accuracy_that_training_reported(evaluated, whole):
     assert lines[0] == "Found 18 images belonging to 3 classes."
     assert lines[-1] == (
         f"loss {result['loss']:.4f} accuracy {result['accuracy']:.4f}  "
-        f"({round(result['accuracy'] * 18)}/18 right)"
+        f"({round(result['accuracy'] * 18)}/18 correct)"
     )
 
 
@@ -76,7 +76,7 @@ def test_evaluate_measures_other_images(whole, workplace):
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert lines[0] == "Found 12 images belonging to 3 classes."
-    right = int(re.search(r"\((\d+)/12 right\)$", lines[-1])[1])
+    right = int(re.search(r"\((\d+)/12 correct\)$", lines[-1])[1])
     assert f"accuracy {right / 12:.4f}" in lines[-1]
 
 

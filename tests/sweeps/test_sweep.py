@@ -17,7 +17,7 @@ from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import grid, load_sweep
-from jaxtl.training.setup import train
+from jaxtl.training.setup import open_data, train
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +82,7 @@ def names(runs):
 def test_a_run_of_a_group_is_the_run_alone(swept, tmp_path, number):
     variations, folder, _ = swept
     alone, together = tmp_path / "alone", folder / variations[number].name
-    train(variations[number].config, alone, QUIET)
+    train(variations[number].config, open_data(variations[number].config), alone, QUIET)
     expected, found = lines(alone), lines(together)
     assert len(found) == len(expected)
     for one, other in zip(expected, found, strict=True):
