@@ -17,7 +17,6 @@ import platformdirs
 
 from jaxtl.errors import UserError
 
-
 COMMANDS = {
     "train": "fine-tune an image classifier",
     "evaluate": "measure a trained run",

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("--report is about the run's own validation images; leave --data out")
 
     from rich.table import Table
-    
+
     from jaxtl.console import console, metrics_text
     from jaxtl.data.sources import found_line, open_all, open_splits
     from jaxtl.metrics import confusion

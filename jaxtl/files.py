@@ -48,6 +48,11 @@ def is_unfinished(path: Path) -> bool:
     return path.suffix == _UNFINISHED
 
 
+def as_text(name: str) -> str:
+    """A file name as valid Unicode: bytes that are not UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file as `replacing` does, and waits until it is on disk."""
     with replacing(path) as part, part.open("wb") as file:

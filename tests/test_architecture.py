@@ -1,6 +1,7 @@
 """The floors of the house: who may import whom, and how long a thing may be."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob(
 # From the top floor down, one package a floor: a module imports from its own package and from the
 # floors below it. The commands share the top floor and do not import each other.
 FLOORS = [
-    {"__main__", "train", "evaluate", "predict", "sweep", "compare", "convert"},
+    {"__init__", "__main__", "train", "evaluate", "predict", "sweep", "compare", "convert"},
     {"cli"},
     {"comparison"},
     {"sweeps"},
@@ -87,11 +88,10 @@ def test_imports_point_down(name):
 @pytest.mark.parametrize(
     ("upstairs", "strangers"),
     [
-        ("models", {"data", "weights", "optim", "steps", "freeze"}),
-        ("data", {"models", "weights"}),
-        ("weights", {"data"}),
-        ("ops", {"models", "config"}),
-        ("config", {"ops"}),
+        ("data", {"models", "weights", "ops"}),
+        ("weights", {"config"}),
+        ("models", {"config", "metrics"}),
+        ("ops", {"config", "metrics"}),
     ],
 )
 def test_neighbours_that_know_nothing_of_each_other(upstairs, strangers):
@@ -132,19 +132,51 @@ def test_everything_public_says_what_it_is(name):
     assert silent == []
 
 
-def test_only_the_steps_say_pmap():
-    saying = [name for name, path in MODULES.items() if re.search(r"\bpmap\b", path.read_text())]
-    assert saying == ["steps.py"]
+def test_only_one_module_says_pmap():
+    saying = [name for name, path in MODULES.items() if re.search(r"\bpmap\(", path.read_text())]
+    assert saying == ["training/parallel.py"]
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {
+        module_name(name): {
+            other for other in map(nearest_module, imports(name)) if other != module_name(name)
+        }
+        for name in MODULES
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def module_name(name):
+    parts = ("jaxtl", *Path(name).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def nearest_module(full):
+    """The module that an imported name comes from: `jaxtl.data.loader` for its `Loader`."""
+    known = {module_name(name) for name in MODULES}
+    while full and full not in known:
+        full = full.rpartition(".")[0]
+    return full
 
 
 @pytest.mark.parametrize(
     "module",
-    ["jaxtl", *(f"jaxtl.{c}" for c in ("train", "evaluate", "predict", "compare", "convert"))],
+    ["training.setup", "training.predictor", "sweeps.sweep", "comparison.compare", "convert"],
 )
 @pytest.mark.slow
 def test_no_other_framework_is_imported(module):
-    code = f"import sys, {module}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    code = f"import sys, jaxtl.{module}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {"jax", "jaxtl"} <= loaded
     assert not {"tensorflow", "torch", "keras", "tf_keras", "tensorboard"} & loaded
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import jaxtl"], ["-m", "jaxtl.train", "--help"]])
+def test_jax_is_not_imported_before_it_is_needed(arguments):
+    code = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "jaxtl" in loaded
+    assert not {"jax", "numpy", "flax"} & loaded

@@ -1,9 +1,17 @@
 """The flags that set a config's keys, and how commands end."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from jaxtl.cli import overrides, run
+from jaxtl.cli import COMMANDS, overrides, run
 from jaxtl.errors import UserError
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def test_a_flag_gives_its_value_after_an_equals_sign_or_a_space():
@@ -78,3 +86,61 @@ def test_debug_shows_where_an_error_comes_from():
 def test_an_error_that_the_user_cannot_mend_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run(raises(ZeroDivisionError()), [])
+
+
+SHOW = "import os; print(os.environ.get('GLIBC_TUNABLES'), os.getpid())"
+COMMAND = f"from jaxtl import cli; cli.run(lambda arguments: exec({SHOW!r}) or 3)"
+
+
+def shown(**variables):
+    """The variable and whether the process id stayed, as a command in a real process sees them."""
+    inherited = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        env=inherited | variables,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    tunables, process_id = process.communicate()[0].split()
+    return tunables, int(process_id) == process.pid, process.returncode
+
+
+@pytest.mark.skipif(
+    not re.search(r"\[(madvise|always)\]", LARGE_PAGES.read_text() if LARGE_PAGES.exists() else ""),
+    reason="this system has no transparent huge pages",
+)
+def test_a_command_restarts_itself_once_with_large_pages():
+    assert shown() == ("glibc.malloc.hugetlb=1", True, 3)
+
+
+def test_large_pages_are_left_to_the_user():
+    assert shown(JAXTL_LARGE_PAGES="0") == ("None", True, 3)
+    assert shown(GLIBC_TUNABLES="glibc.malloc.arena_max=2") == (
+        "glibc.malloc.arena_max=2",
+        True,
+        3,
+    )
+
+
+def jaxtl(*arguments):
+    command = [sys.executable, "-m", "jaxtl", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_help_of_jaxtl_names_every_command_and_fits_a_screen():
+    done = jaxtl("--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 24
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+
+
+def test_an_unknown_command_names_the_nearest():
+    done = jaxtl("trian")
+    assert done.returncode == 2
+    assert done.stderr == "error: no command is called trian; did you mean train?\n"
+
+
+def test_jaxtl_runs_a_command_with_its_flags():
+    done = jaxtl("train", "--cfg", "nowhere.py")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no config nowhere.py")

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxtl.errors import UserError
+from jaxtl.files import as_text
 
 _LOG = logging.getLogger("jaxtl")
 
@@ -151,7 +152,7 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
     others: list[str] = []
     for name in _subfolders(root):
         files = sorted(_files(root / name, f"{name}/"))
-        images[name] = [path for path in files if path.lower().endswith(EXTENSIONS)]
+        images[as_text(name)] = [path for path in files if path.lower().endswith(EXTENSIONS)]
         others += [path for path in files if not path.lower().endswith(EXTENSIONS)]
     if not images:
         raise UserError(f"{root} is empty: it needs one folder of images for each class")

@@ -117,6 +117,12 @@ def make_train_step(
 
     one_step = _over_runs(train_step, trainable.frontier) if over_runs else train_step
 
+    return _in_chunks(one_step, devices)
+
+
+def _in_chunks(one_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -> TrainStep:
+    """A step for each batch of a chunk, on all devices."""
+
     def train_steps(
         state: TrainState, fixed: Variables, table: Any, hyper: Any, chunk: Batch
     ) -> tuple[TrainState, Sums]:

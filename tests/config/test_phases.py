@@ -202,10 +202,10 @@ def shipped(path):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_unfreezes_its_network_from_the_head_on(path):
     network, trainables = shipped(path)
-    places = [network.stage_names.index(trainable.frontier) for frozen in trainables]
+    places = [network.stage_names.index(trainable.frontier) for trainable in trainables]
     assert places[0] == len(network.stage_names) - 1
     assert places == sorted(set(places), reverse=True)
-    for frozen in trainables:
+    for trainable in trainables:
         assert trainable.multipliers["head/kernel"] == 1.0
 
 

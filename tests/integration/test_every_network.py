@@ -14,7 +14,7 @@ from jaxtl.config.phases import from_stage
 from jaxtl.models import REGISTRY, build, merge, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.training.setup import open_data, train
+from jaxtl.training.setup import open_data, plan_run, train
 from jaxtl.weights.write import write_weights
 
 pytestmark = pytest.mark.slow

@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
+from workplace import write_images
 
 from jaxtl.config.config_file import Config, load
 
@@ -151,3 +155,63 @@ def test_training_imports_no_other_framework(workplace, tmp_path):
     ended = workplace.train("alone", path=tmp_path)
     assert ended.code == 0, ended.err
     assert metadata(workplace.path / "alone")["result"]
+
+
+def test_a_report_that_fails_does_not_cost_the_result(workplace):
+    ended = workplace.train(
+        "no-report", "--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1"
+    )
+    assert ended.code == 0, ended.err
+    run = workplace.path / "no-report"
+    (run / "report.html").unlink()
+    (run / "report.html").mkdir()
+    without_result = metadata(run)
+    result = without_result.pop("result")
+    (run / "run.json").write_text(json.dumps(without_result))
+    again = workplace.train(
+        "no-report", "--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1"
+    )
+    assert again.code == 0, again.err
+    assert "report.html could not be drawn (IsADirectoryError" in again.out
+    assert metadata(run)["result"] == result
+
+
+def test_an_unfinished_run_is_continued_without_naming_it(workplace):
+    flags = ("--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1", "--cfg.seed=5")
+    command = ("jaxtl.train", "--cfg", "tiny.py", *flags)
+    first = workplace.run(*command)
+    assert first.code == 0, first.err
+    (run,) = (workplace.path / "runs").iterdir()
+    complete = workplace.run(*command, "--new")
+    assert len(list((workplace.path / "runs").iterdir())) == 2, complete.err
+    unfinished = metadata(run)
+    unfinished.pop("result")
+    (run / "run.json").write_text(json.dumps(unfinished))
+    continued = workplace.run(*command)
+    assert continued.code == 0, continued.err
+    line = f"runs/{run.name} is an unfinished run of this config and data; --new starts anew"
+    assert continued.out.splitlines()[0] == line
+    assert metadata(run)["result"]["step"] == 12
+    assert len(list((workplace.path / "runs").iterdir())) == 2
+
+
+def test_class_folders_and_paths_that_are_not_utf8_work_to_the_end(workplace, tmp_path):
+    data = tmp_path / "data"
+    write_images(data, each=4, seed=1)
+    odd = os.fsdecode(b"caf\xe9")
+    (data / "blue").rename(data / odd)
+    ended = workplace.train(
+        tmp_path / "run",
+        f"--cfg.data.source={data}",
+        "--cfg.phases.head.epochs=1",
+        "--cfg.phases.finetune.epochs=1",
+    )
+    assert ended.code == 0, ended.err
+    assert "could not be drawn" not in ended.out
+    assert metadata(tmp_path / "run")["classes"] == ["caf\\xe9", "green", "red"]
+    command = [sys.executable, "-m", "jaxtl.predict", "--run", tmp_path / "run", data / odd]
+    for style in ("table", "csv", "json"):
+        done = subprocess.run([*command, "--format", style], capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        shown = b"caf\\udce9" if style == "json" else b"caf\xe9"
+        assert shown in done.stdout, style

@@ -94,7 +94,8 @@ import os, signal, sys
 import numpy as np
 from pathlib import Path
 from jaxtl.training.feature_store import FeatureStore
-with FeatureStore(Path(sys.argv[1]), 1e6).writing({"name": "a"}, (6,), np.dtype("float32")) as write:
+store = FeatureStore(Path(sys.argv[1]), 1e6)
+with store.writing({"name": "a"}, (6,), np.dtype("float32")) as write:
     write(np.zeros(3, np.float32))
     os.kill(os.getpid(), signal.SIGKILL)
 """
