@@ -128,12 +128,18 @@ def _show_messages() -> None:
 def keep_compiled_programs() -> None:
     """Keeps compiled programs in the user's cache directory, unless JAX was told where already.
 
-    JAX reads these variables when it is imported.
+    JAX reads the variables when it is imported; one that is there already is told.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(platformdirs.user_cache_dir("jaxtl")) / "xla"
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+        settings = {
+            "jax_compilation_cache_dir": str(folder),
+            "jax_persistent_cache_min_compile_time_secs": 0.3,
+        }
+        for name, value in settings.items():
+            os.environ[name.upper()] = str(value)
+            if "jax" in sys.modules:
+                sys.modules["jax"].config.update(name, value)
 
 
 def overrides(unknown: Sequence[str]) -> dict[str, str]:

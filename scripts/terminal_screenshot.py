@@ -16,7 +16,7 @@ from rich.console import Console
 
 from jaxtl.cli import keep_compiled_programs
 from jaxtl.config.config_file import load
-from jaxtl.training.setup import train
+from jaxtl.training.setup import open_data, train
 
 _WIDTH = 150  # characters
 
@@ -26,7 +26,8 @@ def main() -> None:
     config, workdir, drawing = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     keep_compiled_programs()
     out = Console(record=True, width=_WIDTH, highlight=False, file=io.StringIO())
-    train(load(config, {}), workdir, out)
+    loaded = load(config, {})
+    train(loaded, open_data(loaded), workdir, out)
     out.print()  # the drawing cuts off what hangs below its last line
     svg = out.export_svg(title=f"python -m jaxtl.train --cfg {config}")
     # Rich links its fonts from elsewhere; the reader's own monospace font will do.

@@ -26,7 +26,7 @@ from benchmark.roofline import peaks, program_cost
 from jaxtl.cli import keep_compiled_programs
 from jaxtl.config.config_file import Phase
 from jaxtl.models import build, merge, split
-from jaxtl.training.step import shard
+from jaxtl.training.parallel import shard
 
 DTYPE = "bfloat16"
 SIZE = 224

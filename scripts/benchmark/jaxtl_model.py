@@ -14,17 +14,14 @@ from benchmark.roofline import program_cost
 from jaxtl.config.config_file import Augment, Phase
 from jaxtl.data.loader import Batch
 from jaxtl.metrics import Sums
-from jaxtl.models import build, split
-from jaxtl.training.feature_cache import row_spec
+from jaxtl.models import build, output_spec, split
 from jaxtl.training.optimizer import hyperparameters, optimizer
+from jaxtl.training.parallel import AXIS, replicate, shard
 from jaxtl.training.step import (
-    AXIS,
     TrainState,
-    make_activations_step,
+    make_feature_step,
     make_predict_step,
     make_train_step,
-    replicate,
-    shard,
 )
 from jaxtl.training.trainable import partition, running_momentum, select_trainable, training_graph
 from jaxtl.weights import create
@@ -60,14 +57,14 @@ class Training:
             NETWORK, num_classes=CLASSES, weights=weights, image_size=image_size, fresh_head=True
         )
         variables = split(loaded)[1]
-        frozen = select_trainable(network, phase.train, phase.batch_norm)
+        trainable = select_trainable(network, phase.train, phase.batch_norm)
         self.frontier = trainable.frontier
         self._graph = split(network)[0]
         momentum = running_momentum(phase.epochs * steps_per_epoch)
-        row = row_spec(network, trainable.frontier, image_size)
+        row = output_spec(network, image_size, trainable.frontier)
         self.step = make_train_step(
-            training_graph(network, frozen, momentum=momentum, axis_name=AXIS),
-            frozen,
+            training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
+            trainable,
             phase,
             steps_per_epoch=steps_per_epoch,
             augmentation=Augment(),
@@ -77,7 +74,7 @@ class Training:
         self._predict = make_predict_step(self._graph, devices=self.devices)
         hyper = hyperparameters(phase, 0, 0)
         parameters = {path: variables[path] for path in trainable.labels}
-        state = optimizer(phase, frozen, steps_per_epoch, hyper).init(parameters)
+        state = optimizer(phase, trainable, steps_per_epoch, hyper).init(parameters)
         changing, fixed = partition(variables, trainable.variables)
         self._state = self._everywhere(TrainState(jnp.int32(0), changing, state))
         self._fixed, self._hyper = self._everywhere(fixed), self._everywhere(hyper)
@@ -106,7 +103,7 @@ class Training:
 
     def activations(self) -> Callable[[np.ndarray], jax.Array]:
         """The frozen stages: images (B, H, W, 3) -> a table (B, ...), on all devices."""
-        step = make_activations_step(
+        step = make_feature_step(
             self._graph, self.frontier, augmentation=Augment(), devices=self.devices
         )
         seed = self._everywhere(np.int32(0))

@@ -18,7 +18,7 @@ from jaxtl.data.folders import FolderSource
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import build
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.step import prefetch, shard
+from jaxtl.training.parallel import lagging, shard
 
 
 class JaxtlPeer:
@@ -101,7 +101,7 @@ class JaxtlPeer:
             chunks = feed.chunks(0)
             if one:
                 chunks = itertools.repeat(first, feed.loader.steps_per_epoch)
-            for chunk in prefetch(chunks, training.devices):
+            for chunk in lagging((shard(chunk, training.devices, axis=1) for chunk in chunks), 2):
                 sums = training.train(chunk)
             jax.block_until_ready(sums)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from jaxtl.cli import keep_compiled_programs
 from jaxtl.console import console
 from jaxtl.sweeps.variations import load_sweep
-from jaxtl.training.setup import train
+from jaxtl.training.setup import open_data, train
 
 
 def main() -> None:
@@ -22,7 +22,9 @@ def main() -> None:
     keep_compiled_programs()
     flags = {"phases.head.epochs": epochs, "model.weights": weights}
     for variation in load_sweep("sweep_heads.py", flags)[: int(count)]:
-        train(variation.config, Path(folder) / variation.name, console())
+        train(
+            variation.config, open_data(variation.config), Path(folder) / variation.name, console()
+        )
 
 
 if __name__ == "__main__":
