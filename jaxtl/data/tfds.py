@@ -149,6 +149,6 @@ def _only_key(features: Any, kind: type, what: str, name: str) -> str:
     keys = [key for key, feature in features.items() if type(feature) is kind]
     if len(keys) != 1:
         raise UserError(
-            f"tfds:{name} has {len(keys)} features that are a {what}, and must have exactly one"
+            f"tfds:{name} has {len(keys)} features of the kind {what}, and must have exactly one"
         )
     return keys[0]

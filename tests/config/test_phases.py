@@ -10,11 +10,11 @@ from rich.console import Console
 
 from jaxtl.config.config_file import Config, check, differences, load, plain, vary
 from jaxtl.config.phases import Phase, Stages, everything, from_stage, gradual, head_only
-from jaxtl.console import stage_table
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, batch_statistics, build, split
 from jaxtl.sweeps.variations import load_sweep
 from jaxtl.training.setup import plan_run
+from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import select_trainable
 
 ROOT = Path(__file__).parents[2]
@@ -152,7 +152,7 @@ def test_a_mistake_in_a_config_file_is_refused_with_its_path(write, good, bad, w
 
 def test_a_stage_that_the_network_does_not_have_is_refused_before_anything_is_fetched(write):
     config = load(write(), {"phases.finetune.train.from_stage": "conv5_block1"})
-    assert "no stage 'conv5_block1'" in refused(structure, config, 3)
+    assert "no stage 'conv5_block1'" in refused(plan_run, config, 3)
 
 
 def test_differences_tell_what_trained_and_what_trains():
@@ -181,9 +181,9 @@ def test_the_table_of_a_run_shows_the_rate_of_each_stage():
     out = Console(file=io.StringIO(), width=300, no_color=True)
     out.print(stage_table(NETWORK, phases, frozen))
     rows = [re.split(r"\s*[│┃]\s*", line)[1:4:2] for line in out.file.getvalue().splitlines()]
-    assert ["block_16", "trained, rate 0.00025"] in rows
-    assert ["top", "trained, rate 0.0005"] in rows
-    assert ["head", "trained, rate 0.001"] in rows
+    assert ["block_16", "trained, learning rate 0.00025"] in rows
+    assert ["top", "trained, learning rate 0.0005"] in rows
+    assert ["head", "trained, learning rate 0.001"] in rows
     assert ["stem ... block_15", "frozen"] in rows
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxtl.config.config_file import Augment
-from jaxtl.data import augment as module
+from jaxtl.data import augmentation as module
 from jaxtl.data.augmentation import Geometry, draw_geometry, pull_matrix
 
 SIZE = 12

@@ -128,13 +128,13 @@ def test_a_data_set_without_train_is_refused(write_tfds, folder):
 
 def test_two_images_in_an_example_are_refused(write_tfds, folder):
     write_tfds(folder, {"train": examples(3)}, CLASSES, mask=tfds.features.Image())
-    assert "has 2 features that are an image" in refused(folder)
+    assert "has 2 features of the kind image" in refused(folder)
 
 
 def test_two_labels_in_an_example_are_refused(write_tfds, folder):
     other = tfds.features.ClassLabel(num_classes=2)
     write_tfds(folder, {"train": examples(3)}, CLASSES, coarse=other)
-    assert "has 2 features that are a class label" in refused(folder)
+    assert "has 2 features of the kind class label" in refused(folder)
 
 
 def test_images_without_a_label_are_refused(write_tfds, folder):

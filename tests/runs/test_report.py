@@ -9,9 +9,9 @@ import pytest
 
 from jaxtl.config.config_file import check
 from jaxtl.metrics import Evaluation, Sums
-from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import MetricsLog
-from jaxtl.runs.report import write_page
+from jaxtl.runs.report import write_report
 
 CLASSES = ("<b>&", "$x_$ or $\\frac$", "naïve")
 # Rows are classes: 6 of 7 right, 1 of 2, and 0 of 1; nothing is taken for the last class.
@@ -51,13 +51,13 @@ def page(tmp_path_factory):
     metadata = {
         "classes": list(CLASSES),
         "source": "folder <i>&",
-        "weights": {"source": "keras", "sha256": "c0ffee"},
+        "weights": {"source": "keras", "sha256": "c0ffee", "convention": "keras"},
         "data": {
             "train": {"images": 1234, "sha256": "1"},
             "val": {"images": 10, "sha256": "2"},
         },
     }
-    run.begin(check({"phases": phases}), metadata)
+    run.begin(check({"phases": phases}), RunMetadata.model_validate(metadata))
     log = MetricsLog(run.metrics, run.tensorboard, until=0)
     for step, name in enumerate(("head", "head", "finetune"), start=1):
         for split in ("train", "val"):
@@ -67,7 +67,7 @@ def page(tmp_path_factory):
         np.repeat(side, CONFUSION.ravel()) for side in np.indices((3, 3)).reshape(2, 9)
     )
     evaluation = Evaluation(Sums(5.0, 7, 10, 10), labels, predicted)
-    write_page(run, evaluation, CLASSES)
+    write_report(run, evaluation)
     return run.report.read_text(encoding="utf-8")
 
 
