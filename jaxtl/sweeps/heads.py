@@ -62,23 +62,19 @@ class HeadRun:
         return self.diverged is None and not self.progress.finished(phase)
 
     def after_epoch(
-        self, phase: str, train: _OnHost, val: _OnHost, num_classes: int, seconds: float
+        self, phase: str, train: _OnHost, val: _OnHost, classes: int, seconds: float
     ) -> bool:
-        """Takes down an epoch.
+        """Takes down an epoch of a phase; returns whether it is the best of the phase so far.
 
         Args:
             phase: its name.
-            train: the sums (4, S) of its S training steps.
-            val: those of its validation.
-            num_classes: of the network.
+            train, val: the sums (4, S) of the S batches of the epoch and of its validation.
+            classes: how many there are.
             seconds: that the training of all runs took.
-
-        Returns:
-            Whether it is the best of the phase so far.
         """
         before, steps = self.progress.step, train.shape[1]
         losses = train[0].cumsum()
-        trained, validated = (_total(sums).means(num_classes) for sums in (train, val))
+        trained, validated = (_total(sums).means(classes) for sums in (train, val))
         try:
             for step in np.flatnonzero(~np.isfinite(losses)).tolist():
                 check_finite("training", losses[step], before + step + 1)
@@ -106,13 +102,12 @@ class HeadTraining:
         trainables: what trains, for each phase.
         trunk: the variables of the frozen stages, on all devices.
         heads: those of the last stage where each run stands, with a leading axis of runs.
-        feeds: features, from `open_features`.
+        feeds: features to train on, for each phase; to validate an epoch; to validate a result.
         loaders: the training images, by seed.
         out: the terminal.
-        devices: as for `shard`.
     """
 
-    runs: Sequence[HeadRun]
+    runs: list[HeadRun]
     network: Network
     trainables: Sequence[Trainable]
     trunk: Variables
@@ -120,11 +115,10 @@ class HeadTraining:
     feeds: Sequence[Feed]
     loaders: dict[int, Loader]
     out: Console
-    devices: Sequence[jax.Device]
 
     def __post_init__(self) -> None:
+        self.devices = jax.local_devices()
         graph, shapes = split(self.network)
-        self._classes = self.network.num_classes or 0
         chex.assert_tree_shape_prefix(self.heads, (len(self.runs),))
         one_head = jax.eval_shape(partial(jax.tree.map, lambda array: array[0]), self.heads)
         chex.assert_trees_all_equal_shapes_and_dtypes(self.trunk | one_head, shapes)
@@ -144,10 +138,10 @@ class HeadTraining:
                 for run in self.runs:
                     run.progress = run.progress.next_phase()
             self._phase(index, feed, val, stop)
-        sums = self._score(self.heads, exact)
+        sums, classes = self._score(self.heads, exact), self.network.num_classes or 0
         for number, run in enumerate(self.runs):
             if run.diverged is None:
-                run.result = result_of(run.progress, _total(sums[..., number]), self._classes)
+                run.result = result_of(run.progress, _total(sums[..., number]), classes)
 
     def _phase(self, index: int, train: Feed, val: Feed, stop: threading.Event) -> None:
         """Trains all runs through one phase; each ends it with the result of the phase."""
@@ -155,6 +149,7 @@ class HeadTraining:
         phase, past = phases[index], sum(phase.epochs for phase in phases[:index])
         title, begun = f"{phase.name}: {len(self.runs)} runs", time.perf_counter()
         step, state = self._begin(index, train)
+        classes = self.network.num_classes or 0
         results = jax.tree.map(jnp.copy, state.variables)  # of the phase so far
         with counter(self.out, title, phase.epochs) as show:
             for epoch in range(phase.epochs):
@@ -171,7 +166,11 @@ class HeadTraining:
                 trained = _on_host(waiting)
                 seconds = time.perf_counter() - epoch_begun
                 validated = self._score(self.heads | state.variables, val)
-                better = self._take_down(phase.name, going, trained, validated, seconds)
+                better = np.zeros_like(going)
+                for number in np.flatnonzero(going).tolist():
+                    sums = trained[..., number], validated[..., number]
+                    run = self.runs[number]
+                    better[number] = run.after_epoch(phase.name, *sums, classes, seconds)
                 taken = better if phase.restore_best else going
                 results = _where(taken, state.variables, results)
                 show(epoch + 1)
@@ -224,21 +223,6 @@ class HeadTraining:
         variables = self.trunk | heads
         return _on_host([self._score_step(variables, feed.table, chunk) for chunk in chunks])
 
-    def _take_down(
-        self,
-        phase: str,
-        going: Bool[np.ndarray, " runs"],
-        train: _OnHost,
-        val: _OnHost,
-        seconds: float,
-    ) -> Bool[np.ndarray, " runs"]:
-        """Takes down an epoch of the runs that go on; returns which had their best so far."""
-        better = np.zeros_like(going)
-        for number in np.flatnonzero(going).tolist():
-            of_run = train[..., number], val[..., number]
-            better[number] = self.runs[number].after_epoch(phase, *of_run, self._classes, seconds)
-        return better
-
 
 @partial(jax.jit, donate_argnums=2)
 @jax.vmap
@@ -250,7 +234,7 @@ def _where(chosen: Bool[Array, ""], these: Variables, others: Variables) -> Vari
 def _on_host(chunks: Sequence[Sums]) -> _OnHost:
     """The sums (S, N) of each chunk as those (4, S, N) of all steps."""
     columns = zip(*jax.device_get(chunks), strict=True)
-    return np.stack([np.concatenate(column).astype(np.float64) for column in columns])
+    return np.stack([np.concatenate(column, dtype=np.float64) for column in columns])
 
 
 def _total(of_steps: Float64[np.ndarray, "sums steps"]) -> Sums:

@@ -164,32 +164,26 @@ def _train(family: Family, workdir: Path, done: Any, out: Console) -> dict[str, 
     """Trains what is left to train of a family: new runs together where they can be."""
     left = [variation for variation in family.variations if variation.name not in done]
     new = [variation for variation in left if not (workdir / variation.name).exists()]
-    together = train_together(dataclasses.replace(family, variations=new), workdir, out)
-    results = {name: _result(workdir, name, done, out) for name, done in together.items()}
+    results: dict[str, Any] = {}
+    for done in train_together(dataclasses.replace(family, variations=new), workdir, out):
+        name = done.variation.name
+        results[name] = done.result or _note_diverged(workdir, name, done.diverged, out)
     for variation in left:
         if variation.name in results:
             continue
         out.print(f"\n{variation.name}")
-        run = workdir / variation.name
-        outcome: dict[str, float] | Diverged
         try:
-            outcome = train(variation.config, family.data, run, out)
+            result = train(variation.config, family.data, workdir / variation.name, out)
         except Diverged as error:
-            outcome = error
-        results[variation.name] = _result(workdir, variation.name, outcome, out)
+            result = _note_diverged(workdir, variation.name, error, out)
+        results[variation.name] = result
     return results
 
 
-def _result(
-    workdir: Path, name: str, outcome: dict[str, float] | Diverged, out: Console
-) -> dict[str, float] | None:
-    """The result of a run; None, written down as well, if it diverged, so that a sweep that is
-    continued does not train it again."""
-    if not isinstance(outcome, Diverged):
-        return outcome
-    out.print(f"{name}: {outcome}")
-    write_json(workdir / _DIVERGED, _diverged(workdir) | {name: str(outcome)})
-    return None
+def _note_diverged(workdir: Path, name: str, why: Diverged | None, out: Console) -> None:
+    """Says that a run diverged, and keeps it: a sweep that is continued does not train it again."""
+    out.print(f"{name}: {why}")
+    write_json(workdir / _DIVERGED, _diverged(workdir) | {name: str(why)})
 
 
 def _diverged(workdir: Path) -> dict[str, str]:
