@@ -326,8 +326,8 @@ class _Member:
             raise UserError(f"{self.run} keeps the variables of step {self.step} alone, not {step}")
         if not folder.is_dir():
             raise UserError(
-                f"the variables of {self.run} are in {folder}, with those of the runs that trained "
-                "together, and it is not there; move the run back into its sweep, or train it again"
+                f"the variables of {self.run} are in {folder}, which is not there; move the run "
+                "back into its sweep, or train it again"
             )
         shapes = {path: like[path] for path in self.group.stacked if path in like}
         stacked = {
