@@ -36,6 +36,9 @@ with _hidden("torch"):  # tensorboardX imports it where it is installed: 600 MB 
     from tensorboardX.summary import scalar
 
 
+_SECONDS_BETWEEN_FLUSHES = 10.0  # of TensorBoard's file
+
+
 class MetricsLine(pydantic.BaseModel):
     """One line of `metrics.jsonl`: a split after an epoch; the other keys are metrics."""
 
@@ -66,6 +69,7 @@ class MetricsLog:
         tensorboard.mkdir(parents=True, exist_ok=True)
         # Not a SummaryWriter, which starts a thread and a queue between processes for each run.
         self._tensorboard = EventsWriter(str(tensorboard / "events"))
+        self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
         forget = SessionLog(status=SessionLog.START)  # what comes from this step on
         self._add(Event(step=until + 1, session_log=forget))
 
@@ -92,7 +96,9 @@ class MetricsLog:
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._tensorboard.write_event(event)
-        self._tensorboard.flush()
+        if time.monotonic() >= self._flush_at:  # it waits for the disk
+            self._tensorboard.flush()
+            self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
 
     def close(self) -> None:
         """Writes the rest to disk."""
