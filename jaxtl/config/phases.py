@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jaxtl.config.checked import Checked, Fraction, NotNegative, Positive
 from jaxtl.errors import UserError
@@ -24,6 +32,7 @@ class Stages(Checked):
             from each stage with parameters to the one before it.
     """
 
+    place = "train"
     from_stage: str | None
     decay: Annotated[float, Field(gt=0, le=1)]
 
@@ -75,6 +84,7 @@ class Phase(Checked):
         restore_best: end the phase with its best parameters rather than with its last.
     """
 
+    place = "phases.{name}"
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     train: Rules
     epochs: Annotated[int, Field(ge=1)]
@@ -91,17 +101,28 @@ class Phase(Checked):
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
 
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Phase:
-        if self.optimizer != "sgd" and self.momentum != Phase.model_fields["momentum"].default:
-            raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
-        if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
+    @field_validator("momentum")
+    @classmethod
+    def _of_sgd(cls, momentum: float, before: ValidationInfo) -> float:
+        optimizer = before.data.get("optimizer", "sgd")  # not there if it was refused
+        if optimizer != "sgd" and momentum != cls.model_fields["momentum"].default:
+            raise ValueError(f"momentum is that of sgd, and the optimizer is {optimizer}")
+        return momentum
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _shorter_than_the_phase(cls, warmup: float, before: ValidationInfo) -> float:
+        epochs = before.data.get("epochs", math.inf)
+        if warmup >= epochs:
+            raise ValueError(f"warmup_epochs {warmup:g} leaves nothing of the {epochs} epochs")
+        return warmup
+
+    @field_validator("batch_norm_momentum")
+    @classmethod
+    def _of_moving_statistics(cls, momentum: float | None, before: ValidationInfo) -> float | None:
+        if momentum is not None and before.data.get("batch_norm") == "frozen":
             raise ValueError("batch_norm_momentum needs batch_norm='train'")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"
-            )
-        return self
+        return momentum
 
 
 def head_only() -> dict[str, float]:
