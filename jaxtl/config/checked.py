@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
 
 import pydantic
 from pydantic import Field
@@ -16,7 +17,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 
 class ConfigError(UserError):
-    """What is wrong with one key of a config: the dotted key, and the reason; "" if it is not set."""
+    """One key of a config is wrong: takes the key, and the reason or "" for a key not set."""
 
     def __str__(self) -> str:
         key, reason = self.args
@@ -41,25 +42,22 @@ class Checked(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _in_one_line(
-        cls,
-        values: Any,
-        validate: pydantic.ModelWrapValidatorHandler[Self],
-        info: pydantic.ValidationInfo,
-    ) -> Self:
+    def _in_one_line(cls, values: Any, validate: Any, info: pydantic.ValidationInfo) -> Any:
         try:
             return validate(values)
         except (ConfigError, pydantic.ValidationError) as error:
             if info.mode == "json":
                 raise
-            inner = isinstance(error, ConfigError)  # from a part of this part
-            key, reason = error.args if inner else _first_mistake(error, [*cls.model_fields])
+            if isinstance(error, ConfigError):  # from a part of this part
+                key, reason = error.args
+            else:
+                key, reason = _first_mistake(error, cls.model_fields)
             name = values.get("name", "?") if isinstance(values, dict) else "?"
             place = cls.place.format(part=cls.__name__.lower(), name=name)
             raise ConfigError(".".join(filter(None, (place, key))), reason) from error
 
 
-def _first_mistake(error: pydantic.ValidationError, known: list[str]) -> tuple[str, str]:
+def _first_mistake(error: pydantic.ValidationError, known: Iterable[str]) -> tuple[str, str]:
     """The key to mend first, and what is wrong with it."""
     # A key that is misspelt is why another one is missing.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")

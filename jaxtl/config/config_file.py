@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import itertools
 import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,7 +41,7 @@ class Data(Checked):
     Attributes:
         source: `digits`, a directory of class folders, `tfds:NAME` or `tfds:DIR`.
         batch_size: images a step, over all devices together.
-        val_fraction: the share of each class kept for validation where the source has no split.
+        val_fraction: the fraction of each class kept for validation where the source has no split.
         seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
@@ -66,10 +65,10 @@ class Augment(Checked):
         shear: the largest shear angle, in degrees (Keras `shear_range`).
         zoom: each axis is scaled by its own factor from [1 - zoom, 1 + zoom] (Keras `zoom_range`).
         horizontal_flip, vertical_flip: mirror half of the images.
-        crop_scale: random resized crop: the least and the largest share of the area that is kept;
-            the aspect ratio is drawn from [3/4, 4/3] (Szegedy et al. 2015, arXiv:1409.4842).
+        crop_scale: random resized crop: the smallest and the largest fraction of the area that is
+            kept; the aspect ratio is drawn from [3/4, 4/3] (Szegedy et al. 2015, arXiv:1409.4842).
         brightness, contrast, saturation: each is scaled by a factor from [1 - v, 1 + v].
-        hue: the largest turn of the colour circle, as a share of it, at most 0.5.
+        hue: the largest turn of the colour circle, as a fraction of it, at most 0.5.
     """
 
     shear: NotNegative = 0.0
@@ -86,7 +85,7 @@ class Augment(Checked):
     @classmethod
     def _ascending(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
         if scale is not None and scale[0] > scale[1]:
-            raise ValueError("the least share comes first")
+            raise ValueError("the smallest fraction comes first")
         return scale
 
 
@@ -170,9 +169,9 @@ def read(name: str, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Confi
             raise UserError("there is no get_config(); a config is a Python file (.py) with one")
         config = names["get_config"]()
         if not isinstance(config, Config):
+            wrong = type(config).__name__
             raise UserError(
-                f"get_config() returns {type(config).__name__}; let it return a jaxtl.config."
-                "Config, such as Config(data=Data(source='images'), phases=(...))"
+                f"get_config() returns a {wrong}, but must return a jaxtl.config.Config"
             )
     values = {key: _meant(key, text) for key, text in overrides.items()}
     return names, vary(config, values, flag="--cfg.")
@@ -191,12 +190,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def vary(config: Config, values: Mapping[str, Any], flag: str = "") -> Config:
-    """A config with other values at some dotted keys.
-
-    Args:
-        config: stays as it is.
-        values: by key; a phase is reached by its name.
-        flag: what messages write before a key.
+    """A config with other values at some dotted keys, before which messages write `flag`.
 
     Raises:
         UserError: a key or value is not possible.
@@ -266,9 +260,9 @@ def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], s
 
 
 def _meant(key: str, text: str) -> Any:
-    """The value that a flag's text means; a key that only takes a text gets it as it is."""
-    fields = itertools.chain(*(part.model_fields.items() for part in Checked.__subclasses__()))
-    if key.split(".")[-1] in {name for name, field in fields if field.annotation is str}:
+    """The value that a flag's text means; a key that takes nothing but text gets it as it is."""
+    known = [part.model_fields.get(key.split(".")[-1]) for part in Checked.__subclasses__()]
+    if any(field and field.annotation is str for field in known):
         return text
     try:
         return ast.literal_eval(text)
@@ -280,10 +274,8 @@ def leaves(config: Config) -> dict[str, Any]:
     """All values by dotted key; of phases and patterns the order counts too."""
     parts = {name: part for name, part in config if isinstance(part, Checked)}
     parts |= {f"phases.{phase.name}": phase for phase in config.phases}
-    found = {name: value for name, value in config if name not in parts}
+    found = {f"{name}.{key}": value for name, part in parts.items() for key, value in part}
+    found |= {name: value for name, value in config if name not in parts}
     found["phases"] = [phase.name for phase in config.phases]
-    for name, part in parts.items():
-        for key, value in part:
-            in_order = isinstance(value, dict)
-            found[f"{name}.{key}"] = list(value.items()) if in_order else plain(value)
-    return found
+    ordered = {key: list(value.items()) for key, value in found.items() if isinstance(value, dict)}
+    return plain(found | ordered)

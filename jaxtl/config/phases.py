@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from jaxtl.config.checked import Checked, Fraction, NotNegative, Positive
 from jaxtl.errors import UserError
@@ -73,7 +65,7 @@ class Phase(Checked):
         clip_norm: the largest global norm of the trained gradients.
         schedule: `constant`, or `cosine` down to zero over the phase.
         warmup_epochs: the learning rate rises linearly over this many epochs.
-        label_smoothing: the share of each label spread over all classes.
+        label_smoothing: the fraction of each label that is spread over all classes.
         batch_norm: what the BatchNorms of trained stages do: `frozen` (scale and shift learn, the
             statistics stay) or `train` (normalise by the batch, across devices, and move the
             statistics).
@@ -101,28 +93,16 @@ class Phase(Checked):
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
 
-    @field_validator("momentum")
-    @classmethod
-    def _of_sgd(cls, momentum: float, before: ValidationInfo) -> float:
-        optimizer = before.data.get("optimizer", "sgd")  # not there if it was refused
-        if optimizer != "sgd" and momentum != cls.model_fields["momentum"].default:
-            raise ValueError(f"momentum is that of sgd, and the optimizer is {optimizer}")
-        return momentum
-
-    @field_validator("warmup_epochs")
-    @classmethod
-    def _shorter_than_the_phase(cls, warmup: float, before: ValidationInfo) -> float:
-        epochs = before.data.get("epochs", math.inf)
-        if warmup >= epochs:
-            raise ValueError(f"warmup_epochs {warmup:g} leaves nothing of the {epochs} epochs")
-        return warmup
-
-    @field_validator("batch_norm_momentum")
-    @classmethod
-    def _of_moving_statistics(cls, momentum: float | None, before: ValidationInfo) -> float | None:
-        if momentum is not None and before.data.get("batch_norm") == "frozen":
+    def model_post_init(self, context: Any) -> None:
+        """Refuses settings that would have no effect."""
+        if self.optimizer != "sgd" and self.momentum != Phase.model_fields["momentum"].default:
+            raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
+        if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
             raise ValueError("batch_norm_momentum needs batch_norm='train'")
-        return momentum
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"
+            )
 
 
 def head_only() -> dict[str, float]:
@@ -131,18 +111,18 @@ def head_only() -> dict[str, float]:
 
 
 def from_stage(name: str, decay: float = 0.9) -> Stages:
-    """Trains a stage and all after it, each stage at a lower rate than the one after it.
+    """Trains a stage and all after it, each stage at a lower learning rate than the next.
 
     Args:
         name: of the stage, such as `block_14`; the table at the start of a run lists them.
-        decay: see `Stages`, above 0 and at most 1, where all train at the same rate. The default is
-            that of the largest ELECTRA.
+        decay: see `Stages`, above 0 and at most 1, where all train at the same learning rate. The
+            default is that of the largest ELECTRA.
     """
     return Stages(from_stage=name, decay=decay)
 
 
 def everything(decay: float = 1.0) -> Stages:
-    """Trains all stages, at the same rate or at rates that decay as in `from_stage`."""
+    """Trains all stages, at one learning rate or at rates that decay as in `from_stage`."""
     return Stages(from_stage=None, decay=decay)
 
 
@@ -172,17 +152,8 @@ def gradual(
             "as ('top', 'block_14')"
         )
     of_head = {key: value for key, value in settings.items() if not key.startswith("batch_norm")}
-    head = Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **of_head)
+    rules = {f"from_{stage}": from_stage(stage, decay) for stage in stages}
     return (
-        head,
-        *(
-            Phase(
-                name=f"from_{stage}",
-                train=from_stage(stage, decay),
-                epochs=epochs,
-                lr=lr,
-                **settings,
-            )
-            for stage in stages
-        ),
+        Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **of_head),
+        *(Phase(name=n, train=rule, epochs=epochs, lr=lr, **settings) for n, rule in rules.items()),
     )

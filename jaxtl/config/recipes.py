@@ -10,8 +10,8 @@ def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
 
     The phase `head` trains the head alone, for at most 10 epochs at a learning rate of 1e-3. The
     phase `finetune` trains the last stages with it, for at most 20 epochs with a cosine schedule
-    and label smoothing. Both stop early. Half of the images are mirrored. The user gives
-    `--cfg.data.source=...`; every other key is a flag as well, such as `--cfg.phases.head.epochs=5`.
+    and label smoothing. Each phase stops early when validation gets no better. Images are mirrored
+    at random. The images come from `--cfg.data.source=...`; flags change everything else as well.
 
     Args:
         model: the network, and where its weights come from.

@@ -5,24 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from jaxtl.config.config_file import Config, check, differences, find, load
+from jaxtl.config.config_file import Config, differences, find, load
 from jaxtl.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 CONFIG = """
-from ml_collections import ConfigDict
-from jaxtl.config.config_file import Phase
+from jaxtl.config import Config, Data, Model, Phase
 
-def get_config():
-    return ConfigDict({
-        "model": {"width": 0.35, "dropout": 0.1},
-        "data": {"source": "digits"},
-        "phases": (
+def get_config() -> Config:
+    return Config(
+        model=Model(width=0.35, dropout=0.1),
+        data=Data(source="digits"),
+        phases=(
             Phase(name="warm", train={"head/.*": 1.0}, epochs=2),
             Phase(name="head", train={"top/.*": 0.5, "head/.*": 1.0, "block_16/.*": 0.1}, epochs=3),
         ),
-    })
+    )
 """
 
 
@@ -55,7 +54,7 @@ def phase(**changes):
 
 
 def config(**changes):
-    return check(tree(**changes))
+    return Config.model_validate(tree(**changes))
 
 
 def refused(what, *arguments, **named):
@@ -178,7 +177,7 @@ def test_a_phase_without_a_needed_key_names_it():
 
 
 def test_a_config_without_phases_says_so():
-    assert "'phases' is missing" in refused(check, {})
+    assert "'phases' is missing" in refused(Config.model_validate, {})
 
 
 def test_flags_set_numbers_words_switches_and_nothing(set_flags):
