@@ -1,10 +1,10 @@
-"""VGG-16: a new head on a frozen trunk, then the last block at a hundredth of the rate.
+"""VGG-16: a new head on a frozen trunk, then the last block at 1e-5.
 
     python -m jaxtl.train --cfg vgg16.py --cfg.data.source=path/to/images
 
 `finetune` trains 7.1 of the 14.7 million parameters before the head. There is no BatchNorm to hold
-activations in their range, hence the low rate. On ImageNet the weights of `keras` have a published
-top-1 of 71.3 %, those of `hf:` 71.6 %, with two more dense layers than here.
+activations in their range, hence the low learning rate. On ImageNet the weights of `keras` have a
+published top-1 of 71.3 %, those of `hf:` 71.6 %, with two more dense layers than here.
 """
 
 from jaxtl.config import Config, Model, fine_tuning

@@ -137,7 +137,11 @@ def test_stages_that_are_none_are_refused_by_their_key(train, words):
 @pytest.mark.parametrize(
     ("good", "bad", "words"),
     [
-        ('"block_14")', '"block_14", decay=2)', "'train.decay': Input should be less than or equal to 1"),
+        (
+            '"block_14")',
+            '"block_14", decay=2)',
+            "'train.decay': Input should be less than or equal to 1",
+        ),
         ('"block_14")', '"block_14", decoy=2)', "decoy"),
         ("everything(decay=0.8)", "{'from_stage': None, 'deca': 1.0}", "did you mean 'decay'"),
     ],
@@ -257,5 +261,7 @@ def test_gradual_wants_different_stages_before_the_head(stages):
 
 @pytest.mark.parametrize("warmup", [2, 3.5])
 def test_a_warmup_that_leaves_nothing_of_a_phase_is_refused(warmup):
-    message = refused(Config.model_validate, {"phases": (phase(epochs=2, warmup_epochs=float(warmup)),)})
+    message = refused(
+        Config.model_validate, {"phases": (phase(epochs=2, warmup_epochs=float(warmup)),)}
+    )
     assert f"warmup_epochs {warmup:g} leaves nothing of the 2 epochs" in message
