@@ -13,7 +13,6 @@ from jaxtl.config import Augment, Config, Data, Model, Phase, from_stage, head_o
 
 
 def get_config() -> Config:
-    """The config."""
     return Config(
         seed=0,
         model=Model(

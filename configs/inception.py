@@ -11,7 +11,6 @@ from jaxtl.config import Config, Model, fine_tuning
 
 
 def get_config() -> Config:
-    """The config."""
     model = Model(
         name="inception_v3", image_size=299, weights=("keras", "hf:timm/inception_v3.tv_in1k")
     )

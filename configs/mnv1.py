@@ -10,7 +10,6 @@ from jaxtl.config import Config, Model, fine_tuning
 
 
 def get_config() -> Config:
-    """The config."""
     model = Model(
         name="mobilenet_v1", weights=("keras", "hf:timm/mobilenetv1_100.ra4_e3600_r224_in1k")
     )

@@ -10,6 +10,5 @@ from jaxtl.config import Config, Model, fine_tuning
 
 
 def get_config() -> Config:
-    """The config."""
     model = Model(name="resnet152", weights=("keras", "hf:timm/resnet152.tv_in1k"))
     return fine_tuning(model, from_stage="conv5_block1")

@@ -14,7 +14,6 @@ from jaxtl.config import REQUIRED, Augment, Config, Data, Model, Phase, head_onl
 
 
 def get_config() -> Config:
-    """The config."""
     return Config(
         seed=0,
         model=Model(

@@ -14,7 +14,6 @@ from jaxtl.sweeps.variations import grid
 
 
 def get_config() -> Config:
-    """The config that is varied."""
     return Config(
         seed=0,
         model=Model(
@@ -30,7 +29,6 @@ def get_config() -> Config:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """The variations."""
     yield from grid(
         {
             "phases.head.lr": (3e-4, 1e-3, 3e-3, 1e-2),

@@ -11,6 +11,5 @@ from jaxtl.config import Config, Model, fine_tuning
 
 
 def get_config() -> Config:
-    """The config."""
     model = Model(name="vgg16", weights=("keras", "hf:timm/vgg16.tv_in1k"))
     return fine_tuning(model, from_stage="block5_conv1", lr=1e-5)

@@ -13,7 +13,6 @@ from jaxtl.config import REQUIRED, Augment, Config, Data, Model, gradual
 
 
 def get_config() -> Config:
-    """The config."""
     return Config(
         model=Model(name="vgg19", weights=("keras", "hf:timm/vgg19.tv_in1k")),
         data=Data(source=REQUIRED, batch_size=32),
