@@ -14,12 +14,12 @@ from jaxtl.errors import UserError
 
 Resize = Literal["stretch", "crop"]
 
-# What Pillow may try. The list keeps readers that run other programs (EPS) away from foreign files.
+# The formats that Pillow may try. Left out are readers that run other programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 MOST_PIXELS = 2**26
-"""Of an image file: 67 megapixels, more than nearly all cameras take. Pillow holds them in 256 MiB, and as
-many images as there are threads are decoded at a time."""
+"""Of an image file: 67 megapixels, more than most cameras take. Pillow holds them in 256 MiB, and
+up to 16 threads decode an image each."""
 
 # Pillow warns of images that are larger still; here they are refused.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -42,7 +42,7 @@ def decode(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Decodes an image to RGB, upright, of `size` x `size` pixels.
 
-    What becomes of the kinds of images that are not 8-bit RGB:
+    Images that are not 8-bit RGB are converted:
     - Transparency is dropped and the colours below it are kept, as Keras' `load_img` and
       TensorFlow's `decode_image(channels=3)` do.
     - 16-bit images keep their upper 8 bits (value // 256), as libpng's `png_set_strip_16` does.
@@ -50,8 +50,8 @@ def decode(
     - CMYK goes through Pillow's conversion without a colour profile.
     - Of an animation the first frame is taken.
 
-    Resizing is bilinear with antialiasing (Pillow's). A JPEG of at least twice the size is decoded
-    at a half, a quarter or an eighth of its size, which its DCT gives almost for free.
+    Resizing is bilinear with antialiasing (Pillow's). A JPEG of at least twice `size` is decoded
+    at a half, a quarter or an eighth of its own size, which takes less time (Pillow's `draft`).
 
     Args:
         image: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file, or uint8 pixels of shape

@@ -142,6 +142,23 @@ class KerasFile(NamedTuple):
     md5: str | None = None
 
 
+def one_keras_file(
+    folder: str, md5: Mapping[str, tuple[str, str]]
+) -> Callable[[str, float, int, bool], KerasFile]:
+    """The `keras_file` of a network whose weights are published once for all image sizes.
+
+    Args:
+        folder: below the base address; `{name}` stands for the network's name.
+        md5: with and without top, by the network's name (Keras Applications).
+    """
+
+    def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
+        file = f"{name}_weights_tf_dim_ordering_tf_kernels{'' if top else '_notop'}.h5"
+        return KerasFile(f"{folder.format(name=name)}/{file}", md5[name][0 if top else 1])
+
+    return keras_file
+
+
 class Names(NamedTuple):
     """A network's names in other libraries.
 

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
+from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -144,19 +144,6 @@ def _dense_layers(network: Network, fc1: str, fc2: str, head: str) -> list[Layer
     return layers
 
 
-def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file, the same for all image sizes.
-
-    Args:
-        name: of the network.
-        width: 1.0.
-        image_size: pixels a side.
-        top: with the classifier of 1,000 ImageNet classes.
-    """
-    suffix, md5 = ("", _MD5[name][0]) if top else ("_notop", _MD5[name][1])
-    return KerasFile(f"{name}/{name}_weights_tf_dim_ordering_tf_kernels{suffix}.h5", md5)
-
-
 DEFINITION = Definition(
     names={
         "vgg16": Names("VGG16", "vgg16", {1.0: "vgg16"}),
@@ -166,7 +153,7 @@ DEFINITION = Definition(
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
-    keras_file=keras_file,
+    keras_file=one_keras_file("{name}", _MD5),
     deep_top=True,
     portable=True,
 )
