@@ -222,7 +222,7 @@ def _read(path: Path, model: type[Model]) -> Model:
     """Reads a JSON file of a known schema."""
     try:
         # Not `model_validate_json`: it refuses the escapes of file names that are not UTF-8.
-        return model.model_validate(json.loads(path.read_bytes()), strict=False)
+        return model.model_validate(json.loads(path.read_bytes().decode()), strict=False)
     except ValueError as error:
         raise UserError(
             f"{path} is damaged, or from another version of jaxtl: {_reason(error)}"

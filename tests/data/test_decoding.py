@@ -321,7 +321,7 @@ def test_damaged_bytes_never_raise_anything_else():
 @pytest.mark.parametrize(("height", "width"), [(8192, 8193), (10000, 10000), (30000, 30000)])
 def test_a_file_of_more_than_67_megapixels_is_refused_by_its_header(height, width):
     data = png(height, width, 8, b"")  # decoded, it would be damaged
-    with pytest.raises(UserError, match="too large to decode safely: .* more than 67 megapixels"):
+    with pytest.raises(UserError, match=r"too large to decode safely: .* more than 67 megapixels"):
         decode(data, 8, "stretch")
 
 
