@@ -45,12 +45,12 @@ Pooling = Literal["average", "maximum"] | None
 
 
 class Branch(NamedTuple):
-    """One way through a mixed block.
+    """One branch of a mixed block.
 
     Attributes:
-        chain: one after the other.
-        ends: side by side on what the chain returns; their channels are joined.
-        pool: what comes before the chain: the average of 3x3, or the strided maximum.
+        chain: units that run one after the other.
+        ends: units that all take the output of the chain; their channels are joined.
+        pool: pooling before the chain: the average of 3x3, or the strided maximum.
     """
 
     chain: tuple[Unit, ...] = ()
@@ -75,7 +75,7 @@ _POOLED = ("conv_2b", "conv_4a")  # followed by a strided maximum
 
 
 def _branch(name: str, *chain: tuple, ends: tuple[tuple, ...] = (), pool: Pooling = None) -> Branch:
-    """Names the units as torchvision does: by number, and those side by side by letter."""
+    """Names the units as torchvision does: those of the chain by number, the ends by letter."""
     if len(chain) == 1 and not ends:
         return Branch((Unit(name, *chain[0]),), (), pool)
     last = len(chain) + 1
@@ -95,7 +95,7 @@ def _at_35(pooled: int) -> Branches:
 
 
 def _at_17(inner: int) -> Branches:
-    """Figure 6; `inner` is the width of what lies between a branch's first and last units."""
+    """Figure 6; `inner` is the width of the units between a branch's first and last."""
     row, column = (inner, _ROW), (inner, _COLUMN)
     return (
         _branch("branch1x1", (192, 1)),
@@ -183,7 +183,7 @@ class PooledConvNorm(ConvNorm):
 
 
 class MixedBlock(nnx.Module):
-    """Branches side by side on the same maps, their channels joined.
+    """Branches that take the same maps; the channels of their outputs are joined.
 
     Attributes:
         out: the channels of what it returns.
@@ -272,7 +272,7 @@ def torch_layers(network: Network, library: str) -> list[Layer]:
 
 
 def _units() -> Iterator[list[tuple[str, int]]]:
-    """The path of every unit of a stage, with the layers from it to the end of the stage."""
+    """Lists the units of each stage: path, and number of layers from it to the stage's end."""
     for unit in _STEM:
         yield [(unit.name, 3)]
     for stage, branches in _MIXED.items():

@@ -1,4 +1,4 @@
-"""The layers that Flax does not have in the form that a chain of stages needs."""
+"""The layers of the networks, where Flax has none that does the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxtl.ops.windows import Maps, Padding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a stage needs to know of a batch besides its activations.
+    """What a stage takes besides activations.
 
     Attributes:
         keys: one key for each image; dropout is on when they are given.

@@ -36,7 +36,7 @@ _MD5 = {
 }
 
 SIDE = 7
-"""Of the maps that the published classifier takes: images of 224 pixels, halved five times."""
+"""Side of the maps that the published classifier takes: 224 pixels, halved five times."""
 
 
 def vgg(spec: Spec) -> Network:
@@ -85,7 +85,7 @@ class Hidden(Head):
 
 
 class FlatHidden(Hidden):
-    """The same of feature maps (B, H, W, C), brought to 7x7 and flattened, channels last."""
+    """A `Hidden` layer on feature maps (B, H, W, C), pooled to 7x7 and flattened, channels last."""
 
     def __call__(self, x: Maps, context: Context) -> Float[Array, "batch out"]:
         x = adaptive_average_pool(x, SIDE)
@@ -93,7 +93,7 @@ class FlatHidden(Hidden):
 
 
 def adaptive_average_pool(x: Maps, side: int) -> Float[Array, "batch side side channels"]:
-    """Brings maps of any size to side x side, as torch's `AdaptiveAvgPool2d` defines it.
+    """Pools maps of any size to side x side, as torch's `AdaptiveAvgPool2d` does.
 
     Cell (i, j) is the mean of the rows floor(i H / side) .. ceil((i + 1) H / side) - 1 and of the
     columns alike: cells overlap where the sizes do not divide, and repeat pixels of smaller maps.
