@@ -65,7 +65,7 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
     axes = figure.subplots()
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    ticks = np.arange(0, len(classes), -(-len(classes) // _MOST_NAMES))
+    ticks = range(0, len(classes), -(-len(classes) // _MOST_NAMES))
     names = [_shortened(classes[tick]) for tick in ticks]
     axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
