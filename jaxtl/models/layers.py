@@ -1,8 +1,9 @@
-"""The layers that Flax does not have in the form that a chain of stages needs."""
+"""The layers of the networks, where Flax has none that does the same."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, TypedDict
 
 import jax
@@ -20,7 +21,7 @@ from jaxtl.ops.windows import Maps, Padding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a stage needs to know of a batch besides its activations.
+    """What a stage takes besides activations.
 
     Attributes:
         keys: one key for each image; dropout is on when they are given.
@@ -124,7 +125,7 @@ class Conv(nnx.Module):
         height, width = (size, size) if isinstance(size, int) else size
         self.stride = stride
         self.padding = padding
-        self.kernel = nnx.Param(array(*(height, width, channels, out)))
+        self.kernel = nnx.Param(array(height, width, channels, out))
         self.bias = nnx.Param(array(out)) if bias else None
 
     def __call__(self, x: Maps) -> Maps:
@@ -144,7 +145,7 @@ class DepthwiseConv(nnx.Module):
     ):
         self.stride = stride
         self.padding = padding
-        self.kernel = nnx.Param(array(*(3, 3, 1, channels)))
+        self.kernel = nnx.Param(array(3, 3, 1, channels))
 
     def __call__(self, x: Maps) -> Maps:
         return depthwise_conv(x, self.kernel[...], self.stride, self.padding)
@@ -192,6 +193,38 @@ class BatchNorm(nnx.Module):
         return y
 
 
+class ConvNorm(nnx.Module):
+    """A convolution, its BatchNorm and an activation.
+
+    Args:
+        channels: input channels.
+        out: output channels.
+        convention: that of the weights.
+        activation: such as `nnx.relu`.
+        size, stride, padding: of the convolution.
+        scale: of the BatchNorm.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        convention: Convention,
+        activation: Callable[[Array], Array],
+        *,
+        size: int | tuple[int, int] = 1,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        scale: bool = True,
+    ) -> None:
+        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding)
+        self.bn = BatchNorm(out, epsilon=convention.epsilon, scale=scale)
+        self.activation = activation
+
+    def __call__(self, x: Maps, context: Context) -> Maps:
+        return self.activation(self.bn(self.conv(x), context))
+
+
 class Pool(nnx.Module):
     """Global average pooling: feature maps (B, H, W, C) -> float32 features (B, C)."""
 
@@ -207,7 +240,7 @@ class Head(nnx.Module):
 
     def __init__(self, features: int, classes: int, *, dropout: float):
         self.dropout = dropout
-        self.kernel = nnx.Param(array(*(features, classes)))
+        self.kernel = nnx.Param(array(features, classes))
         self.bias = nnx.Param(array(classes))
 
     def __call__(

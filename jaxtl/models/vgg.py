@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
+from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -36,7 +36,7 @@ _MD5 = {
 }
 
 SIDE = 7
-"""Of the maps that the published classifier takes: images of 224 pixels, halved five times."""
+"""Side of the maps that the published classifier takes: 224 pixels, halved five times."""
 
 
 def vgg(spec: Spec) -> Network:
@@ -85,7 +85,7 @@ class Hidden(Head):
 
 
 class FlatHidden(Hidden):
-    """The same of feature maps (B, H, W, C), brought to 7x7 and flattened, channels last."""
+    """A `Hidden` layer on feature maps (B, H, W, C), pooled to 7x7 and flattened, channels last."""
 
     def __call__(self, x: Maps, context: Context) -> Float[Array, "batch out"]:
         x = adaptive_average_pool(x, SIDE)
@@ -93,7 +93,7 @@ class FlatHidden(Hidden):
 
 
 def adaptive_average_pool(x: Maps, side: int) -> Float[Array, "batch side side channels"]:
-    """Brings maps of any size to side x side, as torch's `AdaptiveAvgPool2d` defines it.
+    """Pools maps of any size to side x side, as torch's `AdaptiveAvgPool2d` does.
 
     Cell (i, j) is the mean of the rows floor(i H / side) .. ceil((i + 1) H / side) - 1 and of the
     columns alike: cells overlap where the sizes do not divide, and repeat pixels of smaller maps.
@@ -144,19 +144,6 @@ def _dense_layers(network: Network, fc1: str, fc2: str, head: str) -> list[Layer
     return layers
 
 
-def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file, the same for all image sizes.
-
-    Args:
-        name: of the network.
-        width: 1.0.
-        image_size: pixels a side.
-        top: with the classifier of 1,000 ImageNet classes.
-    """
-    suffix, md5 = ("", _MD5[name][0]) if top else ("_notop", _MD5[name][1])
-    return KerasFile(f"{name}/{name}_weights_tf_dim_ordering_tf_kernels{suffix}.h5", md5)
-
-
 DEFINITION = Definition(
     names={
         "vgg16": Names("VGG16", "vgg16", {1.0: "vgg16"}),
@@ -166,7 +153,7 @@ DEFINITION = Definition(
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
-    keras_file=keras_file,
+    keras_file=one_keras_file("{name}", _MD5),
     deep_top=True,
     portable=True,
 )

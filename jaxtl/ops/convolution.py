@@ -1,8 +1,8 @@
 """Convolution with the lowering that suits the platform and the size of the maps.
 
-XLA's CPU backend runs a window of one pixel faster as a matrix product, and one that is about as
-large as the maps ten to a hundred times faster: there it finds no fast way of its own
-(docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps it takes up to 4.5 times as
+On a CPU, a matrix product is faster than XLA's convolution for windows of one pixel, and ten to a
+hundred times faster for windows about as large as the maps
+(docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps XLA takes up to 4.5 times as
 long for the gradient of the kernel as matrix products do
 (docs/decisions/0017-gradients-of-kernels-image-by-image.md).
 """
@@ -21,8 +21,8 @@ from jaxtl.ops.windows import Maps, Padding, Pads, pads_of, windows
 
 Kernel = Float[Array, "rows columns channels out"]
 
-_FEW_PIXELS = 16  # maps of so many at most are convolved by one product on a CPU
-_MANY_PIXELS = 64  # on maps of more, a CPU takes the kernel's gradient by products
+_FEW_PIXELS = 16  # on a CPU, maps of at most so many are convolved by one product
+_MANY_PIXELS = 64  # on a CPU and maps of more, products give the gradient of the kernel
 
 
 def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Maps:
@@ -109,7 +109,7 @@ def _pull_back_by_image(
 
 
 def _gathered(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
-    """The pixels under each window side by side, so that one product is all."""
+    """Lays the pixels under each window side by side and multiplies them by the kernel."""
     under = jnp.concatenate(list(windows(x, kernel.shape, stride, pads)), axis=-1)
     return _product(under, kernel)
 

@@ -89,7 +89,7 @@ def _shifted(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
 def _shifted_pull_back(
     x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
-    """Both gradients image by image: what lies between stays within the cache."""
+    """Takes both gradients image by image: intermediate results stay in the cache."""
 
     def of_one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         image, its_gradient = (array[None] for array in pair)

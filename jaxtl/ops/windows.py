@@ -22,7 +22,7 @@ def pads_of(shape: tuple[int, ...], window: tuple[int, ...], stride: int, paddin
         shape: of the maps, (B, H, W, C).
         window: (height, width, ...).
         stride: step of the window along both axes.
-        padding: what was asked for.
+        padding: as asked for.
     """
     if isinstance(padding, str):
         return lax.padtype_to_pads(shape[1:3], window[:2], (stride, stride), padding)
@@ -30,13 +30,16 @@ def pads_of(shape: tuple[int, ...], window: tuple[int, ...], stride: int, paddin
 
 
 def windows(x: Maps, window: tuple[int, ...], stride: int, pads: Pads) -> Iterator[Maps]:
-    """What each place of a window is multiplied with, row after row.
+    """Yields, for each position in the window, the pixels that it meets as the window slides.
 
     Args:
         x: feature maps.
         window: (height, width, ...).
         stride: step of the window along both axes.
         pads: zeros around the maps.
+
+    Yields:
+        Feature maps (B, H', W', C), row by row of the window.
     """
     padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
     batch, *full, channels = padded.shape

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -35,7 +35,7 @@ with _hidden("torch"):  # tensorboardX imports it where it is installed: 600 MB 
 
 
 class MetricsLine(pydantic.BaseModel):
-    """One line of `metrics.jsonl`: a split after an epoch; the other keys are metrics."""
+    """One line of `metrics.jsonl`: the metrics of a split after an epoch."""
 
     model_config = pydantic.ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -43,7 +43,9 @@ class MetricsLine(pydantic.BaseModel):
     phase: str
     epoch: int
     step: int
-    split: str
+    split: Literal["train", "val"]
+    loss: float
+    accuracy: float
 
 
 class MetricsLog:
@@ -73,7 +75,7 @@ class MetricsLog:
             epoch: complete epochs of the phase.
             step: training steps since the run began.
             split: `train` or `val`.
-            metrics: by name.
+            metrics: by name; at least `loss` and `accuracy`.
         """
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -81,7 +83,7 @@ class MetricsLog:
         summary = Summary()
         for name, value in metrics.items():
             summary.MergeFrom(scalar(f"{split}/{name}", value))
-        # One event for all of them: each goes through a queue between processes.
+        # One event holds all of them: each event goes through a queue between processes.
         self._tensorboard.file_writer.add_summary(summary, step)
 
     def close(self) -> None:
@@ -91,7 +93,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads the lines of `metrics.jsonl`, without a last line that a crash cut off.
+    """Reads `metrics.jsonl`, without a last line that a crash cut off.
 
     Raises:
         UserError: another line is damaged.
