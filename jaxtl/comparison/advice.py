@@ -9,42 +9,22 @@ from typing import NamedTuple
 from jaxtl.comparison.results import WITHIN, Failure, Row, Tuned, beats, number, pareto_front
 from jaxtl.errors import UserError
 
-
-class _Measure(NamedTuple):
-    """Something that networks are ranked by: more of `value` is better."""
-
-    what: str
-    best: str
-    worst: str
-    value: Callable[[Row], float | None]
-
-
-_MEASURES = (
-    _Measure("accuracy", "most accurate", "least accurate", lambda row: row.accuracy),
-    _Measure(
-        "latency", "fastest at inference", "slowest at inference", lambda row: -row.cost.latency_ms
-    ),
-    _Measure(
-        "speed of fine-tuning",
-        "fastest to fine-tune",
-        "slowest to fine-tune",
-        lambda row: row.cost.finetuning_images_per_second,
-    ),
-    _Measure("size", "smallest", "largest", lambda row: -row.cost.weights_mb),
-    _Measure(
-        "memory of fine-tuning",
-        "needs least memory to fine-tune",
-        "needs most memory to fine-tune",
-        lambda row: -row.cost.finetuning_memory_mb,
-    ),
-    _Measure(
-        "accuracy per parameter",
-        "most accuracy per parameter",
-        "least accuracy per parameter",
-        lambda row: row.density,
-    ),
-)
-
+_MEASURES: dict[str, Callable[[Row], float | None]] = {  # more is better
+    "accuracy": lambda row: row.accuracy,
+    "latency": lambda row: -row.cost.latency_ms,
+    "speed of fine-tuning": lambda row: row.cost.finetuning_images_per_second,
+    "size": lambda row: -row.cost.weights_mb,
+    "memory of fine-tuning": lambda row: -row.cost.finetuning_memory_mb,
+    "accuracy per parameter": lambda row: row.density,
+}
+_BEST_AND_WORST = {
+    "accuracy": ("most accurate", "least accurate"),
+    "latency": ("fastest at inference", "slowest at inference"),
+    "speed of fine-tuning": ("fastest to fine-tune", "slowest to fine-tune"),
+    "size": ("smallest", "largest"),
+    "memory of fine-tuning": ("needs least memory to fine-tune", "needs most memory to fine-tune"),
+    "accuracy per parameter": ("most accuracy per parameter", "least accuracy per parameter"),
+}
 _LIMITS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "ms": ("ms an image", lambda row: row.cost.latency_ms),
     "mb": ("MB of weights", lambda row: row.cost.weights_mb),
@@ -56,16 +36,18 @@ class Budget(NamedTuple):
     """The most that a network may cost.
 
     Attributes:
-        key: `ms` (inference of one image), `mb` (weights, in 1e6 bytes) or `macs` (in millions).
         most: above 0, and finite.
+        unit: what this number counts, in words.
+        of: what a network takes of it.
     """
 
-    key: str
     most: float
+    unit: str
+    of: Callable[[Row], float]
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Reads `ms=20`.
+        """Reads `ms=20`, for one image, `mb=10`, of weights, or `macs=300`, in millions.
 
         Raises:
             UserError: it is no budget.
@@ -82,16 +64,7 @@ class Budget(NamedTuple):
             most = 0.0
         if not 0 < most < math.inf:
             raise UserError(f"--budget {text}: give a number above 0, such as {key}=20")
-        return cls(key, most)
-
-    def of(self, row: Row) -> float:
-        """What a network takes of it."""
-        return _LIMITS[self.key][1](row)
-
-    @property
-    def unit(self) -> str:
-        """What its number counts, in words."""
-        return _LIMITS[self.key][0]
+        return cls(most, *_LIMITS[key])
 
 
 def characters(rows: Sequence[Row]) -> list[str]:
@@ -100,12 +73,7 @@ def characters(rows: Sequence[Row]) -> list[str]:
 
 
 def advice(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[str]:
-    """Which network to take: under each budget and all of them, or, without any, of the front.
-
-    Args:
-        rows: at least one.
-        budgets: the most that it may cost.
-    """
+    """Which network to take: under each budget and all of them, or, without any, of the front."""
     if budgets:
         lines = [_within([budget], rows) for budget in budgets]
         return lines if len(budgets) == 1 else [*lines, _within(budgets, rows)]
@@ -177,18 +145,18 @@ def _ranks(row: Row, rows: Sequence[Row]) -> list[str]:
     """What it is best and worst at; where it is so at nothing, its best and its worst rank."""
     best, worst = [], []
     between: dict[tuple[int, int], list[str]] = {}  # measures by rank, among so many
-    for measure in _MEASURES:
-        own = measure.value(row)
-        values = [value for other in rows if (value := measure.value(other)) is not None]
+    for what, value_of in _MEASURES.items():
+        own = value_of(row)
+        values = [value for other in rows if (value := value_of(other)) is not None]
         if own is None or min(values) == max(values):
             continue
         if own == max(values):
-            best.append(measure.best)
+            best.append(_BEST_AND_WORST[what][0])
         elif own == min(values):
-            worst.append(measure.worst)
+            worst.append(_BEST_AND_WORST[what][1])
         else:
             rank = 1 + sum(value > own for value in values)
-            between.setdefault((rank, len(values)), []).append(measure.what)
+            between.setdefault((rank, len(values)), []).append(what)
     ranks = sorted(between.items(), key=lambda item: item[0][0] / item[0][1])
     places = [f"{_ordinal(rank)} of {of} in {', '.join(names)}" for (rank, of), names in ranks]
     if not (best or worst) and len(places) == 1:

@@ -52,11 +52,6 @@ class Cost(NamedTuple):
     inference_memory_mb: float
     finetuning_memory_mb: float
 
-    @property
-    def fewest_calls(self) -> int:
-        """How often each program was timed at least."""
-        return min(self.latency_calls, self.inference_calls, self.finetuning_calls)
-
 
 def measure(
     network: Network,
@@ -68,14 +63,8 @@ def measure(
     """Counts and measures on noise: what an image shows and what the weights are costs nothing.
 
     The inference of one image, by which networks are compared, is timed before, between and after
-    the others, and the fastest counts: a machine may be busy for a while.
-
-    Args:
-        network: with a head.
-        image_size: pixels a side.
-        batch_size: images in a batch.
-        device: what it runs on.
-        say: is told what is being done.
+    the others, and the fastest counts: a machine may be busy for a while. `say` is told what is
+    being done.
     """
     fixed, variables = batch_statistics(network), split(network)[1]
     say("inference of one image")

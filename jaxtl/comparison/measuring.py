@@ -63,10 +63,7 @@ class Contender:
     """A network of a comparison, with its weights and the images.
 
     Attributes:
-        comparison: how it is measured.
-        candidate: which network it is.
-        start: what it is measured with.
-        data: the images.
+        comparison, candidate, start, data: what is measured.
         folds: of the linear probe.
         out: the terminal.
         say: is told what is being done with this network.

@@ -21,7 +21,7 @@ from jaxtl.comparison.results import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FRONT, _OTHER, _GRID, _TEXT = "#1f6feb", "#8a94a6", "#e6e8ec", "#1c2128"
+_FRONT, _OTHER, _GRID = "#1f6feb", "#8a94a6", "#e6e8ec"
 _LARGEST, _POINT = 1500.0, 20.0  # areas of the largest circle and of a point, in square points
 
 
@@ -57,34 +57,21 @@ def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditi
 def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
     """Names would hide each other where networks lie close: the legend has them, by number."""
     front = pareto_front(rows)
-    corners = [(row.cost.latency_ms, row.accuracy) for row in front]
-    axes.plot(*zip(*corners, strict=True), color=_FRONT, linewidth=1.4, alpha=0.6, zorder=1)
+    times, accuracies = [row.cost.latency_ms for row in rows], [row.accuracy for row in rows]
+    spreads = [row.score.spread if row.score else 0.0 for row in rows]
+    colours = [_FRONT if row in front else _OTHER for row in rows]
     largest = max(row.cost.weights_mb for row in rows)
-    for place, row in enumerate(rows, 1):
-        if not row.score:
-            continue
-        colour = _FRONT if row in front else _OTHER
-        at, area = (
-            (row.cost.latency_ms, row.score.accuracy),
-            _LARGEST * row.cost.weights_mb / largest,
-        )
-        axes.errorbar(*at, yerr=row.score.spread, color=colour, linewidth=1.2, zorder=2)
-        axes.scatter(*at, s=area, color=colour, alpha=0.3, linewidths=0, zorder=3)
-        label = f"{place}  {row.model}"
-        axes.scatter(*at, s=_POINT, color=colour, linewidths=0, zorder=4, label=label)
+    areas = [_LARGEST * row.cost.weights_mb / largest for row in rows]
+    corners = zip(*((row.cost.latency_ms, row.accuracy) for row in front), strict=True)
+    axes.plot(*corners, color=_FRONT, linewidth=1.4, alpha=0.6, zorder=1)
+    axes.errorbar(times, accuracies, spreads, fmt="none", ecolor=colours, elinewidth=1.2, zorder=2)
+    axes.scatter(times, accuracies, areas, colours, alpha=0.3, linewidths=0, zorder=3)
+    for place, (row, colour) in enumerate(zip(rows, colours, strict=True), 1):
+        at, label = (row.cost.latency_ms, row.accuracy), f"{place}  {row.model}"
+        axes.scatter(*at, _POINT, colour, linewidths=0, zorder=4, label=label)
         # Neighbours in time have their numbers on different sides.
         side, align = (5, "left") if place % 2 else (-5, "right")
-        axes.annotate(
-            str(place),
-            at,
-            (side, 4),
-            textcoords="offset points",
-            horizontalalignment=align,
-            fontsize=9,
-            fontweight="bold",
-            color=_TEXT if row in front else _OTHER,
-            zorder=5,
-        )
+        axes.annotate(str(place), at, (side, 4), "data", "offset points", ha=align, weight="bold")
     of = "validation accuracy after fine-tuning" if by_tuning(rows) else "accuracy of linear probe"
     axes.set_ylabel(f"{of}, %")
     axes.margins(y=0.1)
@@ -119,14 +106,8 @@ def _draw_titles(axes: Axes, rows: Sequence[Row | Unmeasured], conditions: Condi
     known = measured(rows)
     sizes = sorted({row.image_size for row in known})
     at = f"{sizes[0]} px" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} px"
-    axes.set_title(
-        f"{conditions} at {at}, on {conditions.device}",
-        loc="left",
-        pad=34,
-        fontsize=12,
-        fontweight="bold",
-        color=_TEXT,
-    )
+    title = f"{conditions} at {at}, on {conditions.device}"
+    axes.set_title(title, loc="left", pad=34, fontsize=12, fontweight="bold")
     probed = f"linear probe, mean ± standard deviation of {conditions.folds} folds"
     ranked = "fine-tuned, ± standard error" if by_tuning(known) else probed
     failed = [f"{row.model}: {row.failure.what}" for row in rows if isinstance(row, Unmeasured)]
@@ -136,12 +117,6 @@ def _draw_titles(axes: Axes, rows: Sequence[Row | Unmeasured], conditions: Condi
             f"blue: Pareto front, where times {WITHIN} count as equal; "
             f"area of a circle: size of the weights, the largest {number(max(sized))} MB"
         )
-    axes.annotate(
-        f"{'; '.join([ranked, largest_text(known, conditions), *failed])}\n{marks}",
-        (0, 1),
-        (0, 7),
-        "axes fraction",
-        "offset points",
-        fontsize=8.5,
-        color=_OTHER,
-    )
+    below = f"{'; '.join([ranked, largest_text(known, conditions), *failed])}\n{marks}"
+    offset = ("axes fraction", "offset points")
+    axes.annotate(below, (0, 1), (0, 7), *offset, fontsize=8.5, color=_OTHER)

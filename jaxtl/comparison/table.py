@@ -70,12 +70,12 @@ _COSTS = (
 def comparison_table(
     rows: Sequence[Row | Unmeasured], conditions: Conditions, *, width: int, rest: Path
 ) -> Table:
-    """All networks as a table of whole columns: as many as a terminal has room for.
+    """All networks as a table of whole columns: as many as a terminal of this width has room for.
 
     Args:
         rows: at least one.
-        conditions: what they were measured on.
-        width: of the terminal.
+        conditions: of all of them.
+        width: in characters.
         rest: the file that holds what there is no room for.
     """
     several = len({row.image_size for row in rows}) > 1
@@ -122,7 +122,7 @@ def _caption(rows: Sequence[Row | Unmeasured], conditions: Conditions) -> list[s
     lines = [f"{conditions}, {largest_text(known, conditions)}; on {conditions.device}{at}."]
     if not known:
         return lines
-    calls = min(row.cost.fewest_calls for row in known)
+    calls = min(n for row in known for key, n in row.cost._asdict().items() if "calls" in key)
     ranks = "tuned (± is its standard error)" if by_tuning(known) else "probe"
     return [
         *lines,

@@ -120,7 +120,7 @@ def test_finetuning_holds_the_parameters_with_both_moments_and_activations(netwo
 
 
 def test_all_three_programs_ran(cost):
-    assert cost.fewest_calls >= 3
+    assert min(cost.latency_calls, cost.inference_calls, cost.finetuning_calls) >= 3
     assert min(cost.latency_ms, cost.inference_images_per_second) > 0
     assert 0 < cost.finetuning_images_per_second < cost.inference_images_per_second
 

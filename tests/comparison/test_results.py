@@ -168,7 +168,7 @@ def test_a_budget_is_answered_by_the_most_accurate_network_within_it(budgets, li
 
 
 def test_where_nothing_fits_the_nearest_is_named():
-    (line,) = advice([LARGE, MIDDLE], [Budget("ms", 10.0)])
+    (line,) = advice([LARGE, MIDDLE], [Budget.parse("ms=10")])
     assert line == (
         "under 10 ms an image: none; middle comes nearest with 18.0 ms an image, 93.1 ± 0.8 %"
     )
@@ -195,14 +195,14 @@ def test_a_budget_that_is_none_is_refused(text):
 def test_of_equally_accurate_networks_the_cheaper_is_taken_and_the_others_are_named():
     slow, heavy, light = row("slow", 93.0, 9.0), row("heavy", 93.0, 5.0), row("light", 93.0, 5.0)
     light = dataclasses.replace(light, cost=light.cost._replace(weights_mb=0.001))
-    (line,) = advice([slow, heavy, light], [Budget("ms", 20)])
+    (line,) = advice([slow, heavy, light], [Budget.parse("ms=20")])
     alike = "not distinguishable from light in accuracy: slow, heavy"
     assert line == f"under 20 ms an image: light, 93.0 ± 0.8 %; {alike}"
 
 
 def test_what_lies_within_a_spread_of_the_best_is_not_told_from_it():
     rows = [row("best", 93.0, 9.0), row("close", 92.2, 5.0), row("far", 92.1, 3.0)]
-    (line,) = advice(rows, [Budget("ms", 20)])
+    (line,) = advice(rows, [Budget.parse("ms=20")])
     assert line.endswith("; not distinguishable from best in accuracy: close")
     assert advice(rows, [])[0].endswith("; not distinguishable from best in accuracy: close")
 
@@ -217,7 +217,7 @@ TUNED = [
 
 
 def test_fine_tuning_decides_where_it_was_asked_for():
-    assert advice(TUNED, [Budget("ms", 9.0)]) == [
+    assert advice(TUNED, [Budget.parse("ms=9")]) == [
         "under 9 ms an image: tuned is better, 196/200 = 98.0 % fine-tuned"
     ]
     assert [one.model for one in pareto_front(TUNED)] == ["tuned is better"]
@@ -251,7 +251,7 @@ def test_networks_that_are_all_right_are_not_told_from_those_that_nearly_are():
         tuned("nearly", 95.0, 5.0, Tuned(17, 18, 1)),
         tuned("far", 95.0, 5.0, Tuned(16, 18, 1)),
     ]
-    (line,) = advice(rows, [Budget("ms", 20)])
+    (line,) = advice(rows, [Budget.parse("ms=20")])
     assert line.endswith("; not distinguishable from all in accuracy: nearly")
 
 
