@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FRONT, _OTHER, _GRID = "#1f6feb", "#8a94a6", "#e6e8ec"
-_LARGEST, _POINT = 1500.0, 20.0  # areas of the largest circle and of a point, in square points
+_LARGEST = 1500.0  # the area of the largest circle, in square points
 
 
 def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditions) -> None:
@@ -57,18 +57,16 @@ def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditi
 def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
     """Names would hide each other where networks lie close: the legend has them, by number."""
     front = pareto_front(rows)
-    times, accuracies = [row.cost.latency_ms for row in rows], [row.accuracy for row in rows]
-    spreads = [row.score.spread if row.score else 0.0 for row in rows]
-    colours = [_FRONT if row in front else _OTHER for row in rows]
-    largest = max(row.cost.weights_mb for row in rows)
-    areas = [_LARGEST * row.cost.weights_mb / largest for row in rows]
     corners = zip(*((row.cost.latency_ms, row.accuracy) for row in front), strict=True)
     axes.plot(*corners, color=_FRONT, linewidth=1.4, alpha=0.6, zorder=1)
-    axes.errorbar(times, accuracies, spreads, fmt="none", ecolor=colours, elinewidth=1.2, zorder=2)
-    axes.scatter(times, accuracies, areas, colours, alpha=0.3, linewidths=0, zorder=3)
-    for place, (row, colour) in enumerate(zip(rows, colours, strict=True), 1):
-        at, label = (row.cost.latency_ms, row.accuracy), f"{place}  {row.model}"
-        axes.scatter(*at, _POINT, colour, linewidths=0, zorder=4, label=label)
+    largest = max(row.cost.weights_mb for row in rows)
+    for place, row in enumerate(rows, 1):
+        assert row.score
+        at, spread = (row.cost.latency_ms, row.score.accuracy), row.score.spread
+        colour, area = _FRONT if row in front else _OTHER, row.cost.weights_mb / largest
+        label = f"{place}  {row.model}"
+        axes.errorbar(*at, spread, fmt="o", markersize=4.5, color=colour, label=label)
+        axes.scatter(*at, _LARGEST * area, color=colour, alpha=0.3, linewidths=0, zorder=1)
         # Neighbours in time have their numbers on different sides.
         side, align = (5, "left") if place % 2 else (-5, "right")
         axes.annotate(str(place), at, (side, 4), "data", "offset points", ha=align, weight="bold")
@@ -80,7 +78,7 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _draw_costs(axes: Axes, rows: Sequence[Row]) -> None:
     places = range(len(rows), 0, -1)
-    axes.scatter([row.cost.latency_ms for row in rows], places, s=_POINT, color=_OTHER, zorder=2)
+    axes.scatter([row.cost.latency_ms for row in rows], places, s=20, color=_OTHER, zorder=2)
     axes.set_yticks(places, [f"{row.model} ({row.lack})" for row in rows], fontsize=8, color=_OTHER)
     axes.set_ylim(0.3, len(rows) + 0.7)
     axes.set_ylabel("no accuracy", color=_OTHER)

