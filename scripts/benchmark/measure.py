@@ -1,173 +1,273 @@
-"""Measures rows: a step in every framework in turn, or whole jobs."""
+"""How each row is measured; `rows.py` says which of these functions measures which row.
+
+Each takes the bench and the name of a row, and returns what belongs in the results, by row: for
+each competitor `values`, the seconds of each measurement, and perhaps `accuracy` and more.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from benchmark import jobs, material, scaling
-from benchmark.goals import ONE_BATCH, PEERS_OF
-from benchmark.material import Material
-from benchmark.processes import run
-from benchmark.protocol import LARGE_PAGES, STEP_ROWS, Setup
-from benchmark.sizes import Sizes
-from benchmark.workers import Worker
+import platformdirs
 
-OPERATIONS = (*STEP_ROWS, "jpeg", "jpeg_smooth", f"full{LARGE_PAGES}")
-JOBS = ("data", "seed", "seed_plain", "sweep", "start", "scaling", "roofline")
+from benchmark.jobs import FIRST_STEP
+from benchmark.protocol import COMPILED, PEERS, WEIGHTS, Finished, Sizes, Worker, run
+
+SINGLE_RUNS = "64 single runs"
+ONE_BATCH = "the same batch"
+STEPS = ("forward", "frozen", "full", "block_14")
 
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_GROWN_REPEATS = 3
+_PLAIN = ("views=1", "augment.shear=0", "augment.zoom=0", "augment.horizontal_flip=False")
 
-Row = dict[str, dict[str, Any]]
-"""By peer: `values`, one a measurement, and perhaps `accuracy` and more."""
+Results = dict[str, Any]
+T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Suite:
-    """Everything that is measured on the CPU.
+class Bench(NamedTuple):
+    """What every row is measured with.
 
     Attributes:
         sizes: how much.
         peers: the frameworks that are there.
         repeats: measurements of each row.
         seed_repeats: runs of what takes minutes: the seed job in Keras, the 64 single runs.
-        folder: for everything that is written; an empty one.
+        folder: for everything that is written.
     """
 
     sizes: Sizes
-    peers: Sequence[str]
+    peers: list[str]
     repeats: int
     seed_repeats: int
     folder: Path
 
-    def rows(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Measures rows: operations in all frameworks in turn, then whole jobs.
+    def worker(self, target: str, sizes: Sizes | None = None, **environment: str) -> Worker:
+        """A process for a peer, or for another class."""
+        target = PEERS[target][0] if target in PEERS else target
+        return Worker(target, sizes or self.sizes, self.folder, **environment)
 
-        Yields:
-            The name of each row and what was measured, by where it belongs in the results.
+    def inputs(self, method: str, *arguments: Any) -> None:
+        """Calls a method of `Inputs`, apart: this process has to stay small."""
+        with self.worker("benchmark.inputs:Inputs") as worker:
+            worker.ask(method, *arguments)
+
+    def new_folder(self) -> Path:
+        """A folder that is not there yet."""
+        return Path(tempfile.mkdtemp(dir=self.folder)) / "new"
+
+    def caches(self, *, programs: bool = True) -> dict[str, str]:
+        """The environment in which jaxtl finds weights and no activations, and compiled programs
+        of earlier runs if they are asked for.
         """
-        sizes = self.sizes
-        made = material.prepare(
-            self.folder / "material",
-            image_size=sizes.image_size,
-            train=sizes.train,
-            val=sizes.val,
-            jpegs=sizes.jpegs,
-        )
-        setup = Setup(
-            batch_size=sizes.batch,
-            image_size=sizes.image_size,
-            weights=str(made.weights),
-            images=str(made.images),
-            jpegs=str(made.jpegs),
-            seconds=sizes.seconds,
-            calls=sizes.calls,
-            epochs=sizes.epochs,
-        )
-        asked = [name for name in names if name in OPERATIONS]
-        large = [name for name in asked if name.endswith(LARGE_PAGES)]
-        yield from self._operations([name for name in asked if name not in large], setup, {})
-        yield from self._operations(large, setup, _LARGE_PAGES)
-        caches = jobs.Caches(self.folder / "caches")
-        for name in (name for name in names if name in JOBS):
-            if name == "scaling":
-                grown = self.folder / "grown"
-                yield name, {name: scaling.measure(made, caches, grown, setup, sizes.scales)}
-            elif name == "roofline":
-                yield name, {name: roofline(setup, self.repeats)}
-            elif name == "data":
-                row = data(setup, self.repeats)
-                _say(name, row)
-                yield name, {"rows": {name: row}}
-            else:
-                rows = self._job(name, made, caches)
-                _say(name, rows[name])
-                yield name, {"rows": rows}
-
-    def _operations(
-        self, names: Sequence[str], setup: Setup, extra: Mapping[str, str]
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        for name in names:
-            operation = name.removesuffix(LARGE_PAGES)
-            peers = [peer for peer in self.peers if peer in ("jaxtl", *PEERS_OF[name])]
-            with contextlib.ExitStack() as stack:
-                workers = {peer: stack.enter_context(Worker(peer, setup, extra)) for peer in peers}
-                for worker in workers.values():
-                    worker.ask("prepare", operation)
-                row: Row = {peer: {"values": []} for peer in peers}
-                for _ in range(self.repeats):
-                    for peer, worker in workers.items():
-                        row[peer]["values"].append(worker.ask("time", operation))
-                for peer, worker in workers.items():
-                    if name.startswith("jpeg"):
-                        row[peer]["images"] = self.sizes.jpegs
-                    elif name in STEP_ROWS:
-                        row[peer]["accuracy"] = worker.ask("learn", name)
-            _say(name, row)
-            yield name, {"rows": {name: row}}
-
-    def _job(self, name: str, made: Material, caches: jobs.Caches) -> dict[str, Row]:
-        keras = "Keras" in self.peers
-        if name == "start":
-            return {name: jobs.start_row(made, caches, repeats=self.repeats, keras=keras)}
-        if name == "sweep":
-            return {
-                name: jobs.sweep_row(
-                    caches,
-                    epochs=self.sizes.sweep_epochs,
-                    repeats=self.repeats,
-                    peer_repeats=self.seed_repeats,
-                )
-            }
-        row = jobs.seed_row(
-            made,
-            caches,
-            plain=name == "seed_plain",
-            epochs=self.sizes.job_epochs,
-            repeats=self.repeats,
-            peer_repeats=self.seed_repeats if keras else 0,
-        )
-        peaks = {peer: {"values": measured.pop("peak_bytes")} for peer, measured in row.items()}
-        return {name: row} if name == "seed_plain" else {name: row, "memory": peaks}
+        home, stored = self.new_folder(), self.folder / "xla"
+        (home / "jaxtl").mkdir(parents=True)
+        (home / "jaxtl/weights").symlink_to(platformdirs.user_cache_path("jaxtl") / "weights")
+        if programs:
+            stored.mkdir(exist_ok=True)
+            (home / "jaxtl/xla").symlink_to(stored)
+        return {"XDG_CACHE_HOME": str(home)}
 
 
-def data(setup: Setup, repeats: int) -> Row:
-    """Steps on batch after batch of decoded files, and as many on the same batch."""
-    with Worker("jaxtl", setup) as fed, Worker("jaxtl", setup) as one:
+def operation(bench: Bench, row: str) -> Results:
+    """A step on one batch, or a pass over the JPEG files, in every framework.
+
+    Each warms up, is measured in turn, and tells to what accuracy such steps train.
+    """
+    name = row.removesuffix("_pages")
+    environment = {} if name == row else _LARGE_PAGES
+    decodes = row.startswith("jpeg")
+    peers = [peer for peer in bench.peers if not (decodes and peer == COMPILED)]
+    with contextlib.ExitStack() as stack:
+        workers = {p: stack.enter_context(bench.worker(p, **environment)) for p in peers}
+        for worker in workers.values():
+            worker.ask("prepare", name)
+        calls = {peer: partial(worker.ask, "seconds") for peer, worker in workers.items()}
+        measured = _values(_in_turn(calls, bench.repeats))
+        for peer, worker in workers.items() if row in STEPS else ():
+            measured[peer]["accuracy"] = worker.ask("accuracy", row)
+    return {row: measured}
+
+
+def data(bench: Bench, row: str) -> Results:
+    """An epoch of steps on decoded files, and as many steps on one batch, in jaxtl."""
+    with bench.worker("jaxtl") as fed, bench.worker("jaxtl") as one:
         fed.ask("prepare", "data")
         one.ask("prepare", "data:one")
-        row: Row = {"jaxtl": {"values": []}, ONE_BATCH: {"values": []}}
-        for _ in range(repeats):
-            row["jaxtl"]["values"].append(fed.ask("time", "data"))
-            row[ONE_BATCH]["values"].append(one.ask("time", "data:one"))
-    return row
+        calls = {"jaxtl": partial(fed.ask, "seconds"), ONE_BATCH: partial(one.ask, "seconds")}
+        return {row: _values(_in_turn(calls, bench.repeats))}
 
 
-def roofline(setup: Setup, repeats: int) -> dict[str, Any]:
-    """Holds steps of jaxtl against what the machine can do."""
+def seed_job(bench: Bench, row: str) -> Results:
+    """The seed job of jaxtl and of Keras from start to exit, their accuracies and peak memory.
+
+    jaxtl finds compiled programs, and no activations; `cold_s` are its seconds without programs.
+    """
+    plain, epochs = row == "seed_plain", bench.sizes.job_epochs
+    settings = (f"data.source={bench.folder / 'seed'}", f"phases.head.epochs={epochs}")
+    jaxtl = partial(_train, bench, "seed.py", *settings, *(_PLAIN if plain else ("views=8",)))
+    job = ("-m", "benchmark.jobs", "keras_seed", bench.folder, epochs, *["plain"] * plain)
+    cold = jaxtl(environment=bench.caches(programs=False))[0]
+    jaxtl(environment=bench.caches())  # compiles
+    calls = {
+        "jaxtl": lambda: jaxtl(environment=bench.caches()),
+        "Keras": lambda: (run(*job), bench.folder),
+    }
+    done = _in_turn(_there(bench, calls), bench.repeats, bench.seed_repeats)
+    measured = _values({peer: [end.seconds for end, _ in ends] for peer, ends in done.items()})
+    lines = (done["jaxtl"][-1][1] / "metrics.jsonl").read_text().splitlines()
+    accuracies = [of["accuracy"] for of in map(json.loads, lines) if of["split"] == "val"]
+    measured["jaxtl"] |= {"accuracy": accuracies[-1], "best": max(accuracies)}
+    measured["jaxtl"] |= {"cold_s": cold.seconds}
+    if "Keras" in done:
+        measured["Keras"] |= json.loads(done["Keras"][-1][0].output.splitlines()[-1])
+    peaks = _values({peer: [end.peak_bytes for end, _ in ends] for peer, ends in done.items()})
+    return {row: measured} if plain else {row: measured, "memory": peaks}
+
+
+def sweep(bench: Bench, row: str) -> Results:
+    """64 heads on the same cached features: one sweep, and a process that trains one by one.
+
+    Both from start to exit, with programs and activations cached, and their best accuracies.
+    """
+    epochs, warm, folders = bench.sizes.sweep_epochs, bench.caches(), {}
+    flags = (f"--cfg.phases.head.epochs={epochs}", f"--cfg.model.weights={WEIGHTS}")
+
+    def together() -> float:
+        folders["jaxtl"] = folder = bench.new_folder()
+        command = ("-m", "jaxtl.sweep", "--cfg", "sweep_heads.py", *flags, "--workdir", folder)
+        return run(*command, **warm).seconds
+
+    def one_by_one(count: int = 64) -> float:
+        folders[SINGLE_RUNS] = folder = bench.new_folder()
+        job = ("-m", "benchmark.jobs", "single_runs", folder, count, epochs, WEIGHTS)
+        return run(*job, **warm).seconds
+
+    together()  # compiles and fills the cache
+    one_by_one(1)
+    calls = {"jaxtl": together, SINGLE_RUNS: one_by_one}
+    measured = _values(_in_turn(calls, bench.repeats, bench.seed_repeats))
+    for name, folder in folders.items():
+        runs = [json.loads(path.read_text()) for path in folder.glob("*/run.json")]
+        measured[name]["accuracy"] = max(of["result"]["accuracy"] for of in runs)
+    return {row: measured}
+
+
+def start(bench: Bench, row: str) -> Results:
+    """From the command to its first trained step, in jaxtl with all caches warm, and in Keras."""
+    warm = bench.caches()
+    _train(bench, "mnv2.py", "phases.finetune.epochs=1", environment=warm)  # fills the caches
+    command = ("-m", "benchmark.jobs", "jaxtl_start", "--cfg", "mnv2.py", "--workdir")
+    flag = f"--cfg.model.weights={WEIGHTS}"
+    keras = ("-m", "benchmark.jobs", "keras_start", bench.folder)
+    until = partial(run, until=FIRST_STEP)
+    calls = {
+        "jaxtl": lambda: until(*command, bench.new_folder(), flag, **warm).seconds,
+        "Keras": lambda: until(*keras).seconds,
+    }
+    return {row: _values(_in_turn(_there(bench, calls), bench.repeats))}
+
+
+def scaling(bench: Bench, row: str) -> Results:
+    """Seconds of jaxtl as the work grows, by axis, line and number.
+
+    A whole run without augmentation on more images; a step on larger images, with more trained
+    stages, and on more simulated devices.
+    """
+    sizes, flag = bench.sizes, "--xla_force_host_platform_device_count"
+    runs, stages = {}, ({}, {})
+    for count in sizes.grown_images:
+        images, side = bench.new_folder(), f"model.image_size={sizes.run_size}"
+        bench.inputs("grow", images, count)
+        epochs = f"phases.head.epochs={sizes.run_epochs}"
+        settings = (f"data.source={images}", side, epochs, *_PLAIN)
+        done, _ = _train(bench, "seed.py", *settings, environment=bench.caches())
+        runs[count] = done.seconds
+    with bench.worker("jaxtl") as worker:
+        for count, stage in sizes.grown_stages.items():
+            stages[0][count] = _step(worker, f"from:{stage}")
+            if stage != "stem":
+                stages[1][count] = _step(worker, f"cached:{stage}")
+    larger, more = {}, {}
+    for side in sizes.grown_sizes:
+        with bench.worker("jaxtl", sizes._replace(image_size=side)) as worker:
+            larger[side] = {name: _step(worker, name) for name in STEPS[:3]}
+    for count in sizes.grown_devices:
+        with bench.worker("jaxtl", XLA_FLAGS=f"{flag}={count}") as worker:
+            more[count] = {name: _step(worker, name) for name in STEPS[:3]}
+    grown = {
+        "images": {"run": runs},
+        "image size": {name: {n: of[name] for n, of in larger.items()} for name in STEPS[:3]},
+        "trained stages": {"not cached": stages[0], "cached": stages[1]},
+        "simulated devices": {name: {n: of[name] for n, of in more.items()} for name in STEPS[:3]},
+    }
+    return {row: json.loads(json.dumps(grown))}  # with names in place of numbers, as they are read
+
+
+def roofline(bench: Bench, row: str) -> Results:
+    """The steps of jaxtl beside the most operations and bytes a second that this machine does."""
     rows = {}
-    with Worker("jaxtl", setup) as worker:
-        limits = worker.ask("peaks", "")
-        for name in STEP_ROWS:
+    with bench.worker("jaxtl") as worker:
+        peaks = worker.ask("peaks")
+        for name in STEPS:
             cost = worker.ask("cost", name)
-            worker.ask("prepare", name)
-            seconds = statistics.median(worker.ask("time", name) for _ in range(repeats))
-            rows[name] = {**cost, "seconds": seconds}
-    return {"peaks": limits, "rows": rows}
+            rows[name] = {**cost, "seconds": _step(worker, name, bench.repeats)}
+    return {row: {"peaks": peaks, "rows": rows}}
 
 
-def gpu(weights: Path) -> dict[str, Any]:
-    """Measures jaxtl on the first GPU."""
+def gpu(bench: Bench, _: str) -> Results:
+    """jaxtl on the first GPU, see `gpu.py`."""
     first = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "0"}
-    done = run(["-m", "benchmark.gpu_worker", str(weights)], first)
-    return json.loads(done.output.splitlines()[-1])
+    with bench.worker("benchmark.gpu:GpuPeer", **first) as worker:
+        return {"metadata": worker.ask("everything")}
 
 
-def _say(name: str, row: Row) -> None:
-    middles = (f"{peer} {statistics.median(of['values']):.3g} s" for peer, of in row.items())
-    print(f"{name}: {', '.join(middles)}", flush=True)
+def _there(bench: Bench, calls: Mapping[str, T]) -> dict[str, T]:
+    """Those of the frameworks that are installed."""
+    return {peer: call for peer, call in calls.items() if peer in bench.peers}
+
+
+def _in_turn(
+    calls: Mapping[str, Callable[[], T]], repeats: int, peer_repeats: int | None = None
+) -> dict[str, list[T]]:
+    """What each call returns so many times, one after the other: a busy minute meets all of them.
+
+    Args:
+        calls: by competitor.
+        repeats: of each.
+        peer_repeats: of all but jaxtl, if they are other ones.
+    """
+    often = dict.fromkeys(calls, repeats if peer_repeats is None else peer_repeats)
+    often["jaxtl"] = repeats
+    results: dict[str, list[T]] = {name: [] for name in calls}
+    for turn in range(max(often.values())):
+        for name in (name for name in calls if turn < often[name]):
+            results[name].append(calls[name]())
+    return results
+
+
+def _values(measured: Mapping[str, list[float]]) -> Results:
+    return {name: {"values": values} for name, values in measured.items()}
+
+
+def _step(worker: Worker, row: str, repeats: int = _GROWN_REPEATS) -> float:
+    """Seconds of a step, the median of some measurements."""
+    worker.ask("prepare", row)
+    return statistics.median(worker.ask("seconds") for _ in range(repeats))
+
+
+def _train(
+    bench: Bench, config: str, *settings: str, environment: dict[str, str]
+) -> tuple[Finished, Path]:
+    """Runs `jaxtl.train` with settings such as `views=8`; its end and its run directory."""
+    flags = [f"--cfg.{setting}" for setting in (f"model.weights={WEIGHTS}", *settings)]
+    workdir = bench.new_folder()
+    command = ("-m", "jaxtl.train", "--cfg", config, *flags, "--workdir", workdir)
+    return run(*command, **environment), workdir

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,25 +32,27 @@ def program_cost(function: Any, *given: Any) -> dict[str, float]:
 
 
 def peaks(dtype: str, *, side: int, numbers: int) -> dict[str, float]:
-    """Measures the most operations and bytes a second of the first device.
+    """The most operations and bytes a second of the first device, the fastest of ten calls.
 
     Args:
         dtype: of the matrices.
         side: of the square matrices that are multiplied.
         numbers: float32 numbers to read and to write; more than the caches hold.
     """
-    matrix = jnp.ones((side, side), dtype)
-    product = jax.jit(jnp.matmul)
-    multiplying = _fastest(lambda: product(matrix, matrix).block_until_ready())
+    matrix, product = jnp.ones((side, side), dtype), jax.jit(jnp.matmul)
     # In place: memory that was never touched before would be measured too.
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
     array = add(jnp.zeros(numbers, jnp.float32))
+
+    def multiply() -> None:
+        product(matrix, matrix).block_until_ready()
 
     def move() -> None:
         nonlocal array
         array = add(array).block_until_ready()
 
-    moving = _fastest(move)
+    multiply()
+    multiplying, moving = (min(timeit.repeat(of, number=1, repeat=10)) for of in (multiply, move))
     return {"flops": 2 * side**3 / multiplying, "bytes": 2 * 4 * numbers / moving}
 
 
@@ -69,13 +71,3 @@ def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
             for inner in value if isinstance(value, tuple) else (value,):
                 if isinstance(inner, ClosedJaxpr | Jaxpr):
                     yield from _loops(getattr(inner, "jaxpr", inner))
-
-
-def _fastest(operation: Callable[[], object]) -> float:
-    operation()
-    seconds = []
-    for _ in range(10):
-        begun = time.perf_counter()
-        operation()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
