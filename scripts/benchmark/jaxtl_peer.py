@@ -1,9 +1,12 @@
-"""jaxtl: the compiled steps that `jaxtl.train` runs, called by hand."""
+"""jaxtl: the compiled steps that `jaxtl.train` runs, called by hand; on the CPU and on a GPU."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import statistics
+import time
+import timeit
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,54 +14,52 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 from benchmark.protocol import CLASSES, LEARNING_RATE, WEIGHTS, Peer, Predict, Sizes, Step
-from benchmark.roofline import peaks, program_cost
 from jaxtl.cli import keep_compiled_programs
-from jaxtl.config import Augment, Phase, everything, from_stage, head_only
+from jaxtl.config import Augment, Config, Data, Model, Phase, everything, from_stage, head_only
 from jaxtl.data.folders import FolderSource
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import output_spec, split
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, lagging, replicate, shard
+from jaxtl.training.setup import loader, plan_run, pretrained
 from jaxtl.training.step import TrainState, make_feature_step, make_predict_step, make_train_step
-from jaxtl.training.trainable import partition, running_momentum, select_trainable, training_graph
-from jaxtl.weights import load_weights, plan_network
+from jaxtl.training.trainable import partition, running_momentum, training_graph
 
 NETWORK = "mobilenet_v2"
+GPU_BATCHES = (256, 1024)
 _STEPS_PER_EPOCH = 6  # of the seed job, whole batches
+_STEPS_PER_CALL = 64  # of training on cached features
 
 Program = tuple[Callable[[], Any], Callable[[], dict[str, float]]]
 """Starts a compiled program, whose result is on its way; and counts its operations and bytes."""
 
 
 class Training:
-    """MobileNetV2 in a phase of training, as `jaxtl.training.loop` begins it.
+    """The one phase of a config, as `jaxtl.training.loop` begins it.
 
     Args:
-        phase: what trains.
-        image_size: pixels a side.
+        config: of a run.
         cached: whether training starts from the activations at the frontier.
-        dtype: of the feature maps.
     """
 
-    def __init__(self, phase: Phase, image_size: int, *, cached: bool, dtype: str):
-        self.devices = jax.local_devices()
-        planned = plan_network(NETWORK, num_classes=CLASSES, weights=WEIGHTS, dtype=dtype)
-        network, variables, _ = load_weights(
-            planned, WEIGHTS, image_size=image_size, fresh_head=True
-        )
-        trainable = select_trainable(network, phase.train, phase.batch_norm)
-        momentum = running_momentum(phase.epochs * _STEPS_PER_EPOCH)
+    def __init__(self, config: Config, *, cached: bool):
+        self.devices, (phase,) = jax.local_devices(), config.phases
+        network, (trainable,) = plan_run(config, CLASSES)
+        network, variables, _ = pretrained(config, network)
         stage, graph = trainable.frontier, split(network)[0]
+        momentum = running_momentum(phase.epochs * _STEPS_PER_EPOCH)
+        row = output_spec(network, config.model.image_size, stage)
         self.train_step: Any = make_train_step(
             training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
             trainable,
             phase,
             steps_per_epoch=_STEPS_PER_EPOCH,
             augmentation=Augment(),
-            cached=output_spec(network, image_size, stage).dtype if cached else None,
+            cached=row.dtype if cached else None,
             devices=self.devices,
         )
         self.predict_step: Any = make_predict_step(graph, devices=self.devices)
@@ -120,7 +121,7 @@ class JaxtlPeer(Peer):
     def operation(self, row: str) -> Callable[[], object]:
         """Builds what is timed."""
         if row.startswith("jpeg"):
-            return lambda: sum(int(b.valid.sum()) for b in self._loader(memory_bytes=0).epoch(0))
+            return lambda: sum(int(b.valid.sum()) for b in self._loader(0).epoch(0))
         if row.startswith("data"):
             return self._epoch(one=row == "data:one")
         start, _ = self.program(row)
@@ -152,24 +153,38 @@ class JaxtlPeer(Peer):
 
     def training(self, row: str, *, cached: bool = False) -> Training:
         """A fresh network in the phase of a row."""
-        kind, _, stage = row.rpartition(":")
+        cached = cached or row == "block_14" or row.startswith("cached:")
+        return Training(self._config(row), cached=cached)
+
+    def _config(self, row: str, memory_gb: float = 0.0) -> Config:
+        stage, sizes = row.rpartition(":")[2], self.sizes
         whole = {"forward": head_only(), "frozen": head_only(), "full": everything()}
         phase = Phase(
             name="bench",
             train=whole.get(row) or from_stage(stage, decay=1.0),
-            epochs=self.sizes.epochs,
+            epochs=sizes.epochs,
             lr=LEARNING_RATE.get(row, 1e-4),
             batch_norm="train" if row == "full" else "frozen",
         )
-        cached = cached or row == "block_14" or kind == "cached"
-        return Training(phase, self.sizes.image_size, cached=cached, dtype=self._dtype)
+        return Config(
+            model=Model(name=NETWORK, image_size=sizes.image_size, weights=WEIGHTS),
+            data=Data(source="digits", batch_size=sizes.batch, memory_gb=memory_gb),
+            phases=(phase,),
+            dtype=self._dtype,
+        )
+
+    def _loader(self, memory_gb: float) -> Loader:
+        """The JPEG files in their order."""
+        names = tuple(path.name for path in self.jpegs())
+        labels = np.zeros(len(names), np.int32)
+        source = FolderSource(self.folder / "jpegs", names, labels, ("all",))
+        return loader(source, self._config("frozen", memory_gb), shuffle=False)
 
     def _epoch(self, *, one: bool) -> Callable[[], object]:
-        training, feed = self.training("frozen"), Feed(self._loader(memory_bytes=1e9))
-        first = next(feed.chunks(0))
+        training, feed = self.training("frozen"), Feed(self._loader(memory_gb=1))
+        first, steps = next(feed.chunks(0)), feed.loader.steps_per_epoch
 
         def epoch() -> None:
-            steps = feed.loader.steps_per_epoch
             chunks = itertools.repeat(first, steps) if one else feed.chunks(0)
             for chunk in lagging((shard(chunk, training.devices, axis=1) for chunk in chunks), 2):
                 sums = training.train(None, chunk)[0]()
@@ -177,22 +192,117 @@ class JaxtlPeer(Peer):
 
         return epoch
 
-    def _loader(self, *, memory_bytes: float) -> Loader:
-        """The JPEG files in their order."""
-        paths = tuple(path.name for path in self.jpegs())
-        labels = np.zeros(len(paths), np.int32)
-        return Loader(
-            FolderSource(self.folder / "jpegs", paths, labels, ("all",)),
-            image_size=self.sizes.image_size,
-            resize="stretch",
-            batch_size=self.sizes.batch,
-            seed=0,
-            shuffle=False,
-            memory_bytes=memory_bytes,
-        )
-
 
 def whole(inputs: np.ndarray, labels: np.ndarray) -> Batch:
     """A batch without padding."""
     rows = np.arange(len(labels), dtype=np.int32)
     return Batch(inputs, labels, np.ones(len(labels), bool), rows, np.zeros_like(rows))
+
+
+class GpuPeer(JaxtlPeer):
+    """jaxtl on the first GPU in bfloat16; the rows are named on the page."""
+
+    def __init__(self, sizes: Sizes, folder: Path):
+        super().__init__(sizes._replace(image_size=224), folder, dtype="bfloat16")
+
+    def everything(self) -> dict[str, Any]:
+        """The device, its `peaks`, and in `rows` images (or cached features) a second."""
+        limits = peaks("bfloat16", side=8192, numbers=2**29)
+        steps = [(row, batch) for batch in GPU_BATCHES for row in ("forward", "frozen", "full")]
+        rows = [self._step(row, batch, limits["bytes"]) for row, batch in steps]
+        device = jax.local_devices()[0].device_kind
+        return {"device": device, "peaks": limits, "rows": [*rows, self._head(GPU_BATCHES[-1])]}
+
+    def _step(self, row: str, batch: int, bandwidth: float) -> dict[str, Any]:
+        """A step, and the fraction of what the memory's bandwidth allows that it reaches."""
+        self.sizes = self.sizes._replace(batch=batch)
+        call, cost = self.program(row)
+        best = cost()["bytes"] / bandwidth
+        seconds = _seconds(call)
+        measured = {"per_second": batch / seconds, "roofline": best / seconds}
+        return {"row": row, "batch": batch, **measured}
+
+    def _head(self, batch: int) -> dict[str, Any]:
+        """Training on cached features, many steps a call."""
+        training, random = self.training("frozen", cached=True), np.random.default_rng(0)
+        features = len(training.state.variables["head/kernel"])
+        table = jnp.asarray(random.standard_normal((batch, features), np.float32))
+        labels = random.integers(0, CLASSES, batch, dtype=np.int32)
+        chunk = training.chunk(np.arange(batch, dtype=np.int32), labels, steps=_STEPS_PER_CALL)
+        seconds = _seconds(training.train(table, chunk)[0])
+        return {"row": "head", "batch": batch, "per_second": batch * _STEPS_PER_CALL / seconds}
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Of a call: the median of 5 means of 20 calls, one queued behind the other."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        for _ in range(20):
+            result = call()
+        jax.block_until_ready(result)
+        seconds.append((time.perf_counter() - begun) / 20)
+    return statistics.median(seconds)
+
+
+def program_cost(function: Any, *given: Any) -> dict[str, float]:
+    """The operations and the bytes of a call, as XLA counts them.
+
+    Its bytes are what its fused operations read and write, whether or not a cache holds them. XLA
+    counts the body of a loop once; here it counts as often as it runs.
+
+    Args:
+        function: made by `jax.jit` or `jax.pmap`.
+        given: its arguments.
+    """
+    cost = _counted(function.lower(*given))
+    if jax.default_backend() == "cpu":  # elsewhere the programs of jaxtl have no such loops
+        for length, body in _loops(jax.make_jaxpr(function)(*given).jaxpr):
+            shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
+            run = jax.jit(jaxpr_as_fun(body))
+            once, whole = _counted(run.lower(*shapes)), program_cost(run, *shapes)
+            cost = {key: cost[key] - once[key] + length * whole[key] for key in cost}
+    return cost
+
+
+def peaks(dtype: str, *, side: int, numbers: int) -> dict[str, float]:
+    """The most operations and bytes a second of the first device, the fastest of ten calls.
+
+    Args:
+        dtype: of the matrices.
+        side: of the square matrices that are multiplied.
+        numbers: float32 numbers to read and to write; more than the caches hold.
+    """
+    matrix, product = jnp.ones((side, side), dtype), jax.jit(jnp.matmul)
+    # In place: memory that was never touched before would be measured too.
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = add(jnp.zeros(numbers, jnp.float32))
+
+    def multiply() -> None:
+        product(matrix, matrix).block_until_ready()
+
+    def move() -> None:
+        nonlocal array
+        array = add(array).block_until_ready()
+
+    multiply()
+    multiplying, moving = (min(timeit.repeat(of, number=1, repeat=10)) for of in (multiply, move))
+    return {"flops": 2 * side**3 / multiplying, "bytes": 2 * 4 * numbers / moving}
+
+
+def _counted(lowered: jax.stages.Lowered) -> dict[str, float]:
+    counted: Any = lowered.compile().cost_analysis()
+    return {"flops": float(counted["flops"]), "bytes": float(counted["bytes accessed"])}
+
+
+def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
+    """The outermost loops that run more than once: how often, and their bodies."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] > 1:
+            yield equation.params["length"], equation.params["jaxpr"]
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                if isinstance(inner, ClosedJaxpr | Jaxpr):
+                    yield from _loops(getattr(inner, "jaxpr", inner))

@@ -1,7 +1,7 @@
 """Whole processes that are no command of jaxtl.
 
     python -m benchmark.jobs jaxtl_start --cfg FILE ...
-    python -m benchmark.jobs single_runs FOLDER COUNT EPOCHS WEIGHTS
+    python -m benchmark.jobs single_runs COUNT EPOCHS WEIGHTS FOLDER
     python -m benchmark.jobs keras_seed FOLDER EPOCHS [plain]
     python -m benchmark.jobs keras_start FOLDER
 
@@ -37,7 +37,7 @@ def jaxtl_start(*flags: str) -> None:
     cli.run(train.main, flags)
 
 
-def single_runs(folder: str, count: str, epochs: str, weights: str) -> None:
+def single_runs(count: str, epochs: str, weights: str, folder: str) -> None:
     """Trains the first variations of configs/sweep_heads.py, each as `jaxtl.train` would."""
     from jaxtl import cli
     from jaxtl.console import console

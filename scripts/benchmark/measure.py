@@ -12,24 +12,24 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import platformdirs
 
 from benchmark.jobs import FIRST_STEP
 from benchmark.protocol import COMPILED, PEERS, WEIGHTS, Finished, Sizes, Worker, run
 
-SINGLE_RUNS = "64 single runs"
-ONE_BATCH = "the same batch"
+SINGLE_RUNS, ONE_BATCH = "64 single runs", "the same batch"
 STEPS = ("forward", "frozen", "full", "block_14")
 
-_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-_GROWN_REPEATS = 3
+_JOB = ("-m", "benchmark.jobs")
+_WEIGHTS = f"--cfg.model.weights={WEIGHTS}"
+_SEED = ("-m", "jaxtl.train", "--cfg", "seed.py", _WEIGHTS)
 _PLAIN = ("views=1", "augment.shear=0", "augment.zoom=0", "augment.horizontal_flip=False")
 
 Results = dict[str, Any]
-T = TypeVar("T")
 
 
 class Bench(NamedTuple):
@@ -55,7 +55,7 @@ class Bench(NamedTuple):
         return Worker(target, sizes or self.sizes, self.folder, **environment)
 
     def inputs(self, method: str, *arguments: Any) -> None:
-        """Calls a method of `Inputs`, apart: this process has to stay small."""
+        """Calls a method of `Inputs` in another process, since this one has to stay small."""
         with self.worker("benchmark.inputs:Inputs") as worker:
             worker.ask(method, *arguments)
 
@@ -63,17 +63,30 @@ class Bench(NamedTuple):
         """A folder that is not there yet."""
         return Path(tempfile.mkdtemp(dir=self.folder)) / "new"
 
-    def caches(self, *, programs: bool = True) -> dict[str, str]:
-        """The environment in which jaxtl finds weights and no activations, and compiled programs
-        of earlier runs if they are asked for.
+    def caches(self, programs: str = "programs") -> dict[str, str]:
+        """The environment in which jaxtl finds its weights, no activations, and the compiled
+        programs of the runs with the same `programs`.
         """
-        home, stored = self.new_folder(), self.folder / "xla"
-        (home / "jaxtl").mkdir(parents=True)
-        (home / "jaxtl/weights").symlink_to(platformdirs.user_cache_path("jaxtl") / "weights")
-        if programs:
-            stored.mkdir(exist_ok=True)
-            (home / "jaxtl/xla").symlink_to(stored)
-        return {"XDG_CACHE_HOME": str(home)}
+        home = self.new_folder() / "jaxtl"
+        home.mkdir(parents=True)
+        (self.folder / programs).mkdir(exist_ok=True)
+        (home / "xla").symlink_to(self.folder / programs)
+        (home / "weights").symlink_to(platformdirs.user_cache_path("jaxtl") / "weights")
+        return {"XDG_CACHE_HOME": str(home.parent)}
+
+    def in_turn(
+        self, calls: Mapping[str, Callable[[], Any]], peer_repeats: int | None = None
+    ) -> dict[str, list[Any]]:
+        """What the calls of the competitors that are there return, one after the other, so that a
+        busy minute meets all of them; `peer_repeats` are those of all but jaxtl.
+        """
+        there = [name for name in calls if name in self.peers or name not in PEERS]
+        often = dict.fromkeys(there, peer_repeats or self.repeats) | {"jaxtl": self.repeats}
+        done: dict[str, list[Any]] = {name: [] for name in there}
+        for turn in range(max(often.values())):
+            for name in (name for name in there if turn < often[name]):
+                done[name].append(calls[name]())
+        return done
 
 
 def operation(bench: Bench, row: str) -> Results:
@@ -82,15 +95,14 @@ def operation(bench: Bench, row: str) -> Results:
     Each warms up, is measured in turn, and tells to what accuracy such steps train.
     """
     name = row.removesuffix("_pages")
-    environment = {} if name == row else _LARGE_PAGES
-    decodes = row.startswith("jpeg")
-    peers = [peer for peer in bench.peers if not (decodes and peer == COMPILED)]
+    environment = {} if name == row else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    peers = [peer for peer in bench.peers if not (row.startswith("jpeg") and peer == COMPILED)]
     with contextlib.ExitStack() as stack:
         workers = {p: stack.enter_context(bench.worker(p, **environment)) for p in peers}
         for worker in workers.values():
             worker.ask("prepare", name)
         calls = {peer: partial(worker.ask, "seconds") for peer, worker in workers.items()}
-        measured = _values(_in_turn(calls, bench.repeats))
+        measured = _values(bench.in_turn(calls))
         for peer, worker in workers.items() if row in STEPS else ():
             measured[peer]["accuracy"] = worker.ask("accuracy", row)
     return {row: measured}
@@ -102,7 +114,7 @@ def data(bench: Bench, row: str) -> Results:
         fed.ask("prepare", "data")
         one.ask("prepare", "data:one")
         calls = {"jaxtl": partial(fed.ask, "seconds"), ONE_BATCH: partial(one.ask, "seconds")}
-        return {row: _values(_in_turn(calls, bench.repeats))}
+        return {row: _values(bench.in_turn(calls))}
 
 
 def seed_job(bench: Bench, row: str) -> Results:
@@ -112,23 +124,22 @@ def seed_job(bench: Bench, row: str) -> Results:
     """
     plain, epochs = row == "seed_plain", bench.sizes.job_epochs
     settings = (f"data.source={bench.folder / 'seed'}", f"phases.head.epochs={epochs}")
-    jaxtl = partial(_train, bench, "seed.py", *settings, *(_PLAIN if plain else ("views=8",)))
-    job = ("-m", "benchmark.jobs", "keras_seed", bench.folder, epochs, *["plain"] * plain)
-    cold = jaxtl(environment=bench.caches(programs=False))[0]
-    jaxtl(environment=bench.caches())  # compiles
-    calls = {
-        "jaxtl": lambda: jaxtl(environment=bench.caches()),
-        "Keras": lambda: (run(*job), bench.folder),
-    }
-    done = _in_turn(_there(bench, calls), bench.repeats, bench.seed_repeats)
-    measured = _values({peer: [end.seconds for end, _ in ends] for peer, ends in done.items()})
-    lines = (done["jaxtl"][-1][1] / "metrics.jsonl").read_text().splitlines()
+    command = (*_SEED, *_flags(*settings, *(_PLAIN if plain else ("views=8",))), "--workdir")
+    keras = (*_JOB, "keras_seed", bench.folder, epochs, *["plain"] * plain)
+
+    def jaxtl(programs: str = "programs") -> Finished:
+        return run(*command, bench.new_folder(), **bench.caches(programs))
+
+    cold = jaxtl(f"nothing-{row}")
+    jaxtl()  # compiles
+    done = bench.in_turn({"jaxtl": jaxtl, "Keras": lambda: run(*keras)}, bench.seed_repeats)
+    measured, peaks = (_values(done, attrgetter(of)) for of in ("seconds", "peak_bytes"))
+    lines = (done["jaxtl"][-1].arguments[-1] / "metrics.jsonl").read_text().splitlines()
     accuracies = [of["accuracy"] for of in map(json.loads, lines) if of["split"] == "val"]
     measured["jaxtl"] |= {"accuracy": accuracies[-1], "best": max(accuracies)}
     measured["jaxtl"] |= {"cold_s": cold.seconds}
     if "Keras" in done:
-        measured["Keras"] |= json.loads(done["Keras"][-1][0].output.splitlines()[-1])
-    peaks = _values({peer: [end.peak_bytes for end, _ in ends] for peer, ends in done.items()})
+        measured["Keras"] |= json.loads(done["Keras"][-1].output.splitlines()[-1])
     return {row: measured} if plain else {row: measured, "memory": peaks}
 
 
@@ -137,42 +148,37 @@ def sweep(bench: Bench, row: str) -> Results:
 
     Both from start to exit, with programs and activations cached, and their best accuracies.
     """
-    epochs, warm, folders = bench.sizes.sweep_epochs, bench.caches(), {}
-    flags = (f"--cfg.phases.head.epochs={epochs}", f"--cfg.model.weights={WEIGHTS}")
+    epochs, warm = bench.sizes.sweep_epochs, bench.caches()
+    flags = (_WEIGHTS, f"--cfg.phases.head.epochs={epochs}", "--workdir")
+    command = ("-m", "jaxtl.sweep", "--cfg", "sweep_heads.py", *flags)
 
-    def together() -> float:
-        folders["jaxtl"] = folder = bench.new_folder()
-        command = ("-m", "jaxtl.sweep", "--cfg", "sweep_heads.py", *flags, "--workdir", folder)
-        return run(*command, **warm).seconds
+    def together() -> Finished:
+        return run(*command, bench.new_folder(), **warm)
 
-    def one_by_one(count: int = 64) -> float:
-        folders[SINGLE_RUNS] = folder = bench.new_folder()
-        job = ("-m", "benchmark.jobs", "single_runs", folder, count, epochs, WEIGHTS)
-        return run(*job, **warm).seconds
+    def one_by_one(count: int = 64) -> Finished:
+        return run(*_JOB, "single_runs", count, epochs, WEIGHTS, bench.new_folder(), **warm)
 
     together()  # compiles and fills the cache
     one_by_one(1)
-    calls = {"jaxtl": together, SINGLE_RUNS: one_by_one}
-    measured = _values(_in_turn(calls, bench.repeats, bench.seed_repeats))
-    for name, folder in folders.items():
-        runs = [json.loads(path.read_text()) for path in folder.glob("*/run.json")]
+    done = bench.in_turn({"jaxtl": together, SINGLE_RUNS: one_by_one}, bench.seed_repeats)
+    measured = _values(done, attrgetter("seconds"))
+    for name, ends in done.items():
+        runs = [json.loads(file.read_text()) for file in ends[-1].arguments[-1].glob("*/run.json")]
         measured[name]["accuracy"] = max(of["result"]["accuracy"] for of in runs)
     return {row: measured}
 
 
 def start(bench: Bench, row: str) -> Results:
     """From the command to its first trained step, in jaxtl with all caches warm, and in Keras."""
-    warm = bench.caches()
-    _train(bench, "mnv2.py", "phases.finetune.epochs=1", environment=warm)  # fills the caches
-    command = ("-m", "benchmark.jobs", "jaxtl_start", "--cfg", "mnv2.py", "--workdir")
-    flag = f"--cfg.model.weights={WEIGHTS}"
-    keras = ("-m", "benchmark.jobs", "keras_start", bench.folder)
-    until = partial(run, until=FIRST_STEP)
+    flags, warm = ("--cfg", "mnv2.py", _WEIGHTS, "--workdir"), bench.caches()
+    short = "--cfg.phases.finetune.epochs=1"
+    run("-m", "jaxtl.train", *flags, bench.new_folder(), short, **warm)  # fills the caches
+    jaxtl, keras = (*_JOB, "jaxtl_start", *flags), (*_JOB, "keras_start", bench.folder)
     calls = {
-        "jaxtl": lambda: until(*command, bench.new_folder(), flag, **warm).seconds,
-        "Keras": lambda: until(*keras).seconds,
+        "jaxtl": lambda: run(*jaxtl, bench.new_folder(), until=FIRST_STEP, **warm),
+        "Keras": lambda: run(*keras, until=FIRST_STEP),
     }
-    return {row: _values(_in_turn(_there(bench, calls), bench.repeats))}
+    return {row: _values(bench.in_turn(calls), attrgetter("seconds"))}
 
 
 def scaling(bench: Bench, row: str) -> Results:
@@ -181,93 +187,65 @@ def scaling(bench: Bench, row: str) -> Results:
     A whole run without augmentation on more images; a step on larger images, with more trained
     stages, and on more simulated devices.
     """
-    sizes, flag = bench.sizes, "--xla_force_host_platform_device_count"
-    runs, stages = {}, ({}, {})
-    for count in sizes.grown_images:
-        images, side = bench.new_folder(), f"model.image_size={sizes.run_size}"
-        bench.inputs("grow", images, count)
-        epochs = f"phases.head.epochs={sizes.run_epochs}"
-        settings = (f"data.source={images}", side, epochs, *_PLAIN)
-        done, _ = _train(bench, "seed.py", *settings, environment=bench.caches())
-        runs[count] = done.seconds
+    sizes, stages = bench.sizes, bench.sizes.grown_stages
+    cached = {count: f"cached:{stage}" for count, stage in stages.items() if stage != "stem"}
+    devices = "--xla_force_host_platform_device_count"
     with bench.worker("jaxtl") as worker:
-        for count, stage in sizes.grown_stages.items():
-            stages[0][count] = _step(worker, f"from:{stage}")
-            if stage != "stem":
-                stages[1][count] = _step(worker, f"cached:{stage}")
-    larger, more = {}, {}
-    for side in sizes.grown_sizes:
-        with bench.worker("jaxtl", sizes._replace(image_size=side)) as worker:
-            larger[side] = {name: _step(worker, name) for name in STEPS[:3]}
-    for count in sizes.grown_devices:
-        with bench.worker("jaxtl", XLA_FLAGS=f"{flag}={count}") as worker:
-            more[count] = {name: _step(worker, name) for name in STEPS[:3]}
+        from_stage = {n: _step(worker, f"from:{stage}") for n, stage in stages.items()}
+        from_cache = {n: _step(worker, operation) for n, operation in cached.items()}
+    sides = {n: (sizes._replace(image_size=n), {}) for n in sizes.grown_sizes}
+    counts = {n: (sizes, {"XLA_FLAGS": f"{devices}={n}"}) for n in sizes.grown_devices}
     grown = {
-        "images": {"run": runs},
-        "image size": {name: {n: of[name] for n, of in larger.items()} for name in STEPS[:3]},
-        "trained stages": {"not cached": stages[0], "cached": stages[1]},
-        "simulated devices": {name: {n: of[name] for n, of in more.items()} for name in STEPS[:3]},
+        "images": {"run": {count: _run_on(bench, count) for count in sizes.grown_images}},
+        "image size": _steps(bench, sides),
+        "trained stages": {"not cached": from_stage, "cached": from_cache},
+        "simulated devices": _steps(bench, counts),
     }
     return {row: json.loads(json.dumps(grown))}  # with names in place of numbers, as they are read
 
 
 def roofline(bench: Bench, row: str) -> Results:
     """The steps of jaxtl beside the most operations and bytes a second that this machine does."""
-    rows = {}
     with bench.worker("jaxtl") as worker:
-        peaks = worker.ask("peaks")
-        for name in STEPS:
-            cost = worker.ask("cost", name)
-            rows[name] = {**cost, "seconds": _step(worker, name, bench.repeats)}
-    return {row: {"peaks": peaks, "rows": rows}}
+        peaks, costs = worker.ask("peaks"), {name: worker.ask("cost", name) for name in STEPS}
+        seconds = {name: {"seconds": _step(worker, name, bench.repeats)} for name in STEPS}
+    return {row: {"peaks": peaks, "rows": {name: costs[name] | seconds[name] for name in STEPS}}}
 
 
 def gpu(bench: Bench, _: str) -> Results:
-    """jaxtl on the first GPU, see `gpu.py`."""
+    """jaxtl on the first GPU."""
     first = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "0"}
-    with bench.worker("benchmark.gpu:GpuPeer", **first) as worker:
+    with bench.worker("benchmark.jaxtl_peer:GpuPeer", **first) as worker:
         return {"metadata": worker.ask("everything")}
 
 
-def _there(bench: Bench, calls: Mapping[str, T]) -> dict[str, T]:
-    """Those of the frameworks that are installed."""
-    return {peer: call for peer, call in calls.items() if peer in bench.peers}
+def _values(done: Mapping[str, list[Any]], of: Callable[[Any], float] = float) -> Results:
+    return {name: {"values": list(map(of, measured))} for name, measured in done.items()}
 
 
-def _in_turn(
-    calls: Mapping[str, Callable[[], T]], repeats: int, peer_repeats: int | None = None
-) -> dict[str, list[T]]:
-    """What each call returns so many times, one after the other: a busy minute meets all of them.
-
-    Args:
-        calls: by competitor.
-        repeats: of each.
-        peer_repeats: of all but jaxtl, if they are other ones.
-    """
-    often = dict.fromkeys(calls, repeats if peer_repeats is None else peer_repeats)
-    often["jaxtl"] = repeats
-    results: dict[str, list[T]] = {name: [] for name in calls}
-    for turn in range(max(often.values())):
-        for name in (name for name in calls if turn < often[name]):
-            results[name].append(calls[name]())
-    return results
+def _flags(*settings: str) -> list[str]:
+    return [f"--cfg.{setting}" for setting in settings]
 
 
-def _values(measured: Mapping[str, list[float]]) -> Results:
-    return {name: {"values": values} for name, values in measured.items()}
-
-
-def _step(worker: Worker, row: str, repeats: int = _GROWN_REPEATS) -> float:
-    """Seconds of a step, the median of some measurements."""
-    worker.ask("prepare", row)
+def _step(worker: Worker, operation: str, repeats: int = 3) -> float:
+    worker.ask("prepare", operation)
     return statistics.median(worker.ask("seconds") for _ in range(repeats))
 
 
-def _train(
-    bench: Bench, config: str, *settings: str, environment: dict[str, str]
-) -> tuple[Finished, Path]:
-    """Runs `jaxtl.train` with settings such as `views=8`; its end and its run directory."""
-    flags = [f"--cfg.{setting}" for setting in (f"model.weights={WEIGHTS}", *settings)]
-    workdir = bench.new_folder()
-    command = ("-m", "jaxtl.train", "--cfg", config, *flags, "--workdir", workdir)
-    return run(*command, **environment), workdir
+def _steps(bench: Bench, cases: Mapping[int, tuple[Sizes, dict[str, str]]]) -> Results:
+    """Seconds of three steps by number: a process for each, with its sizes and environment."""
+    lines: dict[str, dict[int, float]] = {"forward": {}, "frozen": {}, "full": {}}
+    for number, (sizes, environment) in cases.items():
+        with bench.worker("jaxtl", sizes, **environment) as worker:
+            for name, points in lines.items():
+                points[number] = _step(worker, name)
+    return lines
+
+
+def _run_on(bench: Bench, count: int) -> float:
+    """Seconds of the seed job without augmentation on so many images, from start to exit."""
+    images, sizes = bench.new_folder(), bench.sizes
+    bench.inputs("grow", images, count)
+    size, epochs = f"model.image_size={sizes.run_size}", f"phases.head.epochs={sizes.run_epochs}"
+    flags = _flags(f"data.source={images}", size, epochs, *_PLAIN)
+    return run(*_SEED, *flags, "--workdir", bench.new_folder(), **bench.caches()).seconds

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
-from benchmark import plots
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
 from benchmark.rows import GPU_GOALS, ROWS, Row
 
 _HEAD = """# Benchmarks
@@ -20,6 +29,16 @@ measures everything on this page in one go and writes it, images included. A pee
 installed is left out. `--rows forward,seed` measures some rows again, `--render` writes the page
 again from [benchmarks.json](benchmarks.json), which has every single measurement.
 """
+_REACHED, _MISSED = "#2a7f62", "#c0504d"
+_STYLE = {
+    "axes.prop_cycle": plt.cycler(color=("#2a7f62", "#3b6ea5", "#c77d28")),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "savefig.dpi": 150,
+}
 _AXES = ("images", "image size", "trained stages", "simulated devices")
 
 
@@ -45,7 +64,7 @@ def _cpu(cpu: Mapping[str, Any], folder: Path) -> Iterator[str]:
     yield _where(cpu)
     if pairs:
         ratios = [(row, peer, _ratios(measured, peer)) for row, peer, measured in pairs]
-        plots.ratios(ratios, folder / "images/bench.png")
+        _draw_ratios(ratios, folder / "images/bench.png")
         yield "![jaxtl's time as a fraction of its peers'](images/bench.png)\n"
         columns = ("what", "jaxtl", "peer", "", "ratio", "at most", "hoped for", "")
         yield _table(columns, (_line(*pair, how["jpegs"]) for pair in pairs))
@@ -55,7 +74,7 @@ def _cpu(cpu: Mapping[str, Any], folder: Path) -> Iterator[str]:
             yield _seed_job(title, rows[name]["jaxtl"], rows[name].get("Keras"))
     if "scaling" in cpu:
         growth = dict(zip(_AXES, cpu["scaling"].values(), strict=True))
-        plots.scaling(growth, folder / "images/bench-scaling.png")
+        _draw_scaling(growth, folder / "images/bench-scaling.png")
         yield _GROWTH.format(**how)
         yield from (_growth(axis, lines) for axis, lines in growth.items())
     if "roofline" in cpu:
@@ -95,10 +114,9 @@ def _where(part: Mapping[str, Any]) -> str:
 
 def _ratios(measured: Mapping[str, Any], peer: str) -> list[float]:
     """jaxtl / peer, measurement by measurement; a peer measured less often by its median."""
-    ours, theirs = measured["jaxtl"]["values"], measured[peer]["values"]
-    if len(ours) != len(theirs):
-        theirs = [statistics.median(theirs)] * len(ours)
-    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    ours, theirs = (measured[who]["values"] for who in ("jaxtl", peer))
+    same = len(ours) == len(theirs)
+    return list(map(truediv, ours, theirs if same else repeat(statistics.median(theirs))))
 
 
 def _line(row: Row, peer: str, measured: Mapping[str, Any], jpegs: int) -> list[str]:
@@ -117,16 +135,13 @@ def _line(row: Row, peer: str, measured: Mapping[str, Any], jpegs: int) -> list[
 
 
 def _seed_job(title: str, jaxtl: Mapping[str, Any], keras: Mapping[str, Any] | None) -> str:
-    and_keras = f" and Keras {_times(keras)}" if keras else ""
-    text = (
-        f"{title}: jaxtl ran {_times(jaxtl)}{and_keras}. With nothing compiled before jaxtl took "
-        f"{_duration(jaxtl['cold_s'])}; its best epoch had {100 * jaxtl['best']:.1f} %"
-    )
+    ours, theirs = (len(of["values"]) if of else 0 for of in (jaxtl, keras))
+    text = f"{title}: jaxtl ran {_times(ours)}{f' and Keras {_times(theirs)}' if keras else ''}. "
+    text += f"With nothing compiled before jaxtl took {_duration(jaxtl['cold_s'])}; its best epoch "
+    text += f"had {100 * jaxtl['best']:.1f} %"
     if keras:
-        text += (
-            f", Keras' {100 * keras['best']:.1f} %; Keras needs {keras['epoch_s']:.3g} s an epoch "
-            f"and {keras['import_s']:.3g} s to be imported"
-        )
+        text += f", Keras' {100 * keras['best']:.1f} %; Keras needs {keras['epoch_s']:.3g} s an "
+        text += f"epoch and {keras['import_s']:.3g} s to be imported"
     return text + ".\n"
 
 
@@ -161,7 +176,7 @@ def _roofline(rows: Mapping[str, Any], peaks: Mapping[str, float]) -> Iterator[s
 
 def _gpu(gpu: Mapping[str, Any]) -> Iterator[str]:
     metadata = gpu["metadata"]
-    peaks, worst, lines = metadata["peaks"], metadata["worst"], []
+    peaks, lines = metadata["peaks"], []
     yield f"## {metadata['device']}, bfloat16\n"
     yield _where(gpu)
     for of in metadata["rows"]:
@@ -172,12 +187,7 @@ def _gpu(gpu: Mapping[str, Any]) -> Iterator[str]:
         lines.append((*cells, f"{goal:,}" if goal else "", reached))
     columns = ("row", "batch", "a second", "of the memory's bandwidth", "goal on an H100", "")
     yield _table(columns, lines)
-    yield (
-        f"At its best: {peaks['flops'] / 1e12:.0f} TFLOP/s, {peaks['bytes'] / 1e12:.2f} TB/s. "
-        f"The stage farthest from its roofline is {worst['stage']}:\n"
-    )
-    kernels = worst["kernels"].items()
-    yield _table(("kernel", "µs"), ((f"`{name}`", f"{us:.1f}") for name, us in kernels))
+    yield f"At its best: {peaks['flops'] / 1e12:.0f} TFLOP/s, {peaks['bytes'] / 1e12:.2f} TB/s.\n"
 
 
 def _duration(seconds: float) -> str:
@@ -186,8 +196,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
 
 
-def _times(measured: Mapping[str, Any]) -> str:
-    count = len(measured["values"])
+def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
 
@@ -195,3 +204,52 @@ def _table(columns: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     rows = [list(columns), *map(list, lines)]
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+@plt.rc_context(_STYLE)
+def _draw_ratios(rows: Sequence[tuple[Row, str, Sequence[float]]], path: Path) -> None:
+    """Draws the median ratio of each row and peer, its range, and the goal."""
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 1.1))
+    for place, (row, _, values) in enumerate(rows):
+        middle = statistics.median(values)
+        color = _REACHED if middle <= row.at_most else _MISSED
+        axes.plot((min(values), max(values)), (place, place), color=color, linewidth=3, alpha=0.35)
+        axes.plot(middle, place, "o", color=color, markersize=7)
+        axes.plot(row.at_most, place, "|k", markersize=13, markeredgewidth=2)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, place, f"{middle:.2g}", transform=beside, va="center", color=color)
+    axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(rows)), [f"{row.title}  /  {peer}" for row, peer, _ in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    _unscientific(axes.xaxis)
+    title = "jaxtl / peer, less is better   ( ● median   ▬ range   | goal )"
+    axes.set_title(title, loc="left")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+@plt.rc_context(_STYLE)
+def _draw_scaling(growth: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """Draws seconds by axis, line and number: a panel for each axis."""
+    figure, panels = plt.subplots(2, 2, figsize=(8.5, 6))
+    for axes, (name, lines) in zip(panels.flat, growth.items(), strict=True):
+        for line, points in lines.items():
+            axes.plot([*map(int, points)], [*points.values()], "o-", label=line, markersize=4)
+        axes.set(title=name, ylabel="seconds", xscale="log", yscale="log")
+        numbers = [*map(int, next(iter(lines.values())))]
+        axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        axes.xaxis.set_minor_locator(NullLocator())
+        _unscientific(axes.yaxis)
+        axes.grid(axis="y", alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _unscientific(axis: Axis) -> None:
+    """Writes 0.5 in place of a power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())

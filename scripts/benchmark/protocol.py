@@ -111,7 +111,7 @@ class Peer(abc.ABC):
         return statistics.median(seconds)
 
     def accuracy(self, row: str) -> float:
-        """Trains on the seed job's images by a row's step, whole batches in the same order in every
+        """Trains by a row's step on the seed job's images, whole batches in the same order in every
         framework; the fraction of its validation images that are correct then.
         """
         data, size = np.load(self.folder / "seed.npz"), self.sizes.batch
@@ -171,12 +171,13 @@ def missing(peer: str) -> list[str]:
 class Finished(NamedTuple):
     """A process from its start to its end, and the most memory that it had at a time."""
 
+    arguments: tuple[Any, ...]
     seconds: float
     peak_bytes: int
     output: str
 
 
-def run(*arguments: object, until: str | None = None, **environment: str) -> Finished:
+def run(*arguments: Any, until: str | None = None, **environment: str) -> Finished:
     """Times `python ARGUMENTS`, from its start to its exit.
 
     Args:
@@ -200,11 +201,11 @@ def run(*arguments: object, until: str | None = None, **environment: str) -> Fin
             if line.rstrip() == until:
                 seconds = time.perf_counter() - begun
                 process.kill()
-                return Finished(seconds, 0, output)
+                return Finished(arguments, seconds, 0, output)
         # The kernel counts what this process held as the least of the peak: it has to stay small.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or until:
         raise RuntimeError(f"{' '.join(map(str, arguments))} failed:\n{output[-4000:]}")
-    return Finished(seconds, usage.ru_maxrss * 1024, output)
+    return Finished(arguments, seconds, usage.ru_maxrss * 1024, output)
