@@ -61,7 +61,10 @@ def main() -> int:
                 return 2
             part |= {key: known[key] for key in ("rows", "measured", *_SECTIONS) if key in known}
         results[given.device] = part
-        left = _measure(given, part, lambda: _write(results, stored))
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        left = _measure(
+            given, part, lambda: stored.write_text(json.dumps(results, indent=1) + "\n")
+        )
     from benchmark import page  # late: the kernel counts this process's memory in each peak
 
     page.write(results, given.out)
@@ -94,9 +97,7 @@ def _rows(text: str) -> list[str]:
     return names
 
 
-def _measure(
-    given: argparse.Namespace, part: dict[str, Any], save: Callable[[], None]
-) -> list[str]:
+def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[], Any]) -> list[str]:
     """Measures one row after the other into `part`, and saves after each.
 
     Returns:
@@ -132,11 +133,6 @@ def _measure(
 
 def _say(begun: float, text: str) -> None:
     print(f"{(time.perf_counter() - begun) / 60:6.1f} min  {text}", flush=True)
-
-
-def _write(results: dict[str, Any], stored: Path) -> None:
-    stored.parent.mkdir(parents=True, exist_ok=True)
-    stored.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _begin(given: argparse.Namespace) -> dict[str, Any]:

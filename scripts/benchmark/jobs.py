@@ -92,7 +92,7 @@ def keras_start(folder: str) -> None:
         images, digits.target, test_size=0.2, stratify=digits.target, random_state=0
     )
     first = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, _: batch or print(FIRST_STEP, flush=True)
+        on_train_batch_end=lambda batch, logs: batch or print(FIRST_STEP, flush=True)
     )
     changed = ImageDataGenerator(shear_range=5.0, zoom_range=0.1)
     classifier(Path(folder), 96, dropout=0.2).fit(

@@ -22,14 +22,13 @@ def classifier(
     dropout: float = 0.0,
     dtype: str = "float32",
 ) -> keras.Model:
-    """MobileNetV2 with a new head, compiled.
+    """MobileNetV2 with a new head, compiled, on images (size, size, 3).
 
     Args:
         folder: of the weights.
         size: pixels a side.
-        row: `full` trains everything, with BatchNorm in training mode; `block_14` trains from that
-            block up; all others the head.
-        rescale: take images with values 0..255; otherwise they go into the network as they are.
+        row: what trains: `full`, `block_14` (from there up), or just the head.
+        rescale: take images with values 0..255; otherwise they are in the network's range.
         dropout: fraction of the features that training drops.
         dtype: of the images.
     """

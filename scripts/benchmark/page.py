@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from the results."""
+"""Writes docs/benchmarks.md from the results; page.md has its text."""
 
 from __future__ import annotations
 
@@ -20,15 +20,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from benchmark.rows import GPU_GOALS, ROWS, Row
 
-_HEAD = """# Benchmarks
-
-    pip install -e '.[bench]'
-    python scripts/bench.py
-
-measures everything on this page in one go and writes it, images included. A peer that is not
-installed is left out. `--rows forward,seed` measures some rows again, `--render` writes the page
-again from [benchmarks.json](benchmarks.json), which has every single measurement.
-"""
+_TEXT = Path(__file__).with_name("page.md").read_text().split("<!-- measured -->\n")
 _REACHED, _MISSED = "#2a7f62", "#c0504d"
 _STYLE = {
     "axes.prop_cycle": plt.cycler(color=("#2a7f62", "#3b6ea5", "#c77d28")),
@@ -51,7 +43,7 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     """
     (out.parent / "images").mkdir(parents=True, exist_ok=True)
     cpu, gpu = (results.get(device) for device in ("cpu", "gpu"))
-    parts = (_HEAD, *(_cpu(cpu, out.parent) if cpu else ()), *(_gpu(gpu) if gpu else ()))
+    parts = (_TEXT[0], *(_cpu(cpu, out.parent) if cpu else ()), *(_gpu(gpu) if gpu else ()))
     out.write_text("\n".join(parts))
 
 
@@ -75,21 +67,11 @@ def _cpu(cpu: Mapping[str, Any], folder: Path) -> Iterator[str]:
     if "scaling" in cpu:
         growth = dict(zip(_AXES, cpu["scaling"].values(), strict=True))
         _draw_scaling(growth, folder / "images/bench-scaling.png")
-        yield _GROWTH.format(**how)
+        yield _TEXT[1].format(**how)
         yield from (_growth(axis, lines) for axis, lines in growth.items())
     if "roofline" in cpu:
         yield from _roofline(**cpu["roofline"])
-    yield Path(__file__).with_name("how.md").read_text().format(**how)
-
-
-_GROWTH = """## As the work grows
-
-![Time against images, size, stages and devices](images/bench-scaling.png)
-
-Images: the seed job without augmentation at {run_size} px for {run_epochs} epochs, start to exit, \
-activations not cached before. Image size, stages, devices: a step on {batch} images; the \
-simulated devices share the {cores} cores. The exponent is that of the power that fits best.
-"""
+    yield _TEXT[2].format(**how)
 
 
 def _where(part: Mapping[str, Any]) -> str:

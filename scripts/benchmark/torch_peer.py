@@ -89,13 +89,13 @@ def _tensors(images: np.ndarray, *labels: np.ndarray) -> list[torch.Tensor]:
     return [channels_last, *(torch.from_numpy(array).long() for array in labels)]
 
 
-def _normalised(images: torch.Tensor) -> torch.Tensor:
-    return images.float().div_(127.5).sub_(1)
-
-
 @torch.inference_mode()
 def _forward(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return network(_normalised(images))
+
+
+def _normalised(images: torch.Tensor) -> torch.Tensor:
+    return images.float().div_(127.5).sub_(1)
 
 
 def _step(network: nn.Module, row: str) -> Callable[[torch.Tensor, torch.Tensor], float]:
