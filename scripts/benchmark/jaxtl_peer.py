@@ -167,7 +167,7 @@ class JaxtlPeer(Peer):
             batch_norm="train" if row == "full" else "frozen",
         )
         return Config(
-            model=Model(name=NETWORK, image_size=sizes.image_size, weights=WEIGHTS),
+            model=Model(name=NETWORK, image_size=sizes.image_size, weights=WEIGHTS, dropout=0.0),
             data=Data(source="digits", batch_size=sizes.batch, memory_gb=memory_gb),
             phases=(phase,),
             dtype=self._dtype,
