@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,9 @@ def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[],
                 continue
             for row, of in measured.items():
                 (part if row in _SECTIONS else part["rows"])[row] = of
+                if row not in (*_SECTIONS, "memory"):
+                    medians = {who: statistics.median(m["values"]) for who, m in of.items()}
+                    _say(begun, ", ".join(f"{who} {s:.3g} s" for who, s in medians.items()))
             part["measured"][name] = (part["date"], part["versions"]["commit"])
             save()
             left.remove(name)
