@@ -5,32 +5,44 @@
                              state, and the run's progress
 
 The newest and the best are kept. What was frozen all along is in `initial` alone.
+
+Runs of a sweep that trained together have one checkpoint for all of them, outside their
+directories (docs/decisions/0023-one-checkpoint-for-runs-that-train-together.md):
+
+    shared/                  the variables that are the same in all runs
+    stacked/                 the other variables of each run's result, with a leading axis of runs
+
+In place of the above each of these runs has
+
+    checkpoints/group.json   where that checkpoint is, the index of the run, and its progress
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import json
 import logging
 import operator
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxtl.config import Phase
 from jaxtl.errors import UserError
+from jaxtl.files import replacing, write_json
 from jaxtl.metrics import NONE, Sums, quality
 from jaxtl.models import Variables
+from jaxtl.runs.arrays import abstract, check_same, read_arrays, readable, write_arrays
 
-_LISTED = 10  # names in a message
+_GROUP = "group.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory.
+    """The checkpoints of one run directory, or its place in those of a group of runs.
 
     Args:
         folder: the run's `checkpoints` folder.
@@ -101,6 +113,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, read_only: bool = False):
         self._initial = folder.resolve() / "initial"
+        self._member = _Member.find(folder.resolve())
         self._best_step: int | None = None
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file
         self._manager = ocp.CheckpointManager(
@@ -109,7 +122,7 @@ class Checkpoints:
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
                     [preservation_policy.LatestN(1), _KeepBest(self)]
                 ),
-                read_only=read_only,
+                read_only=read_only or self._member is not None,
             ),
             item_handlers={
                 "variables": ocp.StandardCheckpointHandler(),
@@ -120,20 +133,7 @@ class Checkpoints:
 
     def save_initial(self, variables: Variables) -> None:
         """Writes all variables as the run begins; returns when they are on disk."""
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(self._initial, variables, force=True)  # over that of a run that died
-
-    def share_initial(self, folder: Path) -> None:
-        """Takes over the initial variables of another run, as the same files on disk.
-
-        Args:
-            folder: the other run's `checkpoints` folder.
-        """
-        try:
-            shutil.copytree(folder / "initial", self._initial, copy_function=os.link)
-        except (OSError, shutil.Error):  # not every file system has hard links
-            shutil.rmtree(self._initial, ignore_errors=True)
-            shutil.copytree(folder / "initial", self._initial)
+        write_arrays(self._initial, variables)  # over that of a run that died
 
     def initial(self, like: Variables) -> Variables:
         """Reads the variables that the run began with.
@@ -144,10 +144,7 @@ class Checkpoints:
         Raises:
             UserError: they are damaged, or belong to another network.
         """
-        with _readable(self._initial), ocp.StandardCheckpointer() as reader:
-            stored = reader.metadata(self._initial).item_metadata.tree
-            _check_same(self._initial, stored, like)
-            return reader.restore(self._initial, _abstract(like))
+        return read_arrays(self._initial, like)
 
     def save(self, progress: Progress, changed: Variables, optimizer: Any) -> None:
         """Starts to write a checkpoint; training may go on at once.
@@ -174,6 +171,8 @@ class Checkpoints:
 
     def newest(self) -> Progress | None:
         """The progress at the newest checkpoint; None before the first."""
+        if self._member is not None:
+            return self._member.progress
         step = self._manager.latest_step()
         return None if step is None else self.progress(step)
 
@@ -183,29 +182,29 @@ class Checkpoints:
         Raises:
             UserError: it is damaged.
         """
-        with _readable(self._place(step)):
-            fields = self._json(step)["progress"]
-            for name in ("phase", "epoch", "batch", "step", "stale"):
-                operator.index(fields[name])
-            self._best_step = fields["best_step"]
-            return Progress(**(fields | {"sums": Sums(*fields["sums"])}))
+        with readable(self._place(step)):
+            progress = _progress(self._json(step)["progress"])
+        self._best_step = progress.best_step
+        return progress
 
     def variables(self, step: int, like: Variables) -> Variables:
         """All variables at a checkpoint: those of the start, overwritten by what the run changed.
 
         Args:
-            step: of a checkpoint that is there.
+            step: of a checkpoint that is there; for a run of a group, that of its result.
             like: the variables of the same network, or their shapes.
 
         Raises:
-            UserError: they are damaged, or belong to another network.
+            UserError: they are damaged or missing, or belong to another network.
         """
+        if self._member is not None:
+            return self._member.variables(step, like)
         self._manager.wait_until_finished()
-        with _readable(self._place(step)):
+        with readable(self._place(step)):
             stored = self._manager.item_metadata(step).variables.tree
             expected = {path: like[path] for path in self._json(step)["variables"] if path in like}
-            _check_same(self._place(step), stored, expected)
-            wanted = ocp.args.StandardRestore(_abstract(expected))
+            check_same(self._place(step), stored, expected)
+            wanted = ocp.args.StandardRestore(abstract(expected))
             restored = self._manager.restore(step, args=ocp.args.Composite(variables=wanted))
         return self.initial(like) | restored.variables
 
@@ -220,10 +219,10 @@ class Checkpoints:
             UserError: it is damaged, or belongs to another optimizer.
         """
         leaves = _leaves(like)
-        with _readable(self._place(step)):
+        with readable(self._place(step)):
             stored = self._manager.item_metadata(step).optimizer.tree
-            _check_same(self._place(step), stored, leaves)
-            wanted = ocp.args.StandardRestore(_abstract(leaves))
+            check_same(self._place(step), stored, leaves)
+            wanted = ocp.args.StandardRestore(abstract(leaves))
             restored = self._manager.restore(step, args=ocp.args.Composite(optimizer=wanted))
         ordered = [restored.optimizer[name] for name in leaves]
         return jax.tree.unflatten(jax.tree.structure(like), ordered)
@@ -245,6 +244,102 @@ class Checkpoints:
         return self._manager.restore(step, args=wanted).progress
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The checkpoint of N runs that trained together.
+
+    Attributes:
+        folder: where it is.
+        runs: N.
+        stacked: the names of the variables with a leading axis of runs.
+    """
+
+    folder: Path
+    runs: int
+    stacked: Sequence[str]
+
+    @classmethod
+    def write(cls, folder: Path, shared: Variables, stacked: Variables) -> Group:
+        """Writes the variables of all runs; returns when they are on disk.
+
+        Args:
+            folder: a new one; it is whole or not there.
+            shared: the variables that are the same in all runs.
+            stacked: the other variables of each run's result, (N, ...).
+        """
+        chex.assert_equal_shape_prefix(list(stacked.values()), 1)
+        with replacing(folder) as part:
+            write_arrays(part.resolve() / "shared", shared)
+            write_arrays(part.resolve() / "stacked", stacked)
+        return cls(folder, len(next(iter(stacked.values()))), sorted(stacked))
+
+    def add(self, checkpoints: Path, index: int, step: int, progress: Progress) -> None:
+        """Lets a run directory point to its variables.
+
+        Args:
+            checkpoints: the run's `checkpoints` folder, which is made.
+            index: of the run, along the leading axis.
+            step: the training step at which it had these variables.
+            progress: where it stands; it is complete.
+        """
+        checkpoints.mkdir()
+        place = {
+            "folder": os.path.relpath(self.folder, checkpoints.parent),
+            "runs": self.runs,
+            "stacked": self.stacked,
+            "index": index,
+            "step": step,
+            "progress": dataclasses.asdict(progress),
+        }
+        write_json(checkpoints / _GROUP, place)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    """The place of a run in the checkpoint of its group."""
+
+    run: Path
+    group: Group
+    index: int
+    step: int
+    progress: Progress
+
+    @classmethod
+    def find(cls, checkpoints: Path) -> _Member | None:
+        """Reads what `Group.add` wrote; None for a run that trained alone."""
+        file, run = checkpoints / _GROUP, checkpoints.parent
+        if not file.exists():
+            return None
+        with readable(file):
+            fields = json.loads(file.read_bytes())
+            runs, index, step = (operator.index(fields[name]) for name in ("runs", "index", "step"))
+            if index not in range(runs):
+                raise ValueError(f"there is no run {index} among {runs}")
+            folder = Path(os.path.normpath(run / fields["folder"]))
+            group = Group(folder, runs, list(fields["stacked"]))
+            return cls(run, group, index, step, _progress(fields["progress"]))
+
+    def variables(self, step: int, like: Variables) -> Variables:
+        """As `Checkpoints.variables`."""
+        folder = self.group.folder
+        if step != self.step:
+            raise UserError(f"{self.run} keeps the variables of step {self.step} alone, not {step}")
+        if not folder.is_dir():
+            raise UserError(
+                f"the variables of {self.run} are in {folder}, which is not there; move the run "
+                "back into its sweep, or train it again"
+            )
+        shapes = {path: like[path] for path in self.group.stacked if path in like}
+        stacked = {
+            path: jax.ShapeDtypeStruct((self.group.runs, *one.shape), one.dtype)
+            for path, one in shapes.items()
+        }
+        shared = {path: one for path, one in like.items() if path not in self.group.stacked}
+        of_all = read_arrays(folder / "stacked", stacked)
+        own = {path: jnp.asarray(np.asarray(value)[self.index]) for path, value in of_all.items()}
+        return read_arrays(folder / "shared", shared) | own
+
+
 @dataclasses.dataclass
 class _KeepBest(preservation_policy.PreservationPolicy):
     checkpoints: Checkpoints
@@ -258,30 +353,8 @@ def _leaves(tree: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _abstract(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    # On a device of this machine: the run may have been saved by one with other devices.
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for n, a in arrays.items()}
-
-
-@contextlib.contextmanager
-def _readable(place: Any) -> Iterator[None]:
-    """Turns whatever Orbax raises on damaged or missing files into one line."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {place} is damaged or incomplete: {reason}") from error
-
-
-def _check_same(place: Any, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Compares names, shapes and types: Orbax has been seen to restore a part silently."""
-    names = sorted(stored.keys() ^ expected.keys())
-    reason = f"only one of them has {', '.join(names[:_LISTED])}"
-    if not names:
-        try:
-            chex.assert_trees_all_equal_shapes_and_dtypes(_abstract(stored), _abstract(expected))
-            return
-        except AssertionError as error:
-            reason = " ".join(str(error).partition("failed:")[2].split())
-    raise UserError(f"checkpoint {place} (tree 0) does not fit this run (tree 1): {reason}")
+def _progress(fields: dict[str, Any]) -> Progress:
+    """A `Progress` from JSON."""
+    for name in ("phase", "epoch", "batch", "step", "stale"):
+        operator.index(fields[name])
+    return Progress(**(fields | {"sums": Sums(*fields["sums"])}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,8 @@ def _hidden(package: str) -> Iterator[None]:
 
 
 with _hidden("torch"):  # tensorboardX imports it where it is installed: 600 MB for nothing
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.summary import scalar
 
@@ -63,7 +65,11 @@ class MetricsLog:
             kept = [line for line in read_metrics(path) if line["step"] <= until]
             write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._lines = path.open("a")
-        self._tensorboard = SummaryWriter(str(tensorboard), purge_step=until + 1)
+        tensorboard.mkdir(parents=True, exist_ok=True)
+        # Not a SummaryWriter, which starts a thread and a queue between processes for each run.
+        self._tensorboard = EventsWriter(str(tensorboard / "events"))
+        forget = SessionLog(status=SessionLog.START)  # what comes from this step on
+        self._add(Event(step=until + 1, session_log=forget))
 
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
@@ -83,8 +89,12 @@ class MetricsLog:
         summary = Summary()
         for name, value in metrics.items():
             summary.MergeFrom(scalar(f"{split}/{name}", value))
-        # One event holds all of them: each event goes through a queue between processes.
-        self._tensorboard.file_writer.add_summary(summary, step)
+        self._add(Event(step=step, summary=summary))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._tensorboard.write_event(event)
+        self._tensorboard.flush()
 
     def close(self) -> None:
         """Writes the rest to disk."""

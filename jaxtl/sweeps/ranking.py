@@ -59,7 +59,8 @@ def ranking_table(runs: Sequence[Ranked], rest: Path) -> Table:
         if run.result is not None:
             accuracy, loss = f"{run.result['accuracy']:.4f}", f"{run.result['loss']:.4f}"
             result = (accuracy, loss, f"{run.result['step']:,}")
-        table.add_row(*map(value_text, run.varied.values()), *result, run.name)
+        varied = (f"{v:g}" if isinstance(v, float) else str(v) for v in run.varied.values())
+        table.add_row(*varied, *result, run.name)
     return table
 
 
@@ -77,10 +78,6 @@ def write_ranking(path: Path, runs: Sequence[Ranked]) -> None:
         writer.writerow(["run", *runs[0].varied, *(f"val_{name}" for name in metrics), "steps"])
         for run in runs:
             result = run.result or {}
-            measured = [*(result.get(name, math.nan) for name in metrics), result.get("step", "")]
-            writer.writerow([run.name, *run.varied.values(), *measured])
-
-
-def value_text(value: Any) -> str:
-    """A value of a config as people read it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+            steps = int(result["step"]) if result else ""
+            measured = [result.get(name, math.nan) for name in metrics]
+            writer.writerow([run.name, *run.varied.values(), *measured, steps])

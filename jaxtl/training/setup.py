@@ -15,7 +15,7 @@ from jaxtl.console import metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
 from jaxtl.errors import UserError
-from jaxtl.metrics import Evaluation
+from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints, Progress
 from jaxtl.runs.directory import (
@@ -65,7 +65,7 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
             evaluation = training.run()
         finally:
             training.close()
-        result = result_of(training.progress, evaluation, len(data.train.classes))
+        result = result_of(training.progress, evaluation.sums, len(data.train.classes))
         run.finish(result)
         draw_report(run, evaluation, out)
     sums = evaluation.sums
@@ -148,10 +148,10 @@ def run_metadata(config: Config, data: Splits) -> RunMetadata:
     )
 
 
-def result_of(progress: Progress, evaluation: Evaluation, num_classes: int) -> dict[str, float]:
+def result_of(progress: Progress, sums: Sums, num_classes: int) -> dict[str, float]:
     """What `run.json` says of a complete run: steps, best epoch and validation metrics."""
     best_epoch = progress.best_epoch or progress.epoch
-    metrics = evaluation.sums.means(num_classes)
+    metrics = sums.means(num_classes)
     return {"step": progress.step, "best_epoch": best_epoch, **metrics}
 
 
@@ -182,11 +182,12 @@ def _open(
     if checkpoints and progress:
         run.check_same(config, metadata)
         network = with_convention(network, run.metadata().convention)
-        variables = checkpoints.variables(progress.step, split(network)[1])
         if progress.phase not in range(len(config.phases)):
             raise UserError(f"{run.path} is damaged: its checkpoint is in phase {progress.phase}")
-        phase = config.phases[progress.phase].name
-        out.print(f"continuing {run.path} in phase {phase} after epoch {progress.epoch}")
+        phase = config.phases[progress.phase]
+        step = progress.result_step(phase) if progress.finished(phase) else progress.step
+        variables = checkpoints.variables(step, split(network)[1])
+        out.print(f"continuing {run.path} in phase {phase.name} after epoch {progress.epoch}")
     else:
         run.check_empty()
         network, variables, weights = pretrained(config, network)

@@ -201,7 +201,7 @@ def make_score_step(
     *,
     cached: jax.typing.DTypeLike,
     devices: Sequence[jax.Device],
-) -> Callable[..., tuple[Sums, Int[Array, "..."]]]:
+) -> Callable[..., Sums]:
     """Compiles the validation of N runs at once on cached activations.
 
     Args:
@@ -212,20 +212,19 @@ def make_score_step(
 
     Returns:
         A function of all variables, a table of activations, and a sharded chunk of S batches, in
-        which the inputs are rows of the table. It returns the sums (S, N) of each batch and the
-        predicted classes (D, S, N, B / D).
+        which the inputs are rows of the table. It returns the sums (S, N) of each batch.
     """
 
-    def score_step(variables: Variables, table: Array, batch: Batch) -> tuple[Sums, Array]:
+    def score_step(variables: Variables, table: Array, batch: Batch) -> Sums:
         inputs, labels, valid = map(jnp.asarray, batch[:3])
         logits = merge(graph, variables)(table[inputs].astype(cached), start=stage)
-        return lax.psum(_sums(logits, labels, valid), AXIS), jnp.argmax(logits, axis=-1)
+        return lax.psum(_sums(logits, labels, valid), AXIS)
 
-    def score_steps(variables: Variables, table: Array, chunk: Batch) -> tuple[Sums, Array]:
+    def score_steps(variables: Variables, table: Array, chunk: Batch) -> Sums:
         step = jax.vmap(score_step, (_run_axes(variables, stage), None, None))
         return lax.map(lambda batch: step(variables, table, batch), chunk)
 
-    return data_parallel(score_steps, devices, in_axes=(None, None, 0), out_axes=(None, 0))
+    return data_parallel(score_steps, devices, in_axes=(None, None, 0), out_axes=None)
 
 
 def make_feature_step(

@@ -12,7 +12,7 @@ import pytest
 from jaxtl.config import Phase
 from jaxtl.errors import UserError
 from jaxtl.metrics import NONE, Sums
-from jaxtl.runs.checkpoints import Checkpoints, Progress
+from jaxtl.runs.checkpoints import Checkpoints, Group, Progress
 
 VARIABLES = {
     "stem/kernel": jnp.asarray([[1.0, -0.0], [np.pi, 1e-40]]),
@@ -150,3 +150,66 @@ def test_accuracy_counts_first_and_loss_between_equals():
     assert (better.best_step, better.stale) == (3, 0)
     assert Progress(**{**vars(better), "step": 4}).after_epoch(0.91, 9.0).best_step == 4
     assert Progress(sums=Sums(1.0, 1, 1, 1), batch=3).after_epoch(0.1, 1.0).sums == NONE
+
+
+HEADS = {"head/kernel": jnp.arange(12.0).reshape(3, 2, 2) * -0.1}  # of three runs
+COMPLETE = Progress(step=9, epoch=3, best_step=7, best_accuracy=0.9, best_loss=0.1)
+TRUNK = {path: VARIABLES[path] for path in ("stem/kernel", "block_1/bn/mean")}
+
+
+@pytest.fixture
+def run_of_group(tmp_path):
+    """The second of three runs that trained together, and the checkpoint of all three."""
+    (tmp_path / "heads").mkdir()
+    (tmp_path / "run").mkdir()
+    group = Group.write(tmp_path / "heads" / "of-three", TRUNK, HEADS)
+    group.add(tmp_path / "run" / "checkpoints", 1, 7, COMPLETE)
+    return tmp_path / "run" / "checkpoints", group.folder
+
+
+def opened(folder):
+    return Checkpoints(folder, read_only=True)
+
+
+def test_a_run_of_a_group_reads_its_own_variables_bit_for_bit(run_of_group):
+    checkpoints = opened(run_of_group[0])
+    assert checkpoints.newest() == COMPLETE
+    expected = TRUNK | {"head/kernel": HEADS["head/kernel"][1]}
+    assert bits(checkpoints.variables(7, VARIABLES)) == bits(expected)
+    with pytest.raises(UserError, match="keeps the variables of step 7 alone, not 9"):
+        checkpoints.variables(9, VARIABLES)
+
+
+def test_the_checkpoint_of_a_group_that_does_not_fit_is_refused(run_of_group):
+    checkpoints = opened(run_of_group[0])
+    other = VARIABLES | {"head/kernel": jnp.ones((2, 5))}
+    with pytest.raises(UserError, match=r"head/kernel.*\(3, 2, 2\) != \(3, 2, 5\)"):
+        checkpoints.variables(7, other)
+    with pytest.raises(UserError, match="only one of them has top/kernel"):
+        checkpoints.variables(7, VARIABLES | {"top/kernel": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("part", ["", "shared", "stacked"])
+def test_a_run_without_the_checkpoint_of_its_group_is_refused(run_of_group, part):
+    folder, group = run_of_group
+    shutil.rmtree(group / part)
+    match = "is damaged or incomplete" if part else f"{group}, .* move the run back into its sweep"
+    with pytest.raises(UserError, match=match):
+        opened(folder).variables(7, VARIABLES)
+
+
+@pytest.mark.parametrize(
+    ("known", "damaged"),
+    [('"index": 1', '"index": 3'), ('"index": 1', '"index": -1'), ("{", ""), ("folder", "place")],
+)
+def test_a_damaged_place_in_a_group_is_refused(run_of_group, known, damaged):
+    file = run_of_group[0] / "group.json"
+    file.write_text(file.read_text().replace(known, damaged))
+    with pytest.raises(UserError, match=r"group\.json is damaged or incomplete"):
+        opened(run_of_group[0])
+
+
+def test_heads_of_different_numbers_of_runs_are_no_group(tmp_path):
+    with pytest.raises(AssertionError):
+        Group.write(tmp_path / "group", TRUNK, HEADS | {"head/bias": jnp.ones((4, 2))})
+    assert not list(tmp_path.iterdir())

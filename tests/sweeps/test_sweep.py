@@ -4,12 +4,19 @@ import csv
 import io
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import chex
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
-from jaxtl import evaluate, load_run
+from jaxtl import convert, evaluate, load_run
 from jaxtl.errors import UserError
 from jaxtl.models import build, split
 from jaxtl.runs.checkpoints import Checkpoints
@@ -17,6 +24,7 @@ from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import grid, load_sweep
+from jaxtl.training import parallel, step
 from jaxtl.training.setup import open_data, train
 
 pytestmark = pytest.mark.slow
@@ -38,6 +46,15 @@ def get_config() -> Config:
 def sweep():
     {sweep}
 """
+
+
+def wait_until(condition, process):
+    """Polls until a condition holds; a process that ends before is a failure."""
+    while not condition():
+        assert process.poll() is None, "the process ended too early"
+        time.sleep(0.01)
+
+
 LINES = ("loss", "accuracy", "top5")
 VARIED = """yield from grid({
         "phases.head.lr": (1e-2, 3.0),
@@ -93,13 +110,13 @@ def test_a_run_of_a_group_is_the_run_alone(swept, tmp_path, number):
     for run in (alone, together):
         checkpoints = Checkpoints(RunDirectory(run).checkpoints, read_only=True)
         reached[run] = newest = checkpoints.newest()
-        saved[run] = [checkpoints.variables(at, like) for at in (newest.step, newest.best_step)]
+        saved[run] = checkpoints.variables(newest.best_step, like)  # the result
         checkpoints.close()
-    assert reached[alone].step == reached[together].step
-    assert reached[alone].best_step == reached[together].best_step
-    for expected, found in zip(saved[alone], saved[together], strict=True):
-        for path, value in expected.items():
-            np.testing.assert_allclose(found[path], value, rtol=1e-3, atol=1e-4, err_msg=path)
+    for at in ("phase", "epoch", "batch", "step", "stale", "best_step", "best_epoch"):
+        assert getattr(reached[together], at) == getattr(reached[alone], at)
+    for path, value in saved[alone].items():
+        found = saved[together][path]
+        np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-4, err_msg=path)
     expected, found = (
         json.loads((run / "run.json").read_text())["result"] for run in (alone, together)
     )
@@ -137,6 +154,76 @@ def test_a_run_of_a_group_can_be_used_like_any_other(swept):
     _, folder, ranking = swept
     predicted = load_run(folder / ranking[0].name).predict(np.zeros((3, 8, 8, 3), np.uint8))
     np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-5)
+
+
+def group_of(run):
+    """The folder of the checkpoint that a run shares with others."""
+    place = json.loads((run / "checkpoints" / "group.json").read_text())
+    return (run / place["folder"]).resolve()
+
+
+def test_a_run_of_a_group_has_its_slice_of_the_variables_bit_for_bit(swept):
+    variations, folder, _ = swept
+    for number in (0, 7, 14):
+        group = group_of(folder / variations[number].name)
+        with ocp.StandardCheckpointer() as reader:
+            stacked, shared = (reader.restore(group / part) for part in ("stacked", "shared"))
+        assert {len(value) for value in stacked.values()} == {8}
+        chex.assert_tree_all_finite((stacked, shared))
+        assert len({np.asarray(kernel).tobytes() for kernel in stacked["head/kernel"]}) == 8
+        found = split(load_run(folder / variations[number].name).network)[1]
+        assert found.keys() == stacked.keys() | shared.keys()
+        for path, value in found.items():
+            # Of two seeds, whose random trunks differ, each has a group; the seed varies fastest.
+            expected = stacked[path][number // 2, ...] if path in stacked else shared[path]
+            assert np.asarray(value).tobytes() == np.asarray(expected).tobytes(), path
+
+
+def test_the_variables_of_a_group_are_written_once(swept):
+    variations, folder, _ = swept
+    inside = {"checkpoints", "config.json", "metrics.jsonl", "run.json", "tensorboard"}
+    for variation in variations:
+        run = folder / variation.name
+        assert {path.name for path in run.iterdir()} - {"report.html"} == inside
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["group.json"]
+    assert len({group_of(folder / variation.name) for variation in variations}) == 2
+
+
+def test_a_run_without_the_checkpoint_of_its_group_is_refused_in_one_line(swept, tmp_path):
+    variations, folder, ranking = swept
+    moved = tmp_path / "moved"
+    shutil.copytree(folder / variations[0].name, moved)
+    with pytest.raises(UserError, match=r"moved.*which is not there; move the run back") as error:
+        load_run(moved)
+    assert "\n" not in str(error.value)
+    # A sweep that moves as a whole keeps its bits; another sweep has no variables for its runs.
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    name = ranking[0].name
+    before, after = (split(load_run(at / name).network)[1] for at in (folder, whole))
+    chex.assert_trees_all_equal(before, after)
+    group = group_of(whole / name)
+    shutil.rmtree(group / "stacked" / "d")
+    with pytest.raises(UserError, match="stacked is damaged or incomplete"):
+        load_run(whole / name)
+    shutil.rmtree(group)
+    with pytest.raises(UserError, match=f"{group}, .*which is not there"):
+        load_run(whole / name)
+
+
+def test_a_run_of_a_group_can_be_converted_and_trained_to_its_end_once_more(swept, tmp_path):
+    variations, folder, _ = swept
+    run = folder / variations[2].name
+    assert convert.main(["--from", str(run), "--to", str(tmp_path / "run.h5")]) == 0
+    assert (tmp_path / "run.h5").exists()
+    before = json.loads((run / "run.json").read_text())["result"]
+    lines_before = lines(run)
+    copy = tmp_path / "all" / run.name
+    shutil.copytree(run, copy)
+    shutil.copytree(folder / "heads", copy.parent / "heads")
+    config = variations[2].config
+    assert train(config, open_data(config), copy, QUIET) == pytest.approx(before, rel=2e-4)
+    assert lines(copy) == lines_before
 
 
 def test_a_run_that_diverged_is_last_and_is_not_trained_again(tmp_path):
@@ -182,6 +269,62 @@ def test_a_sweep_that_is_continued_trains_only_what_is_missing(swept):
     assert after["accuracy"] == before["accuracy"]
     assert after["loss"] == pytest.approx(before["loss"], rel=2e-4)
     assert {run.name for run in again} == {run.name for run in ranking}
+
+
+SLOW_TO_WRITE = """
+import time
+from jaxtl import cli, sweep
+from jaxtl.runs.metrics_log import MetricsLog
+close = MetricsLog.close
+MetricsLog.close = lambda log: (time.sleep(0.5), close(log))
+cli.run(sweep.main)
+"""
+
+
+def rows(table):
+    with table.open() as file:
+        return {row["run"]: row for row in csv.DictReader(file)}
+
+
+def test_a_sweep_that_is_killed_while_it_writes_its_runs_ends_with_the_same_table(swept, tmp_path):
+    _, reference, _ = swept
+    arguments = ["--cfg", str(reference.parent / "swept.py"), "--workdir", str(tmp_path / "all")]
+    process = subprocess.Popen([sys.executable, "-c", SLOW_TO_WRITE, *arguments])
+    wait_until(lambda: len(list(tmp_path.glob("all/*-*/run.json"))) >= 3, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    runs = [path for path in (tmp_path / "all").glob("*-*") if path.suffix != ".part"]
+    assert 3 <= len(runs) < 16
+    assert all(json.loads((run / "run.json").read_text())["result"] for run in runs)
+    assert len(list(tmp_path.glob("all/*.part"))) == 1  # the run that was being written
+    left = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")}
+    command = [sys.executable, "-m", "jaxtl.sweep", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{len(runs)} of them complete" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert not list(tmp_path.glob("all/**/*.part"))
+    expected, found = rows(reference / "sweep.csv"), rows(tmp_path / "all" / "sweep.csv")
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        close = {key: pytest.approx(float(row[key]), rel=2e-4) for key in row if "val_" in key}
+        assert found[name] | {key: float(found[name][key]) for key in close} == row | close
+
+
+def test_the_heads_of_a_group_are_traced_once_a_phase(tmp_path, monkeypatch):
+    traced = []
+
+    def at_most_once(function, *arguments, **options):
+        if function.__name__ == "train_steps":
+            chex.clear_trace_counter()  # which counts by the place of the call
+            traced.append(function)
+            function = chex.assert_max_traces(function, n=1)
+        return parallel.data_parallel(function, *arguments, **options)
+
+    monkeypatch.setattr(step, "data_parallel", at_most_once)
+    variations = written(tmp_path, "yield from grid({'phases.head.lr': (1e-2, 3e-3, 1e-3)})")
+    ranking = sweep(variations, tmp_path / "all", QUIET)
+    assert [len(lines(tmp_path / "all" / run.name)) > 8 for run in ranking] == [True] * 3
+    assert len(traced) == 2
 
 
 def test_another_sweep_is_not_continued_in_the_same_place(swept, tmp_path):

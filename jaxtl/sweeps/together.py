@@ -1,0 +1,209 @@
+"""Trains runs that only train a head in one program, and writes their directories.
+
+One checkpoint holds the variables of all of them; each run directory points into it
+(docs/decisions/0023-one-checkpoint-for-runs-that-train-together.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from jaxtl.config import Augment, Config
+from jaxtl.console import counter
+from jaxtl.data.sources import Splits
+from jaxtl.files import replacing
+from jaxtl.metrics import quality
+from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
+from jaxtl.runs.checkpoints import Group
+from jaxtl.runs.directory import RunDirectory, RunMetadata
+from jaxtl.runs.metrics_log import MetricsLog
+from jaxtl.sweeps.heads import HeadRun, HeadTraining
+from jaxtl.sweeps.variations import Variation
+from jaxtl.training import setup
+from jaxtl.training.evaluation import Evaluator
+from jaxtl.training.feature_cache import Feed, FrozenPass, Plan, open_feed, plan
+from jaxtl.training.loop import Interrupted, stop_signals
+from jaxtl.training.parallel import replicate
+from jaxtl.training.trainable import Trainable, partition
+
+GROUPS = "heads"
+"""The folder of a sweep that holds a checkpoint for each group of runs that trained together."""
+
+_COPIES = 8  # of a head: start, parameters, gradients, updates, Adam's two, results old and new
+_Plans = list[tuple[Plan, Config]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Runs that differ in learning rates, weight decays, label smoothings and seeds alone."""
+
+    variations: list[Variation]
+    data: Splits
+    network: Network
+    trainables: list[Trainable]
+
+
+def train_together(family: Family, workdir: Path, out: Console) -> list[HeadRun]:
+    """Trains runs that have not begun in one program, or in several where memory asks for it.
+
+    Returns:
+        Those that were trained: none where they train more than a head, or where the features
+        that they train on are not kept in memory.
+
+    Raises:
+        Interrupted: a signal asked for it; nothing is saved of runs that train just now.
+    """
+    shapes, done = split(family.network)[1], []
+    head = sum(4 * shapes[path].size for path in _head_paths(family.network))
+    variations = family.variations
+    while variations:
+        memory = variations[0].config.cache.memory_gb * 1e9
+        most = max(1, int(memory // (_COPIES * head)))
+        group = dataclasses.replace(family, variations=variations[:most])
+        variations = variations[most:]
+        if plans := _plan_features(group):
+            done += _train_group(group, plans, workdir, out)
+    return done
+
+
+def _plan_features(group: Family) -> _Plans:
+    """Decides how the features are kept; nothing where the runs cannot train together.
+
+    Returns:
+        A plan for the training features of each phase, one for the validation of an epoch, and one
+        for that of a result, each with its config: a single run validates its result by the whole
+        network, without rounding to `cache.dtype`.
+    """
+    config, stage = group.variations[0].config, group.network.stage_names[-1]
+    runs = len(group.variations)
+    if runs < 2 or any(trainable.frontier != stage for trainable in group.trainables):
+        return []
+    row = output_spec(group.network, config.model.image_size, stage)
+    unrounded = config.cache.model_copy(update={"dtype": "float32"})
+    exact = config.model_copy(update={"cache": unrounded})
+    train, val = map(len, group.data)
+    plans = [(plan(config, row, train, epochs=p.epochs, runs=runs), config) for p in config.phases]
+    plans += [(plan(c, row, val, epochs=runs, views=1), c) for c in (config, exact)]
+    return plans if all(planned.cached and planned.resident for planned, _ in plans) else []
+
+
+def _train_group(group: Family, plans: _Plans, workdir: Path, out: Console) -> list[HeadRun]:
+    """Trains runs in one program and writes them; none where the features cannot be kept."""
+    configs = [variation.config for variation in group.variations]
+    keys = dict.fromkeys(key for variation in group.variations for key in variation.values)
+    out.print(f"\n{len(configs)} runs train together: they differ in {', '.join(keys)}")
+    network, variables, weights = setup.pretrained(configs[0], group.network)
+    variables = replicate(variables, jax.local_devices())
+    loaders = {c.seed: setup.loader(group.data.train, c, shuffle=True) for c in configs}
+    paths = _head_paths(network)
+    heads = {seed: initial_variables(network, seed, paths) for seed in loaders}
+    with stop_signals() as stop:
+        feeds = _open_features(group, plans, network, variables, out, stop)
+        if feeds is None:
+            return []
+        training = HeadTraining(
+            runs=[HeadRun(variation) for variation in group.variations],
+            network=network,
+            trainables=group.trainables,
+            trunk=partition(variables, paths)[1],
+            heads={path: jnp.stack([heads[c.seed][path] for c in configs]) for path in paths},
+            feeds=feeds,
+            loaders=loaders,
+            out=out,
+        )
+        training.train(stop)
+    metadata = setup.run_metadata(configs[0], group.data).model_copy(update={"weights": weights})
+    _write_runs(training, metadata, workdir)
+    return training.runs
+
+
+def _open_features(
+    group: Family,
+    plans: _Plans,
+    network: Network,
+    variables: Variables,
+    out: Console,
+    stop: threading.Event,
+) -> list[Feed] | None:
+    """Finds the features of each plan, or makes them; None where they cannot be kept after all."""
+    config, stage = group.variations[0].config, network.stage_names[-1]
+    store, phases = setup.feature_store(config), config.phases
+    train, val = (setup.loader(part, config, shuffle=False) for part in group.data)
+    feeds: list[Feed] = []
+    opened: dict[tuple[int, str, bool], Feed] = {}  # phases with as many views share a table
+    for number, (planned, config) in enumerate(plans):
+        training = number < len(phases)
+        if training:
+            out.print(f"{phases[number].name}: {planned.why}")
+        work = FrozenPass(
+            config=config,
+            network=network,
+            variables=variables,
+            loader=train if training else val,
+            stage=stage,
+            row=output_spec(network, config.model.image_size, stage),
+            views=planned.views,
+            augmentation=config.augment if training else Augment(),
+            devices=jax.local_devices(),
+        )
+        key = planned.views, config.cache.dtype, training
+        feed = opened.get(key) or open_feed(planned, work, store, out, stop.is_set)
+        if feed is None:
+            raise Interrupted
+        if feed.table is None:
+            return None
+        opened[key] = feed
+        feeds.append(feed)
+    return feeds
+
+
+def _head_paths(network: Network) -> list[str]:
+    return [path for path in split(network)[1] if stage_of(path) == network.stage_names[-1]]
+
+
+def _write_runs(training: HeadTraining, metadata: RunMetadata, workdir: Path) -> None:
+    """Writes the variables of all runs, and then the directory of each that did not diverge.
+
+    Only the best run gets a report: 64 reports would take longer than everything before them.
+    """
+    results = {i: run.result for i, run in enumerate(training.runs) if run.result is not None}
+    if not results:
+        return
+    (workdir / GROUPS).mkdir(exist_ok=True)
+    # A name that no other sweep has: a run that is moved there must not find other variables.
+    folder = workdir / GROUPS / secrets.token_hex(4)
+    group = Group.write(folder, training.trunk, training.heads)
+    with counter(training.out, "writing the run directories", len(training.runs)) as show:
+        for index, result in results.items():
+            run = training.runs[index]
+            with replacing(workdir / run.variation.name) as part:
+                whole = metadata.model_copy(update={"result": result})
+                _write_run(RunDirectory(part), run, whole, group, index)
+            show(index + 1)
+    best = max(results, key=lambda i: quality(results[i]["accuracy"], results[i]["loss"]))
+    head = {path: value[best] for path, value in training.heads.items()}
+    variables = replicate(training.trunk | head, jax.local_devices())
+    evaluator = Evaluator(training.network, jax.local_devices())
+    directory = RunDirectory(workdir / training.runs[best].variation.name)
+    setup.draw_report(directory, evaluator.evaluate(variables, training.feeds[-1]), training.out)
+
+
+def _write_run(
+    directory: RunDirectory, run: HeadRun, metadata: RunMetadata, group: Group, index: int
+) -> None:
+    """Writes the directory of a complete run, as `jaxtl.train` leaves it but for variables."""
+    directory.path.mkdir()
+    step = run.progress.result_step(run.variation.config.phases[-1])
+    group.add(directory.checkpoints, index, step, run.progress)
+    log = MetricsLog(directory.metrics, directory.tensorboard, until=0)
+    for line in run.metrics:
+        log.write(*line)
+    log.close()
+    directory.begin(run.variation.config, metadata)
