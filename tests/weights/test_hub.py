@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from file_server import refused_address
-from hub_server import Hub, serving
+from hub_server import COMMIT, Hub, serving
 from safetensors.numpy import save
 
 from jaxtl.errors import UserError
@@ -115,6 +115,7 @@ def test_weights_are_downloaded_and_recorded(online, weights):
         "convention": "torch",
         "head": "loaded",
         "left_out": [],
+        "revision": COMMIT,
     }
     assert network.spec.convention.name == "torch"
     assert files_asked(online) == ["config.json", "model.safetensors"]

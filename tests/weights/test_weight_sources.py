@@ -81,13 +81,14 @@ def test_keras_weights_are_downloaded_recorded_and_cached(server, cache, caplog)
         "convention": "keras",
         "head": "new",
         "left_out": [],
+        "revision": None,
     }
     assert (cache / "keras" / name).read_bytes() == server.content
     line = caplog.messages[-1]
     assert line.startswith(f"weights: keras (mobilenet_v2/{name}, sha256 {record.sha256}), head:")
     _, again = make("keras", image_size=160, keras_address=server.address)
     assert again == record
-    assert len(server.ranges_asked) == 1
+    assert len(server.gets) == 1
 
 
 def test_a_published_checksum_is_checked(server, cache):

@@ -1,0 +1,70 @@
+"""Reads HDF5 files that strangers made: nothing beside the file, and no more than it holds.
+
+The format lets a dataset lie in any other file, be any number of bytes that nobody wrote, or be
+compressed a thousandfold; Keras does none of that
+(docs/decisions/0021-a-weights-file-is-a-stranger.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import h5py
+
+Read = Callable[["h5py.Dataset"], np.ndarray]
+"""Reads a dataset; together they have no more bytes than their file, or it raises ValueError."""
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[tuple[h5py.File, Read]]:
+    """Opens a file, and gives what reads its datasets.
+
+    Args:
+        data: the file's bytes.
+
+    Raises:
+        ValueError: it is no such file or refers to another one.
+        Exception: h5py's own, of many kinds, where the file is damaged.
+    """
+    import h5py
+
+    left = len(data)
+
+    def read(dataset: h5py.Dataset) -> np.ndarray:
+        nonlocal left
+        left -= math.prod(dataset.shape) * dataset.dtype.itemsize
+        if left < 0:
+            raise ValueError(f"{dataset.name} and what was read before declare more than it holds")
+        if dataset.dtype.hasobject:
+            raise ValueError(f"{dataset.name} does not hold numbers")
+        return dataset[()]
+
+    with h5py.File(io.BytesIO(data)) as file:
+        file.visititems_links(_check_link)
+        file.visititems(_check_item)
+        yield file, read
+
+
+def _check_link(name: str, link: object) -> None:
+    import h5py
+
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{name} is a link that may lead out of the file")
+
+
+def _check_item(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    import h5py
+
+    if not isinstance(item, h5py.Dataset):
+        return
+    if item.external or item.is_virtual:
+        raise ValueError(f"{name} lies in another file")
+    if item.id.get_create_plist().get_nfilters():
+        raise ValueError(f"{name} is compressed; h5repack -f NONE writes it as Keras does")
