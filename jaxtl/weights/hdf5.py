@@ -47,24 +47,25 @@ def opened(data: bytes) -> Iterator[tuple[h5py.File, Read]]:
         return dataset[()]
 
     with h5py.File(io.BytesIO(data)) as file:
-        file.visititems_links(_check_link)
-        file.visititems(_check_item)
+        wrong = file.visititems_links(_wrong_link) or file.visititems(_wrong_item)
+        if wrong:
+            raise ValueError(wrong)
         yield file, read
 
 
-def _check_link(name: str, link: object) -> None:
+def _wrong_link(name: str, link: object) -> str | None:
     import h5py
 
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{name} is a link that may lead out of the file")
+    inside = isinstance(link, h5py.HardLink)
+    return None if inside else f"{name} is a link that may lead out of the file"
 
 
-def _check_item(name: str, item: h5py.Group | h5py.Dataset) -> None:
+def _wrong_item(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
     import h5py
 
-    if not isinstance(item, h5py.Dataset):
-        return
-    if item.external or item.is_virtual:
-        raise ValueError(f"{name} lies in another file")
-    if item.id.get_create_plist().get_nfilters():
-        raise ValueError(f"{name} is compressed; h5repack -f NONE writes it as Keras does")
+    if isinstance(item, h5py.Dataset):
+        if item.external or item.is_virtual:
+            return f"{name} lies in another file"
+        if item.id.get_create_plist().get_nfilters():
+            return f"{name} is compressed; h5repack -f NONE writes it as Keras does"
+    return None
