@@ -39,24 +39,30 @@ class Written:
 
     Attributes:
         path: of the file.
+        network: its name, with its width where that is not 1.
+        classes: of its head; None without one.
         parameters: the numbers in it, BatchNorm statistics included.
         load: Python that makes the network and loads the file.
         images: what the network that was loaded so takes.
     """
 
     path: Path
+    network: str
+    classes: int | None
     parameters: int
     load: str
     images: str
 
 
-def write_weights(network: Network, path: str | Path) -> Written:
+def write_weights(network: Network, path: str | Path, *, image_size: int | None = None) -> Written:
     """Writes the weights of a network, whole or not at all.
 
     Args:
         network: with its head, if it has one; `without_head` takes it off.
         path: a file that does not exist. Its suffix decides: `.h5` (legacy) and `.weights.h5` for
             `load_weights` of the network in Keras Applications, `.safetensors` for timm's.
+        image_size: pixels a side of the images that it will see, for the words on how to load it;
+            None for its native ones. The file is the same.
 
     Returns:
         What was written, and how to use it.
@@ -74,8 +80,11 @@ def write_weights(network: Network, path: str | Path) -> Written:
     layers = (_keras_layers if framework == "keras" else _timm_layers)(network)
     write_whole(path, encode(layers, spec.convention.name))
     count = sum(array.size for _, arrays in layers for array in arrays.values())
-    load = _keras_line(network, path) if framework == "keras" else _timm_line(network, path)
-    return Written(path, count, load, _images(network, framework))
+    size = image_size or definition(spec.name).native
+    keras = framework == "keras"
+    load = _keras_line(network, path, size) if keras else _timm_line(network, path)
+    label = spec.name if spec.width == 1 else f"{spec.name} of width {spec.width:g}"
+    return Written(path, label, spec.num_classes, count, load, _images(network, framework))
 
 
 def check_target(path: Path, *, network: str, width: float, convention: str) -> None:
@@ -269,14 +278,20 @@ def _stem(path: Path) -> str:
     return str(path)
 
 
-def _keras_line(network: Network, path: Path) -> str:
-    names = definition(network.name).names[network.name]
-    arguments = "" if network.width == 1 else f", alpha={network.width:g}"
+def _keras_line(network: Network, path: Path, size: int) -> str:
+    """The size is said always: the head of each of Keras' models is made for one, and the padding
+    of its MobileNetV2 differs where the size is unknown (its `correct_pad`)."""
+    known = definition(network.name)
+    if network.spec.top and known.deep_top:
+        size = known.native  # Keras flattens the maps, so no other fits
+    arguments = f"weights=None, input_shape=({size}, {size}, 3)"
+    if network.width != 1:
+        arguments += f", alpha={network.width:g}"
     if network.num_classes is None:
         arguments += ', include_top=False, pooling="avg"'
     else:
         arguments += f", classes={network.num_classes}"
-    model = f"model = keras.applications.{names.keras}(weights=None{arguments})"
+    model = f"model = keras.applications.{known.names[network.name].keras}({arguments})"
     return f"{model}; model.load_weights({str(path)!r})"
 
 
