@@ -24,9 +24,8 @@ def convert_source(
     """Writes the weights of a source as another kind of file.
 
     Args:
-        source: as in `jaxtl.create_model`.
-        target: as in `write_weights`.
-        name: of the network that the source holds.
+        source, target: as in `jaxtl.create_model` and `write_weights`.
+        name: of the network that the source holds; None is refused with the names that exist.
         width: the multiplier of its channel counts; None for 1.
         image_size: pixels a side of its images; None for its native ones.
         classes: of its head, which is written; None if it has none.

@@ -113,14 +113,9 @@ def create(
     fresh_head: bool = False,
     seed: int = 0,
 ) -> tuple[Network, WeightsRecord | None]:
-    """`create_model` with the record of the weights.
+    """`create_model` with the record of the weights, which is None when they are random.
 
-    Args:
-        name, num_classes, weights, width, image_size, seed: as in `create_model`.
-        dropout, fresh_head: as in `plan_network`.
-
-    Returns:
-        The network, and the record of its weights; None when they are random.
+    `dropout` and `fresh_head` are those of `plan_network`.
     """
     network = plan_network(
         name,
@@ -189,7 +184,7 @@ def load_weights(
         network: from `plan_network`.
         weights, image_size: as in `create_model`.
         fresh_head: draw a new head even when the file's has as many classes.
-        seed: of what is not loaded.
+        seed: of what is drawn.
 
     Returns:
         The structure in the convention of the weights, all its variables, and the record of the

@@ -32,15 +32,12 @@ def download(
     Proxies are those of the environment.
 
     Args:
-        url: the file's address.
-        path: where to put it.
+        url: its address.
+        path: where to put it; this is returned.
         md5: its published checksum, if any, in hexadecimal.
         answer_timeout: seconds until the server must have answered, the look-up of its name
             included.
         stall_timeout: seconds without a byte after which the connection counts as cut.
-
-    Returns:
-        `path`.
 
     Raises:
         Unavailable: the server cannot be reached, does not have the file, or keeps cutting it off.
@@ -68,12 +65,7 @@ def download(
 
 
 def cached(
-    path: Path,
-    source: str,
-    fetch: Callable[[str], None],
-    *,
-    checksum: str | None,
-    retries: int = 0,
+    path: Path, source: str, fetch: Callable[[str], None], *, checksum: str | None, retries: int = 0
 ) -> Path:
     """A file of the cache; one that is not there, or whose checksum is wrong, is fetched first.
 

@@ -85,8 +85,7 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     Args:
         data: the file's bytes.
         file: its name, for its suffix and for messages.
-        network: the network that the weights are meant for; of its parameters only the names
-            matter.
+        network: that the weights are meant for; of its parameters only the names matter.
 
     Returns:
         The arrays by our paths, in our layouts; what has no place in the network is there by the
@@ -256,19 +255,15 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
                     raise UserError(f"{file} has both {stored[path].name} and {name} for {path}")
                 turned = place is expected[0] and network.spec.convention.bgr
                 stored[path] = Stored(name, _our_layout(place, value, turned=turned))
-    wrong = _fold_biases(stored, expected)
-    if wrong:
+    if wrong := _fold_biases(stored, expected):
         raise UserError(f"{file} does not fit {network.name}: {', '.join(wrong)}")
     return stored
 
 
 def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:
-    """An array of a layer as it lies here; one of another rank is left for the check of shapes.
+    """An array of a layer as it lies here; `turned` if it takes BGR.
 
-    Args:
-        layer: the layer.
-        value: a kernel or a vector, as Keras has it.
-        turned: the kernel takes BGR.
+    One of another rank is left for the check of shapes.
     """
     if value.ndim != 4:
         return value

@@ -73,12 +73,6 @@ def load_into(
     have. The head is loaded when it has as many classes as the file's and follows the same layers,
     unless `fresh_head` asks for a new one.
 
-    Args:
-        network: its structure.
-        stored: the file's arrays by path here.
-        file: the file's name, for messages.
-        fresh_head: keep the network's own head.
-
     Raises:
         Mismatch: a parameter is missing, unexpected or of another shape; the message names them.
         UserError: a parameter is not a finite float, or the file's head is inconsistent.

@@ -50,8 +50,7 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     Args:
         data: the file's bytes.
         file: its name, for its suffix and for messages.
-        network: the network that the weights are meant for; of its parameters only the names
-            matter.
+        network: that the weights are meant for; of its parameters only the names matter.
 
     Returns:
         The arrays by our paths, in our layouts, half precision as float32; what has no place in the

@@ -29,7 +29,6 @@ Arrays = dict[str, np.ndarray]
 
 _Layers = list[tuple[Layer, Arrays]]
 
-
 _TIMM_CONVOLUTIONS = "pre_logits."  # VGG's hidden layers are dense elsewhere (there)
 
 
@@ -90,12 +89,6 @@ def write_weights(network: Network, path: str | Path, *, image_size: int | None 
 def check_target(path: Path, *, network: str, width: float, convention: str) -> None:
     """Refuses what cannot be written, before anything is loaded.
 
-    Args:
-        path: of the file.
-        network: its name in the registry.
-        width: the multiplier of its channel counts.
-        convention: of the weights, `keras` or `torch`.
-
     Raises:
         UserError: as in `write_weights`, which only finds more to refuse in the head.
     """
@@ -105,8 +98,10 @@ def check_target(path: Path, *, network: str, width: float, convention: str) -> 
         raise UserError(f"{path} exists; name another file, or delete it first")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
-    own = "keras" if framework == "keras" else "torch"
-    if convention != own and not definition(network).portable:
+    if (
+        convention != {"keras": "keras", "timm": "torch"}[framework]
+        and not definition(network).portable
+    ):
         instead = ".weights.h5 for Keras" if convention == "keras" else ".safetensors for timm"
         raise UserError(
             f"{path} cannot hold weights of the {convention} convention: {network} pads, strides "
