@@ -162,7 +162,13 @@ def nearest_module(full):
 
 @pytest.mark.parametrize(
     "module",
-    ["training.setup", "training.predictor", "sweeps.sweep", "comparison.compare", "convert"],
+    [
+        "training.setup",
+        "training.predictor",
+        "sweeps.sweep",
+        "comparison.compare",
+        "weights.conversion",
+    ],
 )
 @pytest.mark.slow
 def test_no_other_framework_is_imported(module):

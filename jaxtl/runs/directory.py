@@ -50,6 +50,7 @@ class WeightsMetadata(_Part):
     source: str
     sha256: str
     convention: Literal["keras", "torch"]
+    revision: str | None = None
 
 
 class RunMetadata(_Part):
