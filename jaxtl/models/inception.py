@@ -17,6 +17,7 @@ from jaxtl.models.layers import (
     Convention,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -175,7 +176,7 @@ class ConvNormRelu(nnx.Module):
         # Keras' weights have no scale: the next convolution can do its work.
         self.bn = BatchNorm(out, epsilon=convention.epsilon, scale=convention.name == "torch")
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = nnx.relu(self.bn(self.conv(x), context))
         return nnx.max_pool(x, (3, 3), (2, 2)) if self.pooled else x
 
@@ -200,10 +201,10 @@ class MixedBlock(nnx.Module):
                 setattr(self, unit.name, ConvNormRelu(width, unit, convention))
             self.out += sum(unit.out for unit in branch.ends) or width
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         return jnp.concatenate([self._along(way, x, context) for way in self.branches], axis=-1)
 
-    def _along(self, branch: Branch, x: Maps, context: Context) -> Maps:
+    def _along(self, branch: Branch, x: Maps, context: Context) -> Output:
         if branch.pool == "average":
             x = average_pool(x, counts_padding=self.counts_padding)
         elif branch.pool == "maximum":

@@ -15,6 +15,7 @@ from jaxtl.models.layers import (
     DepthwiseConv,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -77,7 +78,7 @@ class ConvNormRelu6(nnx.Module):
         self.conv = Conv(channels, out, size=size, stride=stride, padding=padding)
         self.bn = BatchNorm(out, epsilon=convention.epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         return nnx.relu6(self.bn(self.conv(x), context))
 
 
@@ -104,7 +105,7 @@ class InvertedResidual(nnx.Module):
         self.project = Conv(inner, out)
         self.project_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         y = x
         if self.expands:
             y = nnx.relu6(self.expand_bn(self.expand(y), context))

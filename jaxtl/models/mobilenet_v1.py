@@ -14,6 +14,7 @@ from jaxtl.models.layers import (
     DepthwiseConv,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -66,7 +67,7 @@ class Stem(nnx.Module):
         self.conv = Conv(channels, out, size=3, stride=2, padding=padding)
         self.bn = BatchNorm(out, epsilon=convention.epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         return nnx.relu6(self.bn(self.conv(x), context))
 
 
@@ -88,7 +89,7 @@ class SeparableBlock(nnx.Module):
         self.pointwise = Conv(channels, out)
         self.pointwise_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = nnx.relu6(self.depthwise_bn(self.depthwise(x), context))
         return nnx.relu6(self.pointwise_bn(self.pointwise(x), context))
 

@@ -14,6 +14,7 @@ from jaxtl.models.layers import (
     Convention,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -73,7 +74,7 @@ class Stem(nnx.Module):
         self.conv = Conv(3, out, size=7, stride=2, padding=((3, 3), (3, 3)))
         self.bn = BatchNorm(out, epsilon=convention.epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = nnx.relu(self.bn(self.conv(x), context))
         return nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
@@ -106,7 +107,7 @@ class Bottleneck(nnx.Module):
         self.expand = Conv(inner, out)
         self.expand_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         y = nnx.relu(self.reduce_bn(self.reduce(x), context))
         y = nnx.relu(self.filter_bn(self.filter(y), context))
         y = self.expand_bn(self.expand(y), context)
