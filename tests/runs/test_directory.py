@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxtl.config.config_file import check
+from jaxtl.config import Config
 from jaxtl.errors import UserError
 from jaxtl.runs.directory import (
     DataMetadata,
@@ -18,7 +18,7 @@ from jaxtl.runs.directory import (
     find_unfinished,
 )
 
-CONFIG = check({"phases": ({"name": "p", "epochs": 1, "train": {"head/.*": 1.0}},)})
+CONFIG = Config.model_validate({"phases": ({"name": "p", "epochs": 1, "train": {"head/.*": 1.0}},)})
 
 SPLIT = SplitMetadata(images=3, sha256="0" * 64)
 METADATA = RunMetadata(

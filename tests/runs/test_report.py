@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from jaxtl.config.config_file import check
+from jaxtl.config import Config
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import MetricsLog
@@ -57,7 +57,7 @@ def page(tmp_path_factory):
             "val": {"images": 10, "sha256": "2"},
         },
     }
-    run.begin(check({"phases": phases}), RunMetadata.model_validate(metadata))
+    run.begin(Config.model_validate({"phases": phases}), RunMetadata.model_validate(metadata))
     log = MetricsLog(run.metrics, run.tensorboard, until=0)
     for step, name in enumerate(("head", "head", "finetune"), start=1):
         for split in ("train", "val"):
