@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
@@ -17,6 +17,7 @@ from jaxtl.data.tfds import open_tfds
 from jaxtl.errors import UserError
 
 
+@runtime_checkable
 class Source(Protocol):
     """Labelled images with random access."""
 

@@ -100,7 +100,7 @@ class Network(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Array | np.ndarray,
         *,
         start: str | None = None,
         stop: str | None = None,

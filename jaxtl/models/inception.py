@@ -16,6 +16,7 @@ from jaxtl.models.layers import (
     ConvNorm,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -178,7 +179,7 @@ def _unit(
 class PooledConvNorm(ConvNorm):
     """The same, and a strided 3x3 maximum."""
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         return nnx.max_pool(super().__call__(x, context), (3, 3), (2, 2))
 
 
@@ -202,10 +203,10 @@ class MixedBlock(nnx.Module):
                 setattr(self, unit.name, _unit(width, unit, convention))
             self.out += sum(unit.out for unit in branch.ends) or width
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         return jnp.concatenate([self._along(way, x, context) for way in self.branches], axis=-1)
 
-    def _along(self, branch: Branch, x: Maps, context: Context) -> Maps:
+    def _along(self, branch: Branch, x: Maps, context: Context) -> Output:
         if branch.pool == "average":
             x = average_pool(x, counts_padding=self.counts_padding)
         elif branch.pool == "maximum":

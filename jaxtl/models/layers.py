@@ -8,14 +8,15 @@ from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Num
 
 from jaxtl.ops.batch_norm import batch_norm, normalise
 from jaxtl.ops.convolution import conv
 from jaxtl.ops.depthwise import depthwise_conv
-from jaxtl.ops.windows import Maps, Padding
+from jaxtl.ops.windows import Maps, Output, Padding
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +96,9 @@ class Preprocess(nnx.Module):
         self.std = convention.std
         self.dtype = dtype
 
-    def __call__(self, x: Array, context: Context) -> Float[Array, "batch height width 3"]:
+    def __call__(
+        self, x: Num[Array | np.ndarray, "batch height width 3"], context: Context
+    ) -> Float[Array, "batch height width 3"]:
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
         return ((x.astype(jnp.float32) - mean) / std).astype(self.dtype)
 
@@ -128,7 +131,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(array(height, width, channels, out))
         self.bias = nnx.Param(array(out)) if bias else None
 
-    def __call__(self, x: Maps) -> Maps:
+    def __call__(self, x: Maps) -> Output:
         y = conv(x, self.kernel[...], self.stride, self.padding)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
@@ -147,7 +150,7 @@ class DepthwiseConv(nnx.Module):
         self.padding = padding
         self.kernel = nnx.Param(array(3, 3, 1, channels))
 
-    def __call__(self, x: Maps) -> Maps:
+    def __call__(self, x: Maps) -> Float[Array, "batch _height _width channels"]:
         return depthwise_conv(x, self.kernel[...], self.stride, self.padding)
 
 
@@ -221,14 +224,14 @@ class ConvNorm(nnx.Module):
         self.bn = BatchNorm(out, epsilon=convention.epsilon, scale=scale)
         self.activation = activation
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         return self.activation(self.bn(self.conv(x), context))
 
 
 class Pool(nnx.Module):
     """Global average pooling: feature maps (B, H, W, C) -> float32 features (B, C)."""
 
-    def __call__(self, x: Maps, context: Context) -> Float[Array, "batch features"]:
+    def __call__(self, x: Maps, context: Context) -> Float[Array, "batch channels"]:
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 

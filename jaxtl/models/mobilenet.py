@@ -16,6 +16,7 @@ from jaxtl.models.layers import (
     DepthwiseConv,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -87,7 +88,7 @@ class InvertedResidual(nnx.Module):
         self.project = Conv(inner, out)
         self.project_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         y = x
         if self.expands:
             y = nnx.relu6(self.expand_bn(self.expand(y), context))

@@ -15,6 +15,7 @@ from jaxtl.models.layers import (
     DepthwiseConv,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -78,7 +79,7 @@ class SeparableBlock(nnx.Module):
         self.pointwise = Conv(channels, out)
         self.pointwise_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = nnx.relu6(self.depthwise_bn(self.depthwise(x), context))
         return nnx.relu6(self.pointwise_bn(self.pointwise(x), context))
 

@@ -15,6 +15,7 @@ from jaxtl.models.layers import (
     ConvNorm,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -74,7 +75,7 @@ class Stem(ConvNorm):
         padding = ((3, 3), (3, 3))
         super().__init__(3, out, convention, nnx.relu, size=7, stride=2, padding=padding)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = super().__call__(x, context)
         return nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
@@ -107,7 +108,7 @@ class Bottleneck(nnx.Module):
         self.expand = Conv(inner, out)
         self.expand_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         y = nnx.relu(self.reduce_bn(self.reduce(x), context))
         y = nnx.relu(self.filter_bn(self.filter(y), context))
         y = self.expand_bn(self.expand(y), context)

@@ -16,6 +16,7 @@ from jaxtl.models.layers import (
     Convention,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -70,7 +71,7 @@ class ConvRelu(nnx.Module):
         self.last = last
         self.conv = Conv(channels, out, size=3, bias=True)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = nnx.relu(self.conv(x))
         return nnx.max_pool(x, (2, 2), (2, 2)) if self.last else x
 
@@ -92,7 +93,7 @@ class FlatHidden(Hidden):
         return super().__call__(x.reshape(len(x), -1), context)
 
 
-def adaptive_average_pool(x: Maps, side: int) -> Float[Array, "batch side side channels"]:
+def adaptive_average_pool(x: Maps, side: int) -> Float[Array, "batch {side} {side} channels"]:
     """Pools maps of any size to side x side, as torch's `AdaptiveAvgPool2d` does.
 
     Cell (i, j) is the mean of the rows floor(i H / side) .. ceil((i + 1) H / side) - 1 and of the

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Maps = Float[Array, "batch height width channels"]
+Output = Float[Array, "batch _height _width out"]  # feature maps of another size
 Pads = Sequence[tuple[int, int]]
 
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
@@ -29,7 +30,7 @@ def pads_of(shape: tuple[int, ...], window: tuple[int, ...], stride: int, paddin
     return padding
 
 
-def windows(x: Maps, window: tuple[int, ...], stride: int, pads: Pads) -> Iterator[Maps]:
+def windows(x: Maps, window: tuple[int, ...], stride: int, pads: Pads) -> Iterator[Array]:
     """Yields, for each position in the window, the pixels that it meets as the window slides.
 
     Args:
