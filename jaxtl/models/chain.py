@@ -121,7 +121,7 @@ class Network(nnx.Module):
         """
         for stage in self.between(start, stop):
             x = getattr(self, stage)(x, context)
-        return x
+        return jnp.asarray(x)
 
     def between(self, start: str | None, stop: str | None) -> tuple[str, ...]:
         """The names of the stages from `start` up to, but not including, `stop`."""

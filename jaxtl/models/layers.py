@@ -100,7 +100,7 @@ class Preprocess(nnx.Module):
         self, x: Num[Array | np.ndarray, "batch height width 3"], context: Context
     ) -> Float[Array, "batch height width 3"]:
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-        return ((x.astype(jnp.float32) - mean) / std).astype(self.dtype)
+        return ((jnp.asarray(x, jnp.float32) - mean) / std).astype(self.dtype)
 
 
 class Conv(nnx.Module):
