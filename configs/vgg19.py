@@ -1,38 +1,28 @@
-"""VGG-19: unfrozen block by block, the nearer to the images at the lower rate.
+"""VGG-19: unfrozen block by block; the first layers learn most slowly.
 
     python -m jaxtl.train --cfg vgg19.py --cfg.data.source=path/to/images
 
 The last phase trains 17.7 of the 20.0 million parameters before the head. There is no BatchNorm to
-hold activations in their range, hence the low rates: each layer has the 2.6th part of that of the
-next one (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). On ImageNet the weights of `keras`
-have a published top-1 of 71.3 %, those of `hf:` 72.4 %, with two more dense layers than here.
+hold activations in their range, hence the low learning rates: that of each layer is that of the
+next one divided by 2.6 (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). On ImageNet the
+weights of `keras` have a published top-1 of 71.3 %, those of `hf:` 72.4 %, with two more dense
+layers than here.
 """
 
-from ml_collections import ConfigDict, config_dict
-
-from jaxtl.config import gradual
+from jaxtl.config import REQUIRED, Augment, Config, Data, Model, gradual
 
 
-def get_config() -> ConfigDict:
-    """The config."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "model": {
-                "name": "vgg19",
-                "image_size": 224,
-                "weights": ("keras", "hf:timm/vgg19.tv_in1k"),
-                "dropout": 0.2,
-            },
-            "data": {"source": config_dict.placeholder(str), "batch_size": 32},
-            "augment": {"horizontal_flip": True},
-            "phases": gradual(
-                ("block5_conv1", "block4_conv1"),
-                epochs=12,
-                lr=2e-4,
-                decay=1 / 2.6,
-                label_smoothing=0.1,
-                patience=3,
-            ),
-        }
+def get_config() -> Config:
+    return Config(
+        model=Model(name="vgg19", weights=("keras", "hf:timm/vgg19.tv_in1k")),
+        data=Data(source=REQUIRED, batch_size=32),
+        augment=Augment(horizontal_flip=True),
+        phases=gradual(
+            ("block5_conv1", "block4_conv1"),
+            epochs=12,
+            lr=2e-4,
+            decay=1 / 2.6,
+            label_smoothing=0.1,
+            patience=3,
+        ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
 import io
 import logging
@@ -26,6 +27,16 @@ COMMANDS = {
     "convert": "write weights as a file for Keras or timm",
 }
 
+EXAMPLES = {
+    "train": "--cfg mnv2.py --cfg.data.source=images --workdir runs/pets",
+    "evaluate": "--run runs/pets --data more-images",
+    "predict": "--run runs/pets new.jpg folder/ --format csv",
+    "sweep": "--cfg sweep_heads.py --workdir runs/heads",
+    "compare": "--data images --budget ms=20",
+    "convert": "--from runs/pets --to pets.h5",
+}
+"""What `--help` of a command ends with."""
+
 
 def main() -> None:
     """The console script `jaxtl`, and `python -m jaxtl`: `jaxtl NAME` is `python -m jaxtl.NAME`."""
@@ -45,10 +56,12 @@ def main() -> None:
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser for `python -m module`."""
+    """An argument parser for `python -m module`, whose help ends with an example."""
+    example = EXAMPLES[module.rpartition(".")[2]]
     flags = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
+        epilog=f"example: python -m {module} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -72,8 +85,8 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     _show_messages()
     keep_compiled_programs()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # paths that are not UTF-8 come out as they are
-            stream.reconfigure(errors="surrogateescape")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="jaxtl")
     try:
         code = command(arguments)
     except UserError as error:
@@ -93,14 +106,25 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     sys.exit(code)
 
 
+def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Writes paths as the bytes that they are, and escapes what the terminal has no letter for."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error("jaxtl", _as_bytes_or_escaped)
+
+
 def use_large_pages() -> None:
     """Starts this process again, once, with an allocator that takes memory in large pages.
 
     Training a whole network on a CPU is bound by page faults otherwise
     (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md). Only on Linux with glibc, where
-    transparent huge pages are on or to be asked for; not where `GLIBC_TUNABLES` is set, another
+    transparent huge pages are on or can be asked for; not where `GLIBC_TUNABLES` is set, another
     allocator is preloaded, or `JAXTL_LARGE_PAGES=0`. The process keeps its id. On a machine with
-    an accelerator it concerns the host's memory alone.
+    an accelerator only the host's memory is concerned.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
@@ -126,9 +150,9 @@ def _show_messages() -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Keeps compiled programs in the user's cache directory, unless JAX was told where already.
+    """Keeps compiled programs in the user's cache directory, unless the user named another one.
 
-    JAX reads the variables when it is imported; one that is there already is told.
+    JAX reads these variables when it is imported; if it was imported before, it is told directly.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(platformdirs.user_cache_dir("jaxtl")) / "xla"

@@ -23,7 +23,16 @@ def console() -> Console:
 
 @contextlib.contextmanager
 def counter(out: Console, title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, which disappears at the end; nothing elsewhere."""
+    """Shows a progress bar on a terminal, which disappears at the end; nothing elsewhere.
+
+    Args:
+        out: the console.
+        title: what is counted.
+        total: where the count ends.
+
+    Yields:
+        A function that takes how many are done.
+    """
     columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
     with Progress(
         *columns,
@@ -93,7 +102,7 @@ class EpochProgress:
 
     @property
     def images_per_second(self) -> float:
-        """Training images a second, without the first batches, which wait for the compiler."""
+        """Training images a second, without the first batches, which include compilation."""
         if self._first is None:
             return 0.0
         since, images = self._first

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exception for mistakes that a user can mend."""
 
 
 class UserError(Exception):

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Files and folders that are written as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def replacing(path: Path) -> Iterator[Path]:
         path: of the file or folder; one that is there is replaced.
 
     Yields:
-        The path to write to; nothing is there yet.
+        The path to write to, which does not exist yet.
 
     Raises:
-        OSError: it cannot be written; nothing new is left.
+        OSError: it cannot be written; what was written is removed.
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     try:
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file or folder was being written when its process died, or is just now."""
+    """Whether a path is one that `replacing` writes to: of a process that runs, or that died."""
     return path.suffix == _UNFINISHED
 
 

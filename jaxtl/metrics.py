@@ -59,7 +59,7 @@ def quality(accuracy: float, loss: float) -> tuple[float, float]:
 
 
 def to_host(sums: Sums) -> list[Sums]:
-    """Fetches the sums (S,) of S steps as Python numbers, which add up without rounding."""
+    """Fetches the sums (S,) of S steps as Python numbers: float64, and integers of any size."""
     return [
         Sums(float(loss), *map(int, counts))
         for loss, *counts in zip(*jax.device_get(sums), strict=True)
@@ -71,7 +71,13 @@ def score(
     labels: Int[np.ndarray, "batch"],
     valid: Bool[np.ndarray, "batch"],
 ) -> Sums:
-    """The sums of a batch on the host, where `valid` is False for padding."""
+    """The sums of a batch on the host.
+
+    Args:
+        log_probabilities: (B, C).
+        labels: class indices (B,).
+        valid: False for padding (B,).
+    """
     of_labels = log_probabilities[np.arange(len(labels)), labels][valid]
     top1, top5 = (np.asarray(h)[valid] for h in _hits(log_probabilities, labels))
     return Sums(

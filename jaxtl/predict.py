@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
@@ -31,9 +31,10 @@ def main(arguments: Sequence[str]) -> int:
 
     import numpy as np
 
+    from jaxtl.data.folders import image_files
     from jaxtl.training.predictor import load_run
 
-    paths = list(_images(given.paths))
+    paths = image_files(given.paths)
     predictor = load_run(given.run)
     probabilities = predictor.predict(paths)
     guesses = [
@@ -42,27 +43,6 @@ def main(arguments: Sequence[str]) -> int:
     ]
     {"table": _table, "csv": _csv, "json": _json}[given.format](paths, guesses)
     return 0
-
-
-def _images(paths: Iterable[Path]) -> Iterable[Path]:
-    """The files among the paths and the images in the folders among them, sorted."""
-    for path in paths:
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if _is_image(p.relative_to(path), path))
-            if not found:
-                raise UserError(f"no images in {path}")
-            yield from found
-        elif path.exists():
-            yield path
-        else:
-            raise UserError(f"no file {path}")
-
-
-def _is_image(path: Path, folder: Path) -> bool:
-    from jaxtl.data.folders import EXTENSIONS
-
-    hidden = any(part.startswith(".") for part in path.parts)
-    return not hidden and path.suffix.lower() in EXTENSIONS and (folder / path).is_file()
 
 
 def _table(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:

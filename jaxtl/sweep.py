@@ -40,10 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     variations = load_sweep(given.cfg, cli.overrides(rest))
     now = time.strftime("%Y%m%d-%H%M%S")
     workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-sweep-{now}"
+    out = console()
+    out.print(f"{workdir}: to continue this sweep if it is stopped, name it with --workdir")
     try:
-        sweep(variations, workdir, console())
+        sweep(variations, workdir, out)
     except Interrupted:
-        print(f"stopped; to continue: the same command with --workdir {workdir}")
+        out.print(f"stopped; to continue: the same command with --workdir {workdir}")
         return 130
     return 0
 

@@ -42,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
             out.print(f"{workdir} is an unfinished run of this config and data; --new starts anew")
     if workdir is None:
         workdir = Path("runs") / f"{Path(given.cfg).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    again = "the same command without --new" if given.new else "the same command"
+    out.print(f"{workdir}: if the run is stopped, {again} continues it")
     try:
         train(config, data, workdir, out)
     except Interrupted:

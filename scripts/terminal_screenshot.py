@@ -7,9 +7,9 @@ It runs the config in WORKDIR, which must not be there yet, and writes what the 
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -23,16 +23,22 @@ _WIDTH = 150  # characters
 
 def main() -> None:
     """Runs and draws."""
-    config, workdir, drawing = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flags.add_argument("config")
+    flags.add_argument("workdir", type=Path)
+    flags.add_argument("drawing", type=Path)
+    given = flags.parse_args()
     keep_compiled_programs()
     out = Console(record=True, width=_WIDTH, highlight=False, file=io.StringIO())
-    loaded = load(config, {})
-    train(loaded, open_data(loaded), workdir, out)
+    config = load(given.config, {})
+    train(config, open_data(config), given.workdir, out)
     out.print()  # the drawing cuts off what hangs below its last line
-    svg = out.export_svg(title=f"python -m jaxtl.train --cfg {config}")
+    svg = out.export_svg(title=f"python -m jaxtl.train --cfg {given.config}")
     # Rich links its fonts from elsewhere; the reader's own monospace font will do.
     svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
-    drawing.write_text(svg.replace("Fira Code", "DejaVu Sans Mono"))
+    given.drawing.write_text(svg.replace("Fira Code", "DejaVu Sans Mono"))
 
 
 if __name__ == "__main__":

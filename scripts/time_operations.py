@@ -10,18 +10,16 @@ depthwise convolution (docs/decisions/0003), of the 1x1 convolution and of Batch
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Callable
+from functools import partial
 
 import dm_pix
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax import lax
 
 from jaxtl.data.augmentation import warp
-from jaxtl.models.layers import Conv
 from jaxtl.ops import convolution, depthwise
 from jaxtl.ops.batch_norm import batch_norm
 
@@ -30,76 +28,66 @@ _PADS = ((1, 1), (1, 1))
 
 
 def main() -> None:
-    """Prints a line a comparison."""
+    """Prints a line for each comparison."""
     for side, channels in ((56, 144), (28, 192), (14, 576)):
-        x, kernel = jnp.ones((_BATCH, side, side, channels)), jnp.ones((3, 3, 1, channels))
-        autodiff = _fastest(_depthwise_by_autodiff, x, kernel, x)
-        ours = _fastest(
-            lambda *of: depthwise._shifted_pull_back(*of, stride=1, pads=_PADS), x, kernel, x
-        )
-        print(f"depthwise gradients {side}x{side}x{channels}: {ours:.0f}, autodiff {autodiff:.0f}")
+        x, kernel = _ones(side, channels), jnp.ones((3, 3, 1, channels))
+        name = f"depthwise gradients {side}x{side}x{channels}"
+        ours = partial(depthwise._shifted_pull_back, stride=1, pads=_PADS)
+        autodiff = _pull_back(lambda x, kernel: depthwise._shifted(x, kernel, 1, _PADS))
+        _compare(name, ours, "autodiff", autodiff, x, kernel, x)
 
     for side, channels, out in ((112, 16, 96), (56, 24, 144), (14, 96, 576)):
-        x, gradient = (jnp.ones((_BATCH, side, side, size)) for size in (channels, out))
-        ours = _fastest(_conv_pull_back(channels, out), x, gradient)
-        straight = _fastest(_product_pull_back, x, jnp.ones((channels, out)), gradient)
-        print(
-            f"1x1 gradients {side}x{side}x{channels} to {out}: {ours:.0f}, "
-            f"of a product in four dimensions {straight:.0f}"
-        )
+        x, gradient = _ones(side, channels), _ones(side, out)
+        ours = _pull_back(lambda x, kernel: convolution.conv(x, kernel[None, None], 1, "SAME"))
+        product, kernel = _pull_back(jnp.matmul), jnp.ones((channels, out))
+        name = f"1x1 gradients {side}x{side}x{channels} to {out}"
+        _compare(name, ours, "of a product in four dimensions", product, x, kernel, gradient)
 
     for side, channels, stride in (
         *((1, 512, 1), (2, 512, 1), (3, 256, 1), (4, 256, 1), (4, 256, 2)),
         *((14, 256, 1), (14, 512, 1), (28, 128, 1), (28, 512, 1)),
         *((56, 64, 1), (56, 256, 1), (56, 128, 2), (112, 64, 1)),
     ):
-        x, kernel = (jnp.ones((_BATCH, side, side, channels)), jnp.ones((3, 3, channels, channels)))
         way = convolution._gathered if side < 5 else convolution._on_large_maps
-        ours, native = (
-            _fastest(_with_gradients(way, stride), x, kernel) for way in (way, convolution._native)
-        )
-        print(
-            f"3x3 convolution and gradients {side}x{side}x{channels}, stride {stride}: "
-            f"{ours:.1f}, XLA's {native:.1f}"
-        )
+        ours, native = (_with_gradients(of, stride) for of in (way, convolution._native))
+        name = f"3x3 convolution and gradients {side}x{side}x{channels}, stride {stride}"
+        x, kernel = _ones(side, channels), jnp.ones((3, 3, channels, channels))
+        _compare(name, ours, "XLA's", native, x, kernel)
 
     for side, channels in ((112, 96), (14, 384)):
-        x, one = jnp.ones((_BATCH, side, side, channels)), jnp.ones(channels)
-        ours, plain = (_fastest(_there_and_back(norm), x, one) for norm in (_norm, _plain_norm))
-        print(f"BatchNorm and gradients {side}x{side}x{channels}: {ours:.0f}, autodiff {plain:.0f}")
+        ours, plain = (_there_and_back(norm) for norm in (_norm, _plain_norm))
+        name = f"BatchNorm and gradients {side}x{side}x{channels}"
+        _compare(name, ours, "autodiff", plain, _ones(side, channels), jnp.ones(channels))
 
-    images = jnp.ones((_BATCH, 224, 224, 3))
     matrices = jnp.eye(3) + 0.01 * jax.random.normal(jax.random.key(0), (_BATCH, 3, 3))
-    ours = _fastest(jax.vmap(warp), images, matrices)
-    theirs = _fastest(jax.vmap(_dm_pix), images, matrices)
-    print(f"resampling 224 px: {ours:.0f}, dm_pix.affine_transform {theirs:.0f}")
+    ours, theirs = jax.vmap(warp), jax.vmap(_dm_pix)
+    images = _ones(224, 3)
+    _compare("resampling 224 px", ours, "dm_pix.affine_transform", theirs, images, matrices)
 
 
-def _depthwise_by_autodiff(
-    x: jax.Array, kernel: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, ...]:
-    return jax.vjp(lambda x, kernel: depthwise._shifted(x, kernel, 1, _PADS), x, kernel)[1](
-        gradient
-    )
+def _ones(side: int, channels: int) -> jax.Array:
+    return jnp.ones((_BATCH, side, side, channels))
+
+
+def _compare(
+    name: str, ours: Callable, other: str, theirs: Callable, *arguments: jax.Array
+) -> None:
+    """Prints the fastest of seven calls of either function, compiled, in milliseconds."""
+    fastest = []
+    for function in (ours, theirs):
+        call = partial(jax.jit(function), *arguments)
+        jax.block_until_ready(call())  # compiles
+        seconds = timeit.repeat(lambda c=call: jax.block_until_ready(c()), number=1, repeat=7)
+        fastest.append(f"{min(seconds) * 1e3:.1f}")
+    print(f"{name}: {fastest[0]}, {other} {fastest[1]}", flush=True)
+
+
+def _pull_back(function: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+    return lambda x, kernel, gradient: jax.vjp(function, x, kernel)[1](gradient)
 
 
 def _with_gradients(way: Callable[..., jax.Array], stride: int) -> Callable[..., jax.Array]:
     return jax.value_and_grad(lambda x, k: way(x, k, stride, _PADS).sum(), argnums=(0, 1))
-
-
-def _conv_pull_back(channels: int, out: int) -> Callable[..., tuple[jax.Array, ...]]:
-    graph, state = nnx.split(Conv(channels, out, rng=np.random.default_rng(0)))
-
-    def pull_back(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, x)[1](gradient)
-
-    return pull_back
-
-
-def _product_pull_back(
-    x: jax.Array, kernel: jax.Array, gradient: jax.Array
-) -> tuple[jax.Array, ...]:
-    return jax.vjp(jnp.matmul, x, kernel)[1](gradient)
 
 
 def _there_and_back(norm: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
@@ -122,15 +110,6 @@ def _plain_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 def _dm_pix(image: jax.Array, matrix: jax.Array) -> jax.Array:
     matrix = jnp.eye(3).at[:2, :2].set(matrix[:2, :2])
     return dm_pix.affine_transform(image, matrix, mode="nearest")
-
-
-def _fastest(function: Callable, *arguments: jax.Array) -> float:
-    compiled, seconds = jax.jit(function), []
-    for _ in range(8):  # the first one compiles
-        begun = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds[1:]) * 1e3
 
 
 if __name__ == "__main__":

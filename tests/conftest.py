@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import jaxtyping
 import platformdirs
 import pytest
 
@@ -15,6 +16,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
+
+# The annotations of jaxtl hold at run time, shapes and types of arrays included.
+jaxtyping.install_import_hook("jaxtl", "type_checker.checked")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -162,7 +162,13 @@ def nearest_module(full):
 
 @pytest.mark.parametrize(
     "module",
-    ["training.setup", "training.predictor", "sweeps.sweep", "comparison.compare", "convert"],
+    [
+        "training.setup",
+        "training.predictor",
+        "sweeps.sweep",
+        "comparison.compare",
+        "weights.conversion",
+    ],
 )
 @pytest.mark.slow
 def test_no_other_framework_is_imported(module):
@@ -173,7 +179,17 @@ def test_no_other_framework_is_imported(module):
     assert not {"tensorflow", "torch", "keras", "tf_keras", "tensorboard"} & loaded
 
 
-@pytest.mark.parametrize("arguments", [["-c", "import jaxtl"], ["-m", "jaxtl.train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-c", "import jaxtl"],
+        *(
+            ["-m", f"jaxtl.{command}", "--help"]
+            for command in ("train", "evaluate", "predict", "sweep", "compare")
+        ),
+    ],
+    ids=lambda arguments: arguments[1],
+)
 def test_jax_is_not_imported_before_it_is_needed(arguments):
     code = [sys.executable, "-X", "importtime", *arguments]
     done = subprocess.run(code, capture_output=True, text=True, check=True)

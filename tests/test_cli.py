@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtl.cli import COMMANDS, overrides, run
+from jaxtl.cli import COMMANDS, EXAMPLES, overrides, run
 from jaxtl.errors import UserError
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -144,3 +144,18 @@ def test_jaxtl_runs_a_command_with_its_flags():
     done = jaxtl("train", "--cfg", "nowhere.py")
     assert done.returncode == 2
     assert done.stderr.startswith("error: no config nowhere.py")
+
+
+def test_every_command_has_an_example():
+    assert EXAMPLES.keys() == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "sweep"])
+def test_the_help_of_a_command_ends_with_an_example_and_imports_no_jax(name):
+    command = [sys.executable, "-X", "importtime", "-m", f"jaxtl.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = done.stdout.splitlines()[-1]
+    assert last == f"example: python -m jaxtl.{name} {EXAMPLES[name]}"
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in loaded
+    assert not {"jax", "numpy", "flax"} & loaded

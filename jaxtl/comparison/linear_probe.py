@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from jaxtl.errors import UserError
 
 FOLDS = 5
-_MOST_STEPS = 2000  # of the solver; scikit-learn warns where they do not do
+_MOST_STEPS = 2000  # of the solver; scikit-learn warns where they are too few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,24 +20,23 @@ class Probe:
     """The accuracy of a linear classifier on images that it was not fitted to.
 
     Attributes:
-        mean: over the folds, in percent.
-        spread: what stands after ±: the standard deviation of the folds' accuracies, in percentage
-            points, as of a sample (divided by one less than the folds). It says how far one fold
-            lies from another, not how far the mean lies from the truth.
+        accuracy: the mean over the folds, in percent.
+        spread: the standard deviation of the folds' accuracies, in percentage points, as of a
+            sample (divided by one less than the folds). It says how far one fold lies from
+            another, not how far the mean lies from the truth.
         folds: how many there were.
     """
 
-    mean: float
+    accuracy: float
     spread: float
     folds: int
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.1f} ± {self.spread:.1f} %"
 
 
 def folds_for(labels: Int[np.ndarray, " images"], classes: Sequence[str]) -> int:
     """How many folds there can be: five, or the images of the rarest class.
-
-    Args:
-        labels: the class of each image.
-        classes: their names.
 
     Raises:
         UserError: there is one class only, or one of them has a single image.
@@ -69,8 +68,8 @@ def linear_probe(
     Args:
         features: of each image, all of them finite.
         labels: the class of each image.
-        folds: parts, each with its share of every class; each is predicted once, by a classifier
-            fitted to all others. No class has fewer images.
+        folds: parts, each with the same fraction of every class; each is predicted once, by a
+            classifier fitted to all others. No class has fewer images.
         seed: which images lie in which fold.
     """
     from sklearn.linear_model import LogisticRegression

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections import Counter
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich.console import Console
 
+from jaxtl.comparison import HEAD_EPOCHS
 from jaxtl.comparison.advice import Budget
 from jaxtl.comparison.candidates import Candidate, Start
 from jaxtl.comparison.costs import measure
-from jaxtl.comparison.linear_probe import linear_probe
-from jaxtl.comparison.results import Failure, Row, Sample, Tuned, Unmeasured
+from jaxtl.comparison.linear_probe import Probe, linear_probe
+from jaxtl.comparison.results import Failure, Row, Tuned, Unmeasured
 from jaxtl.config.config_file import Augment, Config, Data, Model
 from jaxtl.config.phases import Phase, everything, head_only
-from jaxtl.data.sources import Splits
+from jaxtl.data.sources import Source, Splits
 from jaxtl.errors import UserError
 from jaxtl.models import Network, output_spec, split
 from jaxtl.runs.directory import RunDirectory, WeightsMetadata
-from jaxtl.training.feature_cache import FrozenPass, Plan, open_feed
+from jaxtl.training.feature_cache import FrozenPass, stored_outputs
 from jaxtl.training.loop import Diverged
 from jaxtl.training.parallel import replicate
 from jaxtl.training.setup import feature_store, loader, run_metadata, train
 
-HEAD_EPOCHS = 10
-"""Epochs of the head before everything trains; they run on cached features."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """What to measure, and how.
 
     Attributes:
@@ -56,76 +54,152 @@ class Comparison:
     folder: Path
 
 
+class Failed(Exception):
+    """A network cannot be measured; its one argument is the `Failure`."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Work:
-    """A comparison on its images.
+class Contender:
+    """A network of a comparison, with its weights and the images.
 
     Attributes:
-        comparison: what to measure.
-        data: the images.
-        labels: of all of them, those to train on first.
+        comparison, candidate, start, data: what is measured.
         folds: of the linear probe.
         out: the terminal.
+        say: is told what is being done with this network.
     """
 
     comparison: Comparison
+    candidate: Candidate
+    start: Start
     data: Splits
-    labels: Int[np.ndarray, " images"]
     folds: int
     out: Console
+    say: Callable[[str], None]
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """Trains a new head on cached features, then every parameter at a lower learning rate."""
+        name, width, image_size = self.candidate
+        weights = self.start.record.source if self.start.record else None
+        epochs = max(self.comparison.epochs, 1)
+        return Config(
+            model=Model(name=name, width=width, image_size=image_size, weights=weights),
+            data=Data(source=self.comparison.source, batch_size=self.comparison.batch_size),
+            phases=(
+                Phase(name="head", train=head_only(), epochs=HEAD_EPOCHS),
+                Phase(
+                    name="finetune", train=everything(), epochs=epochs, lr=1e-4, schedule="cosine"
+                ),
+            ),
+        )
 
     @property
-    def sample(self) -> Sample:
-        """What accuracy is measured on."""
-        ranking = self.data.val.labels if self.comparison.epochs else self.labels
-        largest = max(Counter(ranking.tolist()).values())
-        classes = len(self.data.train.classes)
-        return Sample(len(self.labels), classes, 100 * largest / len(ranking), self.folds)
+    def _folder(self) -> Path:
+        return self.comparison.folder / self.candidate.label
 
+    def check_run(self) -> None:
+        """Refuses what `fine_tuned` would refuse, before anything is measured.
 
-class OutOfMemory(Exception):
-    """A network needs more memory than there is; the text says with what."""
+        Raises:
+            UserError: its folder holds other files, or a run of another config, of other data, or
+                that began with other weights.
+        """
+        if not self.comparison.epochs or self.start.record is None:
+            return
+        weights = WeightsMetadata(**dataclasses.asdict(self.start.record))
+        metadata = run_metadata(self.config, self.data).model_copy(update={"weights": weights})
+        run = RunDirectory(self._folder)
+        with _named_by_out(), run.locked():
+            if run.exists():
+                run.check_same(self.config, metadata)
+            else:
+                run.check_empty()
 
+    def row(self) -> Row | Unmeasured:
+        """Measures it, but for its fine-tuning.
 
-def measured_row(
-    candidate: Candidate, beginning: Start, work: Work, say: Callable[[str], None]
-) -> Row | Unmeasured:
-    """All that is to be known of one network but for its fine-tuning.
+        Raises:
+            UserError: its features cannot be kept.
+        """
+        record, probe, batch_size = self.start.record, None, self.comparison.batch_size
+        label, image_size = self.candidate.label, self.candidate.image_size
+        try:
+            with within_memory("while it ran over the images"):
+                network = self.start.make()
+                if record is not None:
+                    probe = self._probe(network)
+            with within_memory(f"with {batch_size:,} images a batch"):
+                cost = measure(network, image_size, batch_size, jax.local_devices()[0], self.say)
+        except Failed as error:
+            return Unmeasured(label, image_size, error.args[0])
+        return Row(
+            label,
+            image_size,
+            cost,
+            probe,
+            weights="" if record is None else f"{record.source} sha256:{record.sha256}",
+            tried="; ".join(self.start.tried),
+            ranked_by="fine-tuning" if self.comparison.epochs else "linear probe",
+        )
 
-    Args:
-        candidate: the network.
-        beginning: what it begins with.
-        work: the comparison.
-        say: is told what is being done.
-    """
-    comparison, record, probe = work.comparison, beginning.record, None
-    label, size, batch = candidate.label, candidate.image_size, comparison.batch_size
-    try:
-        with within_memory("while it ran over the images"):
-            network = beginning.make()
-            if record is not None:
-                config = _config(candidate, comparison, record.source)
-                say(f"features of {len(work.labels):,} images with the weights {record.source}")
-                features = _features(config, network, work)
-        if record is not None:
-            if not np.isfinite(features).all():
-                of = f"with the weights {record.source}, which are not those of a trained network"
-                return Unmeasured(label, size, Failure("features not finite", of))
-            say(f"linear probe of {features.shape[1]:,} features")
-            probe = linear_probe(features, work.labels, folds=work.folds)
-        with within_memory(f"with {batch:,} images a batch"):
-            cost = measure(network, size, batch, jax.local_devices()[0], say)
-    except OutOfMemory as error:
-        return Unmeasured(label, size, Failure("out of memory", str(error)))
-    return Row(
-        label,
-        size,
-        cost,
-        probe,
-        weights="" if record is None else f"{record.source} sha256:{record.sha256}",
-        tried="; ".join(beginning.tried),
-        ranked_by="fine-tuning" if comparison.epochs else "linear probe",
-    )
+    def _probe(self, network: Network) -> Probe:
+        weights, labels = self.config.model.weights, np.concatenate([p.labels for p in self.data])
+        self.say(f"features of {len(labels):,} images with the weights {weights}")
+        features = np.concatenate([self._features(network, part) for part in self.data])
+        if not np.isfinite(features).all():
+            of = f"with the weights {weights}, which are not those of a trained network"
+            raise Failed(Failure("features not finite", of))
+        self.say(f"linear probe of {features.shape[1]:,} features")
+        return linear_probe(features, labels, folds=self.folds)
+
+    def _features(self, network: Network, images: Source) -> Float[np.ndarray, "images features"]:
+        """What the network makes of every image before its head, kept for the next time."""
+        devices, stage = jax.local_devices(), network.stage_names[-1]
+        work = FrozenPass(
+            config=self.config,
+            network=network,
+            variables=replicate(split(network)[1], devices),
+            loader=loader(images, self.config, shuffle=False),
+            stage=stage,
+            row=output_spec(network, self.candidate.image_size, stage),
+            views=1,
+            augmentation=Augment(),
+            devices=devices,
+        )
+        try:
+            rows = stored_outputs(work, feature_store(self.config), self.out)
+        except OSError as error:
+            raise UserError(
+                f"the features cannot be kept ({error.strerror}): make room in the user's cache "
+                "directory, or name another one in the variable XDG_CACHE_HOME"
+            ) from error
+        assert rows is not None  # nothing asked to stop
+        return rows
+
+    def fine_tuned(self, row: Row | Unmeasured) -> Row | Unmeasured:
+        """Its row with the result of fine-tuning, where that was asked for and is possible.
+
+        Raises:
+            Interrupted: a signal asked to stop; the run is saved.
+        """
+        if not self.comparison.epochs or self.start.record is None or isinstance(row, Unmeasured):
+            return row
+        self.say("fine-tuning")
+        tuned: Tuned | Failure
+        memory = within_memory(f"with {self.comparison.batch_size:,} images a batch")
+        try:
+            with _named_by_out(), memory:
+                result = train(self.config, self.data, self._folder, self.out)
+        except Failed as error:
+            tuned = error.args[0]
+        except Diverged as error:
+            tuned = Failure("diverged", f"as {str(error).partition(';')[0]}")
+        else:
+            images = len(self.data.val)
+            correct = round(result["accuracy"] * images)
+            tuned = Tuned(correct, images, int(result["best_epoch"]))
+        return dataclasses.replace(row, tuned=tuned)
 
 
 @contextlib.contextmanager
@@ -133,119 +207,14 @@ def within_memory(what: str) -> Iterator[None]:
     """Tells the lack of memory, on the device or the host, from all other errors.
 
     Raises:
-        OutOfMemory: there is not enough for what the block does, `what` in words.
+        Failed: there is not enough for what the block does, `what` in words.
     """
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemory(what) from error
-
-
-def _config(candidate: Candidate, comparison: Comparison, weights: str) -> Config:
-    """A new head on cached features, then every parameter at a lower rate."""
-    epochs = max(comparison.epochs, 1)
-    return Config(
-        model=Model(
-            name=candidate.name,
-            width=candidate.width,
-            image_size=candidate.image_size,
-            weights=weights,
-        ),
-        data=Data(source=comparison.source, batch_size=comparison.batch_size),
-        phases=(
-            Phase(name="head", train=head_only(), epochs=HEAD_EPOCHS),
-            Phase(name="finetune", train=everything(), epochs=epochs, lr=1e-4, schedule="cosine"),
-        ),
-    )
-
-
-def _features(config: Config, network: Network, work: Work) -> Float[np.ndarray, "images features"]:
-    """What the network makes of every image before its head, kept for the next time."""
-    devices, stage = jax.local_devices(), network.stage_names[-1]
-    variables = replicate(split(network)[1], devices)
-    parts = []
-    for part in work.data:
-        frozen = FrozenPass(
-            config=config,
-            network=network,
-            variables=variables,
-            loader=loader(part, config, shuffle=False),
-            stage=stage,
-            row=output_spec(network, config.model.image_size, stage),
-            views=1,
-            augmentation=Augment(),
-            devices=devices,
-        )
-        how = Plan(views=1, cached=True, resident=False, why="")
-        feed = open_feed(how, frozen, feature_store(config), work.out, lambda: False)
-        if feed is None or feed.rows is None:
-            raise UserError(
-                "the features cannot be kept: make room in the user's cache directory, or name "
-                "another one in the variable XDG_CACHE_HOME"
-            )
-        parts.append(feed.rows)
-    return np.concatenate(parts)
-
-
-def check_run(candidate: Candidate, beginning: Start, work: Work) -> None:
-    """Refuses to fine-tune where something else lies, before anything is measured.
-
-    Raises:
-        UserError: the folder holds other files, or a run of another config, of other data, or that
-            began with other weights.
-    """
-    record = beginning.record
-    if not work.comparison.epochs or record is None:
-        return
-    config = _config(candidate, work.comparison, record.source)
-    weights = WeightsMetadata(**dataclasses.asdict(record))
-    metadata = run_metadata(config, work.data).model_copy(update={"weights": weights})
-    run = RunDirectory(work.comparison.folder / candidate.label)
-    with _named_by_out(), run.locked():
-        if run.exists():
-            run.check_same(config, metadata)
-        else:
-            run.check_empty()
-
-
-def fine_tuned(
-    row: Row | Unmeasured,
-    candidate: Candidate,
-    beginning: Start,
-    work: Work,
-    say: Callable[[str], None],
-) -> Row | Unmeasured:
-    """The same row with what fine-tuning came to, where it was asked for and is possible.
-
-    Args:
-        row: of the network.
-        candidate, beginning, work, say: as of `measured_row`.
-
-    Raises:
-        Interrupted: a signal asked to stop; the run is saved.
-    """
-    comparison, record = work.comparison, beginning.record
-    if not comparison.epochs or record is None or isinstance(row, Unmeasured):
-        return row
-    say("fine-tuning")
-    config = _config(candidate, comparison, record.source)
-    tuned = _tuned(config, comparison.folder / candidate.label, work)
-    return dataclasses.replace(row, tuned=tuned)
-
-
-def _tuned(config: Config, folder: Path, work: Work) -> Tuned | Failure:
-    batch = work.comparison.batch_size
-    try:
-        with _named_by_out(), within_memory(f"with {batch:,} images a batch"):
-            metrics = train(config, work.data, folder, work.out)
-    except OutOfMemory as error:
-        return Failure("out of memory", str(error))
-    except Diverged as error:
-        return Failure("diverged", f"as {str(error).partition(';')[0]}")
-    images = len(work.data.val)
-    return Tuned(round(metrics["accuracy"] * images), images, int(metrics["best_epoch"]))
+        raise Failed(Failure("out of memory", what)) from error
 
 
 @contextlib.contextmanager
@@ -253,7 +222,5 @@ def _named_by_out() -> Iterator[None]:
     """Names our flag in what is wrong with a run directory."""
     try:
         yield
-    except Diverged:
-        raise
     except UserError as error:
-        raise UserError(str(error).replace("--workdir", "--out")) from error
+        raise type(error)(str(error).replace("--workdir", "--out")) from error

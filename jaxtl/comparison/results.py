@@ -15,12 +15,10 @@ from jaxtl.comparison.linear_probe import Probe
 from jaxtl.files import write_whole
 
 MARGIN = 0.1
-"""Times of two networks that differ by less than this share count as equal: noise of a machine."""
+"""Times of two networks that differ by a smaller fraction count as equal: noise of a machine."""
 
 WITHIN = f"within {100 * MARGIN:.0f} %"
 """That, in words."""
-
-RankedBy = Literal["linear probe", "fine-tuning"]
 
 
 class Failure(NamedTuple):
@@ -40,33 +38,36 @@ class Failure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What fine-tuning every parameter came to.
+    """The result of fine-tuning every parameter.
 
     Attributes:
-        right: validation images that were classified rightly.
+        correct: validation images that were classified correctly.
         images: all validation images.
         best_epoch: the epoch, counted from 1, whose parameters these are.
     """
 
-    right: int
+    correct: int
     images: int
     best_epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.correct:,}/{self.images:,} = {self.accuracy:.1f} % fine-tuned"
 
     @property
     def accuracy(self) -> float:
         """In percent."""
-        return 100 * self.right / self.images
+        return 100 * self.correct / self.images
 
     @property
     def spread(self) -> float:
-        """The standard error of a share of so many images, in percentage points.
+        """The standard error of a fraction of so many images, in percentage points.
 
         It is that of Agresti and Coull for one standard deviation (The American Statistician 52,
-        1998, p. 119-126), which half an image right and half an image wrong are added for: with
-        all images right it is not 0.
+        1998, p. 119-126), which adds half a correct and half an incorrect image: with all images
+        correct it is not 0.
         """
-        share = (self.right + 0.5) / (self.images + 1)
-        return 100 * math.sqrt(share * (1 - share) / (self.images + 1))
+        fraction = (self.correct + 0.5) / (self.images + 1)
+        return 100 * math.sqrt(fraction * (1 - fraction) / (self.images + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +77,12 @@ class Row:
     Attributes:
         model: its name, with its width where that is not 1: `mobilenet_v2@0.35`.
         image_size: pixels a side.
-        cost: what it costs.
-        probe: how accurate a linear probe of it is; None where its weights could not be had.
+        cost: of the network.
+        probe: its linear probe; None where its weights could not be had.
         weights: where they are from and their sha256; "" where there are none.
         tried: the sources that had none, each with the reason.
-        ranked_by: whose accuracy networks are ranked by, the same in all rows.
-        tuned: what fine-tuning came to; None where there was none, or not yet.
+        ranked_by: the accuracy that networks are ranked by, the same in all rows.
+        tuned: the result of fine-tuning; None where there was none, or not yet.
     """
 
     model: str
@@ -90,88 +91,64 @@ class Row:
     probe: Probe | None
     weights: str
     tried: str = ""
-    ranked_by: RankedBy = "linear probe"
+    ranked_by: Literal["linear probe", "fine-tuning"] = "linear probe"
     tuned: Tuned | Failure | None = None
 
     @property
-    def accuracy(self) -> float | None:
-        """What networks are ranked by, in percent."""
-        if self.ranked_by == "fine-tuning":
-            return self.tuned.accuracy if isinstance(self.tuned, Tuned) else None
-        return None if self.probe is None else self.probe.mean
+    def score(self) -> Probe | Tuned | None:
+        """The accuracy that ranks, with its spread; None where it is not known."""
+        if self.ranked_by == "linear probe":
+            return self.probe
+        return self.tuned if isinstance(self.tuned, Tuned) else None
 
     @property
-    def spread(self) -> float:
-        """What stands after ± of this accuracy, in percentage points; 0 where there is none."""
-        if self.ranked_by == "fine-tuning":
-            return self.tuned.spread if isinstance(self.tuned, Tuned) else 0.0
-        return 0.0 if self.probe is None else self.probe.spread
+    def accuracy(self) -> float | None:
+        """The accuracy that ranks, in percent."""
+        return self.score.accuracy if self.score else None
+
+    @property
+    def density(self) -> float | None:
+        """This accuracy for each million parameters."""
+        return 1e6 * self.score.accuracy / self.cost.parameters if self.score else None
+
+    @property
+    def accuracy_text(self) -> str:
+        """This accuracy as people read it, or why it is not known."""
+        return str(self.score) if self.score else self.lack
 
     @property
     def lack(self) -> str:
-        """Why it has no accuracy to rank by, in a few words; "" where it has one."""
-        if self.accuracy is not None:
-            return ""
+        """Why it has no accuracy to rank by, in a few words."""
         if self.probe is None:
             return "no weights"
         return self.tuned.what if isinstance(self.tuned, Failure) else "not fine-tuned"
 
-    @property
-    def milliseconds(self) -> float:
-        """Of the inference of one image."""
-        return 1e3 * self.cost.single.seconds
 
-    @property
-    def megabytes(self) -> float:
-        """Of the weights, in 1e6 bytes."""
-        return self.cost.weight_bytes / 1e6
-
-    @property
-    def inference_rate(self) -> float:
-        """Images a second in batches."""
-        return self.cost.batch_size / self.cost.inference.seconds
-
-    @property
-    def finetuning_rate(self) -> float:
-        """Images a second while every parameter trains."""
-        return self.cost.batch_size / self.cost.finetuning.seconds
-
-    @property
-    def density(self) -> float | None:
-        """The accuracy that ranks, in percent, for each million parameters."""
-        return None if self.accuracy is None else 1e6 * self.accuracy / self.cost.parameters
-
-
-@dataclasses.dataclass(frozen=True)
-class Unmeasured:
-    """A network that could not be measured.
-
-    Attributes:
-        model, image_size: as of a `Row`.
-        failure: why.
-    """
+class Unmeasured(NamedTuple):
+    """A network that could not be measured, and why."""
 
     model: str
     image_size: int
     failure: Failure
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """The images that accuracy is measured on.
+class Conditions(NamedTuple):
+    """What networks are measured on.
 
     Attributes:
         images: all of them.
         classes: how many classes they have.
-        largest: the share of the largest class among those that rank, in percent: what a guess
-            that is always the same is right in.
+        largest: the accuracy of always guessing the largest class, in percent of the images that
+            rank.
         folds: of the linear probe.
+        device: in words.
     """
 
     images: int
     classes: int
     largest: float
     folds: int
+    device: str
 
     def __str__(self) -> str:
         return f"{self.images:,} images of {self.classes} classes"
@@ -182,6 +159,11 @@ def measured(rows: Sequence[Row | Unmeasured]) -> list[Row]:
     return [row for row in rows if isinstance(row, Row)]
 
 
+def by_tuning(rows: Sequence[Row]) -> bool:
+    """Whether fine-tuned networks are compared."""
+    return any(row.ranked_by == "fine-tuning" for row in rows)
+
+
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
     """The networks that none of them beats in accuracy and speed, the fastest first.
 
@@ -189,10 +171,10 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
     out as well.
     """
     front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (-(row.accuracy or 0.0), row.milliseconds)):
-        if row.accuracy is not None and not any(beats(other, row) for other in front):
+    for row in sorted(rows, key=lambda row: (-(row.accuracy or 0.0), row.cost.latency_ms)):
+        if row.score and not any(beats(other, row) for other in front):
             front.append(row)
-    return sorted(front, key=lambda row: row.milliseconds)
+    return sorted(front, key=lambda row: row.cost.latency_ms)
 
 
 def beats(one: Row, other: Row) -> bool:
@@ -202,52 +184,23 @@ def beats(one: Row, other: Row) -> bool:
     """
     if one.accuracy is None or other.accuracy is None:
         return False
-    slower = other.milliseconds < (1 - MARGIN) * one.milliseconds
-    faster = one.milliseconds < (1 - MARGIN) * other.milliseconds
+    slower = other.cost.latency_ms < (1 - MARGIN) * one.cost.latency_ms
+    faster = one.cost.latency_ms < (1 - MARGIN) * other.cost.latency_ms
     if one.accuracy == other.accuracy:
         return faster
     return one.accuracy > other.accuracy and not slower
 
 
-def accuracy_text(row: Row) -> str:
-    """What a network is ranked by, as people read it: `93.1 ± 0.8 %`, `352/357 = 98.6 %`."""
-    if row.ranked_by == "fine-tuning" and isinstance(row.tuned, Tuned):
-        of = f"{row.tuned.right:,}/{row.tuned.images:,}"
-        return f"{of} = {row.tuned.accuracy:.1f} % fine-tuned"
-    if row.accuracy is None or row.probe is None:
-        return row.lack
-    return f"{plus_minus(row.probe)} %"
-
-
-def largest_text(rows: Sequence[Row], sample: Sample) -> str:
-    """What a guess would be right in: `the largest class has 10.2 % of them`."""
+def largest_text(rows: Sequence[Row], conditions: Conditions) -> str:
+    """The accuracy of a guess: `the largest class has 10.2 % of them`."""
     of = "of the validation images" if by_tuning(rows) else "of them"
-    return f"the largest class has {sample.largest:.1f} % {of}"
+    return f"the largest class has {conditions.largest:.1f} % {of}"
 
 
-def by_tuning(rows: Sequence[Row]) -> bool:
-    """Whether fine-tuned networks are compared."""
-    return any(row.ranked_by == "fine-tuning" for row in rows)
-
-
-def plus_minus(probe: Probe) -> str:
-    """The mean and the standard deviation: `93.1 ± 0.8`."""
-    return f"{probe.mean:.1f} ± {probe.spread:.1f}"
-
-
-def write_comparison(
-    path: Path, rows: Sequence[Row | Unmeasured], sample: Sample, device: str
-) -> None:
-    """Writes all that was measured as CSV, in full precision.
-
-    Args:
-        path: of the file; one that is there is replaced.
-        rows: at least one.
-        sample: the images.
-        device: what they ran on, in words.
-    """
+def write_comparison(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditions) -> None:
+    """Writes all that was measured as CSV, in full precision; a file that is there is replaced."""
     front = pareto_front(measured(rows))
-    lines = [_fields(row, front, sample, device) for row in rows]
+    lines = [_fields(row, front, conditions) for row in rows]
     text = io.StringIO(newline="")
     # What could not be measured has some of the columns only.
     writer = csv.DictWriter(text, max(lines, key=len))
@@ -256,13 +209,11 @@ def write_comparison(
     write_whole(path, text.getvalue().encode())
 
 
-def _fields(
-    row: Row | Unmeasured, front: Sequence[Row], sample: Sample, device: str
-) -> dict[str, Any]:
+def _fields(row: Row | Unmeasured, front: Sequence[Row], conditions: Conditions) -> dict[str, Any]:
     """One line of the CSV; what is not known stays empty."""
     if isinstance(row, Unmeasured):
         return {"model": row.model, "image_size": row.image_size, "failure": str(row.failure)}
-    cost, probe = row.cost, row.probe
+    probe = row.probe
     tuned = row.tuned if isinstance(row.tuned, Tuned) else None
     return {
         "model": row.model,
@@ -271,30 +222,19 @@ def _fields(
         "accuracy": row.accuracy,
         "accuracy_per_million_parameters": row.density,
         "pareto_front": row in front,
-        "probe_accuracy": probe.mean if probe else None,
-        "probe_std": probe.spread if probe else None,
-        "folds": probe.folds if probe else None,
-        "finetuned_accuracy": tuned.accuracy if tuned else None,
-        "finetuned_right": tuned.right if tuned else None,
-        "validation_images": tuned.images if tuned else None,
-        "best_epoch": tuned.best_epoch if tuned else None,
-        "failure": str(row.tuned) if isinstance(row.tuned, Failure) else "",
-        "images": sample.images,
-        "classes": sample.classes,
-        "largest_class_percent": sample.largest,
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "weights_mb": row.megabytes,
-        "latency_ms": row.milliseconds,
-        "latency_calls": cost.single.calls,
-        "batch_size": cost.batch_size,
-        "inference_images_per_second": row.inference_rate,
-        "inference_calls": cost.inference.calls,
-        "finetuning_images_per_second": row.finetuning_rate,
-        "finetuning_calls": cost.finetuning.calls,
-        "inference_memory_mb": cost.inference.memory / 1e6,
-        "finetuning_memory_mb": cost.finetuning.memory / 1e6,
-        "device": device,
+        "probe_accuracy": probe and probe.accuracy,
+        "probe_std": probe and probe.spread,
+        "folds": probe and probe.folds,
+        "finetuned_accuracy": tuned and tuned.accuracy,
+        "finetuned_correct": tuned and tuned.correct,
+        "validation_images": tuned and tuned.images,
+        "best_epoch": tuned and tuned.best_epoch,
+        "failure": row.tuned if isinstance(row.tuned, Failure) else "",
+        "images": conditions.images,
+        "classes": conditions.classes,
+        "largest_class_percent": conditions.largest,
+        **row.cost._asdict(),
+        "device": conditions.device,
         "weights": row.weights or "none",
         "weights_tried": row.tried,
     }

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from jaxtl.comparison.linear_probe import Probe
 from jaxtl.comparison.results import (
     WITHIN,
+    Conditions,
     Row,
-    Sample,
     Tuned,
     Unmeasured,
     by_tuning,
@@ -22,7 +23,6 @@ from jaxtl.comparison.results import (
     measured,
     number,
     pareto_front,
-    plus_minus,
 )
 
 
@@ -30,60 +30,65 @@ class _Column(NamedTuple):
     heading: str
     cell: Callable[[Row], str]
     name: str = ""  # in a list of the columns that there is no room for
-    kind: str = ""  # `sizes` or `tuned`: shown where these differ or were asked for
+    leaves: int = 0  # its place among those that leave where there is no room; 0 if it stays
 
 
-_PROBE = _Column("probe\n%", lambda row: "no weights" if not row.probe else plus_minus(row.probe))
+def _percent(score: Probe | Tuned) -> str:
+    return f"{score.accuracy:.1f} ± {score.spread:.1f}"
 
-# From the left to the right; without room for all, those without a name stay.
-_COLUMNS = (
-    _Column("\npx", lambda row: str(row.image_size), "px", "sizes"),
-    _PROBE,
-    _Column("tuned\n%", lambda row: _tuned(row)[0], "", "tuned"),
-    _Column("tuned\nright", lambda row: _tuned(row)[1], "images right", "tuned"),
-    _Column("best\nepoch", lambda row: _tuned(row)[2], "best epoch", "tuned"),
-    _Column("% per\nM", lambda row: "" if row.density is None else number(row.density), "% per M"),
-    _Column("params\nM", lambda row: number(row.cost.parameters / 1e6), "parameters"),
-    _Column("MACs\nM", lambda row: number(row.cost.macs / 1e6), "MACs"),
-    _Column("size\nMB", lambda row: number(row.megabytes), "size"),
-    _Column("time\nms", lambda row: number(row.milliseconds)),
-    _Column("images\n/s", lambda row: number(row.inference_rate), "images /s"),
-    _Column("tuning\n/s", lambda row: number(row.finetuning_rate), "tuning /s"),
-    _Column("memory\nMB", lambda row: number(row.cost.inference.memory / 1e6), "memory"),
-    _Column("tuning\nMB", lambda row: number(row.cost.finetuning.memory / 1e6), "tuning memory"),
+
+def _tuned(row: Row) -> str:
+    if isinstance(row.tuned, Tuned):
+        return _percent(row.tuned)
+    return row.lack if row.probe else ""
+
+
+def _of_tuned(text: Callable[[Tuned], str]) -> Callable[[Row], str]:
+    return lambda row: text(row.tuned) if isinstance(row.tuned, Tuned) else ""
+
+
+_PIXELS = _Column("\npx", lambda row: str(row.image_size), "px", 5)
+_PROBE = _Column("probe\n%", lambda row: _percent(row.probe) if row.probe else "no weights")
+_TUNED = (
+    _Column("tuned\n%", _tuned),
+    _Column("\ncorrect", _of_tuned(lambda t: f"{t.correct:,}/{t.images:,}"), "correct images", 6),
+    _Column("best\nepoch", _of_tuned(lambda t: str(t.best_epoch)), "best epoch", 4),
 )
-
-# What goes first where there is no room.
-_DISPENSABLE = (
-    *("MACs", "memory", "tuning memory", "best epoch", "px", "images right", "% per M"),
-    *("tuning /s", "images /s", "parameters", "size"),
+_COSTS = (
+    _Column("% per\nM", lambda r: "" if r.density is None else number(r.density), "% per M", 7),
+    _Column("params\nM", lambda r: number(r.cost.parameters / 1e6), "parameters", 10),
+    _Column("MACs\nM", lambda r: number(r.cost.macs / 1e6), "MACs", 1),
+    _Column("size\nMB", lambda r: number(r.cost.weights_mb), "size", 11),
+    _Column("time\nms", lambda r: number(r.cost.latency_ms)),
+    _Column("images\n/s", lambda r: number(r.cost.inference_images_per_second), "images /s", 9),
+    _Column("tuning\n/s", lambda r: number(r.cost.finetuning_images_per_second), "tuning /s", 8),
+    _Column("memory\nMB", lambda r: number(r.cost.inference_memory_mb), "memory", 2),
+    _Column("tuning\nMB", lambda r: number(r.cost.finetuning_memory_mb), "tuning memory", 3),
 )
 
 
 def comparison_table(
-    rows: Sequence[Row | Unmeasured], sample: Sample, device: str, *, width: int, rest: Path
+    rows: Sequence[Row | Unmeasured], conditions: Conditions, *, width: int, rest: Path
 ) -> Table:
-    """All networks as a table of whole columns: as many as a terminal has room for.
+    """All networks as a table of whole columns: as many as a terminal of this width has room for.
 
     Args:
         rows: at least one.
-        sample: the images.
-        device: what the networks ran on, in words.
-        width: of the terminal.
+        conditions: of all of them.
+        width: in characters.
         rest: the file that holds what there is no room for.
     """
     several = len({row.image_size for row in rows}) > 1
-    shown = {"": True, "sizes": several, "tuned": by_tuning(measured(rows))}
-    columns = [column for column in _COLUMNS if shown[column.kind]]
+    tuned = _TUNED if by_tuning(measured(rows)) else ()
+    columns = [*[_PIXELS] * several, _PROBE, *tuned, *_COSTS]
+    leaving = sorted((column for column in columns if column.leaves), key=lambda c: c.leaves)
     left_out: list[str] = []
-    dispensable = [name for name in _DISPENSABLE if name in {column.name for column in columns}]
-    while dispensable and _width(_table(rows, columns)) > width:
-        left_out.append(dispensable.pop(0))
-        columns = [column for column in columns if column.name != left_out[-1]]
+    while leaving and _width(_table(rows, columns)) > width:
+        left_out.append(leaving[0].name)
+        columns.remove(leaving.pop(0))
     table = _table(rows, columns)
-    table.caption = "\n".join(
-        [*_caption(rows, sample, device), *([f"{', '.join(left_out)}: {rest}"] if left_out else [])]
-    )
+    more = [f"{', '.join(left_out)}: {rest}"] if left_out else []
+    table.caption = "\n".join([*_caption(rows, conditions), *more])
     return table
 
 
@@ -99,11 +104,10 @@ def _table(rows: Sequence[Row | Unmeasured], columns: Sequence[_Column]) -> Tabl
     for row in rows:
         if isinstance(row, Unmeasured):
             cells = [row.failure.what if column is _PROBE else "" for column in columns]
-            table.add_row("", row.model, *cells, style="dim")
         else:
             cells = [column.cell(row) for column in columns]
-            style = "dim" if row.accuracy is None else ""
-            table.add_row("●" if row in front else "", row.model, *cells, style=style)
+        known = isinstance(row, Row) and row.score
+        table.add_row("●" if row in front else "", row.model, *cells, style="" if known else "dim")
     return table
 
 
@@ -112,30 +116,20 @@ def _width(table: Table) -> int:
     return Measurement.get(wide, wide.options, table).maximum
 
 
-def _caption(rows: Sequence[Row | Unmeasured], sample: Sample, device: str) -> list[str]:
-    known = measured(rows)
-    sizes = {row.image_size for row in rows}
+def _caption(rows: Sequence[Row | Unmeasured], conditions: Conditions) -> list[str]:
+    known, sizes = measured(rows), {row.image_size for row in rows}
     at = f" at {sizes.pop()} px" if len(sizes) == 1 else ""
-    lines = [f"{sample}, {largest_text(known, sample)}; on {device}{at}."]
+    lines = [f"{conditions}, {largest_text(known, conditions)}; on {conditions.device}{at}."]
     if not known:
         return lines
-    calls = min(part.calls for row in known for part in row.cost.programs)
+    calls = min(n for row in known for key, n in row.cost._asdict().items() if "calls" in key)
     ranks = "tuned (± is its standard error)" if by_tuning(known) else "probe"
     return [
         *lines,
-        f"Probe: mean ± standard deviation of {sample.folds} folds. Ranked by: {ranks}, which % "
-        "per M divides by million parameters.",
+        f"Probe: mean ± standard deviation of {conditions.folds} folds. Ranked by: {ranks}, which "
+        "% per M divides by million parameters.",
         "Time: of the inference of one image, the best of three measurements; images /s: "
         f"of inference with {known[0].cost.batch_size} images a batch; tuning /s: "
         f"the same while every parameter trains. Lower quartiles of {calls} calls or more.",
         f"● on the Pareto front of that accuracy and time, where times {WITHIN} count as equal.",
     ]
-
-
-def _tuned(row: Row) -> tuple[str, str, str]:
-    """Accuracy, images and best epoch, as the table has them."""
-    if isinstance(row.tuned, Tuned):
-        right = f"{row.tuned.right:,}/{row.tuned.images:,}"
-        accuracy = f"{row.tuned.accuracy:.1f} ± {row.tuned.spread:.1f}"
-        return accuracy, right, str(row.tuned.best_epoch)
-    return (row.lack if row.probe else ""), "", ""

@@ -1,9 +1,11 @@
-"""The config of a run: its schema, config files and flags."""
+"""The config of a run: its schema, config files and flags, and what a config file imports."""
 
-from jaxtl.config.config_file import Augment, Cache, Config, Data, Model, Phase
-from jaxtl.config.phases import everything, from_stage, gradual, head_only
+from jaxtl.config.config_file import REQUIRED, Augment, Cache, Config, Data, Model
+from jaxtl.config.phases import Phase, everything, from_stage, gradual, head_only
+from jaxtl.config.recipes import fine_tuning
 
 __all__ = [
+    "REQUIRED",
     "Augment",
     "Cache",
     "Config",
@@ -11,6 +13,7 @@ __all__ = [
     "Model",
     "Phase",
     "everything",
+    "fine_tuning",
     "from_stage",
     "gradual",
     "head_only",

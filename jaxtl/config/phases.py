@@ -24,6 +24,7 @@ class Stages(Checked):
             from each stage with parameters to the one before it.
     """
 
+    place = "train"
     from_stage: str | None
     decay: Annotated[float, Field(gt=0, le=1)]
 
@@ -64,7 +65,7 @@ class Phase(Checked):
         clip_norm: the largest global norm of the trained gradients.
         schedule: `constant`, or `cosine` down to zero over the phase.
         warmup_epochs: the learning rate rises linearly over this many epochs.
-        label_smoothing: the share of each label spread over all classes.
+        label_smoothing: the fraction of each label that is spread over all classes.
         batch_norm: what the BatchNorms of trained stages do: `frozen` (scale and shift learn, the
             statistics stay) or `train` (normalise by the batch, across devices, and move the
             statistics).
@@ -75,6 +76,7 @@ class Phase(Checked):
         restore_best: end the phase with its best parameters rather than with its last.
     """
 
+    place = "phases.{name}"
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     train: Rules
     epochs: Annotated[int, Field(ge=1)]
@@ -91,8 +93,8 @@ class Phase(Checked):
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
 
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Phase:
+    def model_post_init(self, context: Any) -> None:
+        """Refuses settings that would have no effect."""
         if self.optimizer != "sgd" and self.momentum != Phase.model_fields["momentum"].default:
             raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
         if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
@@ -101,7 +103,6 @@ class Phase(Checked):
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"
             )
-        return self
 
 
 def head_only() -> dict[str, float]:
@@ -110,18 +111,18 @@ def head_only() -> dict[str, float]:
 
 
 def from_stage(name: str, decay: float = 0.9) -> Stages:
-    """Trains a stage and all after it, each stage at a lower rate than the one after it.
+    """Trains a stage and all after it, each stage at a lower learning rate than the next.
 
     Args:
         name: of the stage, such as `block_14`; the table at the start of a run lists them.
-        decay: see `Stages`, above 0 and at most 1, where all train at the same rate. The default is
-            that of the largest ELECTRA.
+        decay: see `Stages`, above 0 and at most 1, where all train at the same learning rate. The
+            default is that of the largest ELECTRA.
     """
     return Stages(from_stage=name, decay=decay)
 
 
 def everything(decay: float = 1.0) -> Stages:
-    """Trains all stages, at the same rate or at rates that decay as in `from_stage`."""
+    """Trains all stages, at one learning rate or at rates that decay as in `from_stage`."""
     return Stages(from_stage=None, decay=decay)
 
 
@@ -151,17 +152,8 @@ def gradual(
             "as ('top', 'block_14')"
         )
     of_head = {key: value for key, value in settings.items() if not key.startswith("batch_norm")}
-    head = Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **of_head)
+    rules = {f"from_{stage}": from_stage(stage, decay) for stage in stages}
     return (
-        head,
-        *(
-            Phase(
-                name=f"from_{stage}",
-                train=from_stage(stage, decay),
-                epochs=epochs,
-                lr=lr,
-                **settings,
-            )
-            for stage in stages
-        ),
+        Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **of_head),
+        *(Phase(name=n, train=rule, epochs=epochs, lr=lr, **settings) for n, rule in rules.items()),
     )

@@ -1,8 +1,8 @@
 """Random changes to training images, on the device.
 
 Each image has a key of its own, so the result does not depend on how a batch is spread over
-devices. What is drawn is kept apart from how it is applied: `draw_geometry` turns a key into
-numbers, `pull_matrix` turns the numbers into one matrix.
+devices. `draw_geometry` turns a key into numbers, `pull_matrix` turns the numbers into one matrix,
+and `warp` applies it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Geometry(NamedTuple):
     """Where the pixels of one changed image come from.
 
     Attributes:
-        corner: the top and left edge of the box that is kept, as shares of height and width.
-        box: the height and width of that box, as shares of height and width.
+        corner: the top and left edge of the box that is kept, as fractions of height and width.
+        box: the height and width of that box, as fractions of height and width.
         shear: in degrees.
         zoom: the scale of columns and that of rows (Keras' zx and zy); above 1 things get smaller.
         flip: whether rows and whether columns are mirrored.
@@ -93,13 +93,13 @@ def _augment_one(
 
 
 def draw_geometry(key: Key[Array, ""], config: Augment) -> Geometry:
-    """Draws the geometry of one image; what `config` does not ask for is drawn as no change.
+    """Draws the geometry of one image; without a range in `config` a change is left out.
 
     Args:
         key: the image's key.
         config: the ranges. The area of the box is uniform in `crop_scale`; its aspect ratio is
             log-uniform over the part of [3/4, 4/3] with which a box of this area fits into the
-            image (images are square here, so it is a ratio of shares); its place is uniform.
+            image (images are square here, so it is a ratio of fractions); its place is uniform.
     """
     keys = _keys(key)
     corner, box = jnp.zeros(2), jnp.ones(2)
@@ -151,7 +151,7 @@ def pull_matrix(geometry: Geometry, height: int, width: int) -> Float[Array, "3 
 def warp(
     pixels: Float[Array, "height width 3"], matrix: Float[Array, "3 3"]
 ) -> Float[Array, "height width 3"]:
-    """Resamples an image bilinearly; outside of it the nearest edge goes on.
+    """Resamples an image bilinearly; outside of it the nearest edge is repeated.
 
     Args:
         pixels: of any range.

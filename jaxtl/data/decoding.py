@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -13,8 +14,15 @@ from jaxtl.errors import UserError
 
 Resize = Literal["stretch", "crop"]
 
-# What Pillow may try. The list keeps readers that run other programs (EPS) away from foreign files.
+# The formats that Pillow may try. Left out are readers that run other programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+MOST_PIXELS = 2**26
+"""Of an image file: 67 megapixels, more than most cameras take. Pillow holds them in 256 MiB, and
+up to 16 threads decode an image each."""
+
+# Pillow warns of images that are larger still; here they are refused.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 # How to turn the stored pixels upright, by the EXIF tag Orientation (CIPA DC-008, section 4.6.5).
 _ORIENTATION_TAG = 0x0112
@@ -34,7 +42,7 @@ def decode(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Decodes an image to RGB, upright, of `size` x `size` pixels.
 
-    What becomes of the kinds of images that are not 8-bit RGB:
+    Images that are not 8-bit RGB are converted:
     - Transparency is dropped and the colours below it are kept, as Keras' `load_img` and
       TensorFlow's `decode_image(channels=3)` do.
     - 16-bit images keep their upper 8 bits (value // 256), as libpng's `png_set_strip_16` does.
@@ -42,8 +50,8 @@ def decode(
     - CMYK goes through Pillow's conversion without a colour profile.
     - Of an animation the first frame is taken.
 
-    Resizing is bilinear with antialiasing (Pillow's). A JPEG of at least twice the size is decoded
-    at a half, a quarter or an eighth of its size, which its DCT gives almost for free.
+    Resizing is bilinear with antialiasing (Pillow's). A JPEG of at least twice `size` is decoded
+    at a half, a quarter or an eighth of its own size, which takes less time (Pillow's `draft`).
 
     Args:
         image: the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file, or uint8 pixels of shape
@@ -56,8 +64,9 @@ def decode(
         Pixels, 0..255.
 
     Raises:
-        UserError: the image is empty, damaged, too large or of another kind. The message says
-            what is wrong; which image it is the caller must add.
+        UserError: the image is empty, damaged, of another kind, or a file of more than
+            `MOST_PIXELS`, which is refused by its header. The message says
+            what is wrong; the caller adds which image it is.
     """
     opened = _from_array(image) if isinstance(image, np.ndarray) else _from_bytes(image, size)
     width, height = opened.size
@@ -86,6 +95,8 @@ def _from_bytes(encoded: bytes, size: int) -> Image.Image:
         raise UserError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise _too_large()
             image.draft(None, (size, size))  # only JPEG: the smallest scale not below `size`
             image.load()
             return _to_rgb(_upright(image))
@@ -94,10 +105,17 @@ def _from_bytes(encoded: bytes, size: int) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise UserError("not a JPEG, PNG, WebP, BMP, GIF or TIFF image") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"too large to decode safely: {error}") from error
+        raise _too_large() from error
     except Exception as error:  # damaged bytes bring nearly every kind of error out of the decoders
         reason = str(error) or type(error).__name__
         raise UserError(f"damaged or not supported: {reason}") from error
+
+
+def _too_large() -> UserError:
+    return UserError(
+        f"too large to decode safely: it has more than {MOST_PIXELS / 1e6:.0f} megapixels; "
+        "make it smaller"
+    )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -115,9 +133,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_from_16_bit(np.asarray(image))).convert("RGB")
     if image.mode == "F":
         return Image.fromarray(_from_floats(np.asarray(image))).convert("RGB")
-    # Transparency is dropped in any case; said so here, Pillow does not warn of it.
+    # Transparency is dropped in any case; without this Pillow warns of it.
     image.info.pop("transparency", None)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _from_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "height width"]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +121,33 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
     return train, _source(root / second, found, train.classes)
 
 
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """The files among the paths, and the images in the folders among them, searched to any depth.
+
+    Hidden files and folders are passed over. The images of a folder are sorted by name.
+
+    Raises:
+        UserError: a path is not there or cannot be read, or a folder has no images.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no file {path}")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        with _readable():
+            images = sorted(name for name in _files(path, "") if _is_image(name))
+        if not images:
+            raise UserError(f"no images in {path}")
+        found += [path / name for name in images]
+    return found
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)
+
+
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
     """Turns an OSError inside a `with` block into a UserError that names the path."""
@@ -152,8 +179,8 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
     others: list[str] = []
     for name in _subfolders(root):
         files = sorted(_files(root / name, f"{name}/"))
-        images[as_text(name)] = [path for path in files if path.lower().endswith(EXTENSIONS)]
-        others += [path for path in files if not path.lower().endswith(EXTENSIONS)]
+        images[as_text(name)] = [path for path in files if _is_image(path)]
+        others += [path for path in files if not _is_image(path)]
     if not images:
         raise UserError(f"{root} is empty: it needs one folder of images for each class")
     empty = [name for name in images if not images[name]]
@@ -175,7 +202,7 @@ def _refuse_or_report_loose_images(root: Path) -> None:
         loose = sorted(
             e.name
             for e in entries
-            if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".") and not e.is_dir()
+            if _is_image(e.name) and not e.name.startswith(".") and not e.is_dir()
         )
     if loose and not _subfolders(root):
         raise UserError(

@@ -20,8 +20,8 @@ class Batch(NamedTuple):
     """A batch on the host.
 
     Attributes:
-        inputs: images, RGB, 0..255, uint8 (B, H, W, 3); or what stands for them: activations
-            (B, ...), or their rows in a table (B,).
+        inputs: images, RGB, 0..255, uint8 (B, H, W, 3); or their activations (B, ...); or the
+            rows of these in a table (B,).
         labels: indices into the classes of the source.
         valid: False for the zeros that fill up the last batch of an epoch.
         indices: of the images in the source.
@@ -38,9 +38,9 @@ class Batch(NamedTuple):
 class Loader:
     """Reads, decodes and batches the images of a source.
 
-    Every image comes exactly once an epoch. Data that fit into `memory_bytes` once decoded are
-    decoded at the first use and kept; larger data are decoded anew every epoch, on threads. Both
-    give the same batches, bit for bit.
+    Every image comes exactly once an epoch. Images that fit into `memory_bytes` are decoded at the
+    first use and kept; others are decoded on threads in every epoch. Both give the same batches,
+    bit for bit.
 
     Args:
         source: the images.
@@ -78,11 +78,11 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches an epoch, the last and perhaps short one included."""
+        """Batches an epoch, the last one included, which may be short."""
         return -(-len(self) // self.batch_size)
 
     def once_through(self, batch_size: int) -> Loader:
-        """A loader of the same images in the order of the source, which keeps nothing."""
+        """A loader of the same images in the order of the source, which does not keep them."""
         return Loader(
             self.source,
             image_size=self.image_size,
@@ -120,9 +120,8 @@ class Loader:
     def rows(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
         """Yields the same batches with the images' indices instead of the images.
 
-        With finite `views` the view of an image moves on by one every epoch, beginning at its
-        index: so many epochs show every view of every image once, and each epoch mixes them.
-        With 0 every epoch is a view of its own.
+        Image i shows view (i + epoch) mod `views`: after `views` epochs every view of every image
+        has come once, and each epoch mixes views. With 0 the number of the view is the epoch.
         """
         order = self._order(epoch).astype(np.int32)
         for first in range(start_step * self.batch_size, len(order), self.batch_size):

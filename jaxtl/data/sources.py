@@ -1,4 +1,4 @@
-"""Where labelled images come from: from the words of a config to random access."""
+"""Data sources: `digits`, class folders and TFDS, opened by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
@@ -17,6 +17,7 @@ from jaxtl.data.tfds import open_tfds
 from jaxtl.errors import UserError
 
 
+@runtime_checkable
 class Source(Protocol):
     """Labelled images with random access."""
 
@@ -30,11 +31,11 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of what makes these data these data, wherever they lie."""
+        """SHA-256, in hexadecimal, of the data: the same wherever they are stored."""
 
     @property
     def version(self) -> str:
-        """SHA-256 of what changes whenever an image may have changed, where these data lie."""
+        """SHA-256 of the data where they are stored: it differs once an image may have changed."""
 
     def __len__(self) -> int: ...
 
@@ -97,7 +98,7 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """Some images of a source, with labels in an order of classes of their own.
+    """Some images of a source, with an order of classes of their own.
 
     Attributes:
         source: the source.
@@ -143,9 +144,10 @@ def open_splits(spec: str, *, val_fraction: float, seed: int) -> Splits:
     Args:
         spec: `digits`, the path of a folder (see `open_folder`), or `tfds:NAME` or `tfds:DIR` (see
             `open_tfds`).
-        val_fraction: where the source has no split of its own, the share of each class that is kept
-            for validation, in (0, 1): rounded, but at least one image of each class either side.
-        seed: which images these are, 0..2**32 - 1.
+        val_fraction: where the source has no split of its own, the fraction of each class that is
+            kept for validation, in (0, 1): rounded, but at least one image of each class is in
+            each split.
+        seed: draws these images, 0..2**32 - 1.
 
     Raises:
         UserError: there is no such source, it holds no proper data set, it has a single class, or a
@@ -190,23 +192,23 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
 
 
 def absolute(spec: str) -> str:
-    """The same source in words that mean it from any working directory."""
+    """The same source by a path that does not depend on the working directory."""
     kind, colon, name = spec.rpartition("tfds:")
     path = Path(name).expanduser()
     return f"{kind}{colon}{path.resolve()}" if spec != "digits" and path.exists() else spec
 
 
 def found_line(source: Source) -> str:
-    """The line with which Keras greets a data set: `Found 202 images belonging to 2 classes.`"""
+    """What Keras prints of a data set: `Found 202 images belonging to 2 classes.`"""
     return f"Found {len(source)} images belonging to {len(source.classes)} classes."
 
 
 def stratified_split(
     source: Source, val_fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " val"]]:
-    """Draws the same share of every class; returns the indices of either side, ascending.
+    """Draws the same fraction of every class; returns the indices of both splits, ascending.
 
-    Not scikit-learn's splitters: they share out the total, which can leave a rare class without a
+    Not scikit-learn's splitters: they divide the total, which can leave a rare class without an
     image for validation, and they refuse sets that are smaller than twice the number of classes.
     The generator is NumPy's `RandomState`, whose numbers NumPy promises never to change.
 

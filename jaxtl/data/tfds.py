@@ -28,7 +28,7 @@ class TfdsSource:
 
     Attributes:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
-        num_bytes: how large the split is, as the data set states it.
+        num_bytes: size of the split, as the data set states it.
         read: gives the encoded image of an index.
         labels: one an image, an index into `classes`.
         classes: the names of the classes.

@@ -6,6 +6,7 @@ A new network is a file of its own and its name in `_FILES` (docs/adding-a-netwo
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from jaxtl.errors import UserError
 from jaxtl.models import inception, mobilenet, mobilenet_v1, resnet, vgg
@@ -58,10 +59,10 @@ REGISTRY: dict[str, Definition] = {
 
 
 def definition(name: str) -> Definition:
-    """What the file of a network provides.
+    """Looks a network up in the registry.
 
     Raises:
-        UserError: no network has that name; the nearest is named.
+        UserError: no network has that name; the message names the nearest.
     """
     if name not in REGISTRY:
         near = difflib.get_close_matches(name, REGISTRY, n=1) or sorted(REGISTRY)
@@ -79,19 +80,20 @@ def structure(
     convention: str = "keras",
     dtype: str = "float32",
 ) -> Network:
-    """The structure of a network of the registry: its parameters have shapes and no numbers.
+    """A network of the registry whose parameters have shapes and no numbers.
 
     Args:
         name: a key of `REGISTRY`.
         num_classes: number of logits; None for pooled features.
-        width: multiplier of the channel counts; one with published weights.
+        width: multiplier of the channel counts; one of those with published weights.
         dropout: fraction of the features that training drops before the last dense layer.
         top: build the whole published classifier where that is more than one dense layer (VGG).
         convention: `keras` or `torch`: how images are normalised and feature maps are padded.
         dtype: `float32` or `bfloat16`: type of the feature maps.
 
     Raises:
-        UserError: no network has that name, or it does not come in that width.
+        UserError: no network has that name, it does not come in that width, or `num_classes` is
+            below 1.
     """
     found = definition(name)
     if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
@@ -102,33 +104,10 @@ def structure(
     return found.build(Spec(name, num_classes, width, dropout, top, convention_of_weights, dtype))
 
 
-def build(
-    name: str,
-    *,
-    num_classes: int | None,
-    width: float = 1.0,
-    dropout: float = 0.0,
-    top: bool = False,
-    convention: str = "keras",
-    dtype: str = "float32",
-    seed: int = 0,
-) -> Network:
-    """A network of the registry with random parameters.
+def build(name: str, *, seed: int = 0, **options: Any) -> Network:
+    """A network of the registry with random parameters, drawn from `seed`.
 
-    Args:
-        name, num_classes, width, dropout, top, convention, dtype: as in `structure`.
-        seed: of the random parameters.
-
-    Raises:
-        UserError: as in `structure`.
+    Args and errors are those of `structure`.
     """
-    network = structure(
-        name,
-        num_classes=num_classes,
-        width=width,
-        dropout=dropout,
-        top=top,
-        convention=convention,
-        dtype=dtype,
-    )
+    network = structure(name, **options)
     return merge(split(network)[0], initial_variables(network, seed))

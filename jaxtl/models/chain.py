@@ -29,7 +29,7 @@ Variables = dict[str, Any]
 
 @dataclass(frozen=True)
 class Spec:
-    """What a network is built from, besides its numbers.
+    """What a network is built from, besides the values of its parameters.
 
     Attributes:
         name: the network's name in the registry.
@@ -73,7 +73,7 @@ class Network(nnx.Module):
     """A chain of named stages, from RGB images to logits or pooled features.
 
     Attributes:
-        spec: what it was built from.
+        spec: of this network.
         stage_names: the stages, in order.
     """
 
@@ -100,7 +100,7 @@ class Network(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Array | np.ndarray,
         *,
         start: str | None = None,
         stop: str | None = None,
@@ -121,7 +121,7 @@ class Network(nnx.Module):
         """
         for stage in self.between(start, stop):
             x = getattr(self, stage)(x, context)
-        return x
+        return jnp.asarray(x)
 
     def between(self, start: str | None, stop: str | None) -> tuple[str, ...]:
         """The names of the stages from `start` up to, but not including, `stop`."""
@@ -140,6 +140,23 @@ class KerasFile(NamedTuple):
 
     path: str
     md5: str | None = None
+
+
+def one_keras_file(
+    folder: str, md5: Mapping[str, tuple[str, str]]
+) -> Callable[[str, float, int, bool], KerasFile]:
+    """The `keras_file` of a network whose weights are published once for all image sizes.
+
+    Args:
+        folder: below the base address; `{name}` stands for the network's name.
+        md5: with and without top, by the network's name (Keras Applications).
+    """
+
+    def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
+        file = f"{name}_weights_tf_dim_ordering_tf_kernels{'' if top else '_notop'}.h5"
+        return KerasFile(f"{folder.format(name=name)}/{file}", md5[name][0 if top else 1])
+
+    return keras_file
 
 
 class Names(NamedTuple):
@@ -228,8 +245,8 @@ def initial_variables(
 
     Kernels are Glorot uniform, Keras' default (Glorot and Bengio 2010, equation 16); scales and
     variances are 1, biases and means 0. A kernel depends on the seed and its own path alone, so a
-    new head is the same whatever else is drawn. NumPy draws: the same numbers on every platform,
-    and nothing to compile.
+    new head is the same whatever else is drawn. NumPy draws the numbers: they are the same on every
+    platform, and nothing has to be compiled.
 
     Args:
         network: a structure or a network with numbers.
@@ -254,7 +271,7 @@ def _initial(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def output_spec(network: Network, image_size: int, stop: str | None = None) -> jax.ShapeDtypeStruct:
-    """Shape (1, ...) and type of what the stages before `stop` return for one image."""
+    """Shape (1, ...) and type of the output of the stages before `stop` for one image."""
     graph, variables = split(network)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
     return jax.eval_shape(lambda v, x: merge(graph, v)(x, stop=stop), variables, image)

@@ -8,15 +8,15 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
+from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     PLUS_MINUS_ONE,
-    BatchNorm,
     Context,
-    Conv,
     Convention,
+    ConvNorm,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -28,6 +28,8 @@ _CONVENTIONS = {
     "keras": Convention("keras", **PLUS_MINUS_ONE, epsilon=1e-3),
     "torch": Convention("torch", **PLUS_MINUS_ONE, epsilon=1e-3),
 }
+# With and without top: Keras Applications, inception_v3.py.
+_MD5 = {"inception_v3": ("9a0d58056eeedaa3f26cb7ebd46da564", "bcbd6486424b2319ff4ef7d526e38f63")}
 
 
 class Unit(NamedTuple):
@@ -44,12 +46,12 @@ Pooling = Literal["average", "maximum"] | None
 
 
 class Branch(NamedTuple):
-    """One way through a mixed block.
+    """One branch of a mixed block.
 
     Attributes:
-        chain: one after the other.
-        ends: side by side on what the chain returns; their channels are joined.
-        pool: what comes before the chain: the average of 3x3, or the strided maximum.
+        chain: units that run one after the other.
+        ends: units that all take the output of the chain; their channels are joined.
+        pool: pooling before the chain: the average of 3x3, or the strided maximum.
     """
 
     chain: tuple[Unit, ...] = ()
@@ -74,7 +76,7 @@ _POOLED = ("conv_2b", "conv_4a")  # followed by a strided maximum
 
 
 def _branch(name: str, *chain: tuple, ends: tuple[tuple, ...] = (), pool: Pooling = None) -> Branch:
-    """Names the units as torchvision does: by number, and those side by side by letter."""
+    """Names the units as torchvision does: those of the chain by number, the ends by letter."""
     if len(chain) == 1 and not ends:
         return Branch((Unit(name, *chain[0]),), (), pool)
     last = len(chain) + 1
@@ -94,7 +96,7 @@ def _at_35(pooled: int) -> Branches:
 
 
 def _at_17(inner: int) -> Branches:
-    """Figure 6; `inner` is the width of what lies between a branch's first and last units."""
+    """Figure 6; `inner` is the width of the units between a branch's first and last."""
     row, column = (inner, _ROW), (inner, _COLUMN)
     return (
         _branch("branch1x1", (192, 1)),
@@ -146,8 +148,8 @@ def inception_v3(spec: Spec) -> Network:
     stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
     channels = 3
     for unit in _STEM:
-        pooled = unit.name in _POOLED
-        stages[unit.name] = ConvNormRelu(channels, unit, convention, pooled=pooled)
+        kind = PooledConvNorm if unit.name in _POOLED else ConvNorm
+        stages[unit.name] = _unit(channels, unit, convention, kind)
         channels = unit.out
     for stage, branches in _MIXED.items():
         block = MixedBlock(channels, branches, convention)
@@ -158,30 +160,31 @@ def inception_v3(spec: Spec) -> Network:
     return Network(stages, spec)
 
 
-class ConvNormRelu(nnx.Module):
-    """A convolution, its BatchNorm and ReLU and, if asked, a strided 3x3 maximum."""
-
-    def __init__(
-        self,
-        channels: int,
-        unit: Unit,
-        convention: Convention,
-        *,
-        pooled: bool = False,
-    ) -> None:
-        _, out, size, stride, padding = unit
-        self.pooled = pooled
-        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding)
+def _unit(
+    channels: int, unit: Unit, convention: Convention, kind: type[ConvNorm] = ConvNorm
+) -> ConvNorm:
+    return kind(
+        channels,
+        unit.out,
+        convention,
+        nnx.relu,
+        size=unit.size,
+        stride=unit.stride,
+        padding=unit.padding,
         # Keras' weights have no scale: the next convolution can do its work.
-        self.bn = BatchNorm(out, epsilon=convention.epsilon, scale=convention.name == "torch")
+        scale=convention.name == "torch",
+    )
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
-        x = nnx.relu(self.bn(self.conv(x), context))
-        return nnx.max_pool(x, (3, 3), (2, 2)) if self.pooled else x
+
+class PooledConvNorm(ConvNorm):
+    """The same, and a strided 3x3 maximum."""
+
+    def __call__(self, x: Maps, context: Context) -> Output:
+        return nnx.max_pool(super().__call__(x, context), (3, 3), (2, 2))
 
 
 class MixedBlock(nnx.Module):
-    """Branches side by side on the same maps, their channels joined.
+    """Branches that take the same maps; the channels of their outputs are joined.
 
     Attributes:
         out: the channels of what it returns.
@@ -194,16 +197,16 @@ class MixedBlock(nnx.Module):
         for branch in branches:
             width = channels
             for unit in branch.chain:
-                setattr(self, unit.name, ConvNormRelu(width, unit, convention))
+                setattr(self, unit.name, _unit(width, unit, convention))
                 width = unit.out
             for unit in branch.ends:
-                setattr(self, unit.name, ConvNormRelu(width, unit, convention))
+                setattr(self, unit.name, _unit(width, unit, convention))
             self.out += sum(unit.out for unit in branch.ends) or width
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         return jnp.concatenate([self._along(way, x, context) for way in self.branches], axis=-1)
 
-    def _along(self, branch: Branch, x: Maps, context: Context) -> Maps:
+    def _along(self, branch: Branch, x: Maps, context: Context) -> Output:
         if branch.pool == "average":
             x = average_pool(x, counts_padding=self.counts_padding)
         elif branch.pool == "maximum":
@@ -270,7 +273,7 @@ def torch_layers(network: Network, library: str) -> list[Layer]:
 
 
 def _units() -> Iterator[list[tuple[str, int]]]:
-    """The path of every unit of a stage, with the layers from it to the end of the stage."""
+    """Lists the units of each stage: path, and number of layers from it to the stage's end."""
     for unit in _STEM:
         yield [(unit.name, 3)]
     for stage, branches in _MIXED.items():
@@ -288,28 +291,13 @@ def _with_norm(conv: str, bn: str, path: str) -> tuple[Layer, Layer]:
     return Layer("conv2d", conv, f"{path}/conv"), Layer("batch_normalization", bn, f"{path}/bn")
 
 
-def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file (Keras Applications, inception_v3.py), one for all sizes.
-
-    Args:
-        name: of the network.
-        width: 1.0.
-        image_size: pixels a side.
-        top: with the classifier of 1,000 ImageNet classes.
-    """
-    base = "inception_v3/inception_v3_weights_tf_dim_ordering_tf_kernels"
-    if top:
-        return KerasFile(f"{base}.h5", "9a0d58056eeedaa3f26cb7ebd46da564")
-    return KerasFile(f"{base}_notop.h5", "bcbd6486424b2319ff4ef7d526e38f63")
-
-
 DEFINITION = Definition(
     names={"inception_v3": Names("InceptionV3", "inception_v3", {1.0: "inception_v3"})},
     build=inception_v3,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
-    keras_file=keras_file,
+    keras_file=one_keras_file("inception_v3", _MD5),
     native=299,
     smallest=75,  # the last strided convolution leaves one pixel of it
 )

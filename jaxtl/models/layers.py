@@ -1,26 +1,28 @@
-"""The layers that Flax does not have in the form that a chain of stages needs."""
+"""The layers of the networks, where Flax has none that does the same."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Num
 
 from jaxtl.ops.batch_norm import batch_norm, normalise
 from jaxtl.ops.convolution import conv
 from jaxtl.ops.depthwise import depthwise_conv
-from jaxtl.ops.windows import Maps, Padding
+from jaxtl.ops.windows import Maps, Output, Padding
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a stage needs to know of a batch besides its activations.
+    """What a stage takes besides activations.
 
     Attributes:
         keys: one key for each image; dropout is on when they are given.
@@ -94,9 +96,11 @@ class Preprocess(nnx.Module):
         self.std = convention.std
         self.dtype = dtype
 
-    def __call__(self, x: Array, context: Context) -> Float[Array, "batch height width 3"]:
+    def __call__(
+        self, x: Num[Array | np.ndarray, "batch height width 3"], context: Context
+    ) -> Float[Array, "batch height width 3"]:
         mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
-        return ((x.astype(jnp.float32) - mean) / std).astype(self.dtype)
+        return ((jnp.asarray(x, jnp.float32) - mean) / std).astype(self.dtype)
 
 
 class Conv(nnx.Module):
@@ -124,10 +128,10 @@ class Conv(nnx.Module):
         height, width = (size, size) if isinstance(size, int) else size
         self.stride = stride
         self.padding = padding
-        self.kernel = nnx.Param(array(*(height, width, channels, out)))
+        self.kernel = nnx.Param(array(height, width, channels, out))
         self.bias = nnx.Param(array(out)) if bias else None
 
-    def __call__(self, x: Maps) -> Maps:
+    def __call__(self, x: Maps) -> Output:
         y = conv(x, self.kernel[...], self.stride, self.padding)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
@@ -144,9 +148,9 @@ class DepthwiseConv(nnx.Module):
     ):
         self.stride = stride
         self.padding = padding
-        self.kernel = nnx.Param(array(*(3, 3, 1, channels)))
+        self.kernel = nnx.Param(array(3, 3, 1, channels))
 
-    def __call__(self, x: Maps) -> Maps:
+    def __call__(self, x: Maps) -> Float[Array, "batch _height _width channels"]:
         return depthwise_conv(x, self.kernel[...], self.stride, self.padding)
 
 
@@ -192,10 +196,42 @@ class BatchNorm(nnx.Module):
         return y
 
 
+class ConvNorm(nnx.Module):
+    """A convolution, its BatchNorm and an activation.
+
+    Args:
+        channels: input channels.
+        out: output channels.
+        convention: that of the weights.
+        activation: such as `nnx.relu`.
+        size, stride, padding: of the convolution.
+        scale: of the BatchNorm.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        convention: Convention,
+        activation: Callable[[Array], Array],
+        *,
+        size: int | tuple[int, int] = 1,
+        stride: int = 1,
+        padding: Padding = "SAME",
+        scale: bool = True,
+    ) -> None:
+        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding)
+        self.bn = BatchNorm(out, epsilon=convention.epsilon, scale=scale)
+        self.activation = activation
+
+    def __call__(self, x: Maps, context: Context) -> Output:
+        return self.activation(self.bn(self.conv(x), context))
+
+
 class Pool(nnx.Module):
     """Global average pooling: feature maps (B, H, W, C) -> float32 features (B, C)."""
 
-    def __call__(self, x: Maps, context: Context) -> Float[Array, "batch features"]:
+    def __call__(self, x: Maps, context: Context) -> Float[Array, "batch channels"]:
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
 
@@ -207,7 +243,7 @@ class Head(nnx.Module):
 
     def __init__(self, features: int, classes: int, *, dropout: float):
         self.dropout = dropout
-        self.kernel = nnx.Param(array(*(features, classes)))
+        self.kernel = nnx.Param(array(features, classes))
         self.bias = nnx.Param(array(classes))
 
     def __call__(

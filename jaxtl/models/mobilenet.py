@@ -12,9 +12,11 @@ from jaxtl.models.layers import (
     Context,
     Conv,
     Convention,
+    ConvNorm,
     DepthwiseConv,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -44,7 +46,8 @@ def mobilenet_v2(spec: Spec) -> Network:
     convention, width = spec.convention, spec.width
     stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
     channels = make_divisible(32 * width)
-    stages["stem"] = ConvNormRelu6(3, channels, 3, 2, convention)
+    padding = convention.padding(3)
+    stages["stem"] = ConvNorm(3, channels, convention, nnx.relu6, size=3, stride=2, padding=padding)
     block = 0
     for expansion, base, repeats, first_stride in _GROUPS:
         for repeat in range(repeats):
@@ -55,30 +58,11 @@ def mobilenet_v2(spec: Spec) -> Network:
             )
             channels, block = out, block + 1
     features = make_divisible(1280 * max(1.0, width))  # the last layer never shrinks (section 4)
-    stages["top"] = ConvNormRelu6(channels, features, 1, 1, convention)
+    stages["top"] = ConvNorm(channels, features, convention, nnx.relu6)
     stages["pool"] = Pool()
     if spec.num_classes is not None:
         stages["head"] = Head(features, spec.num_classes, dropout=spec.dropout)
     return Network(stages, spec)
-
-
-class ConvNormRelu6(nnx.Module):
-    """A convolution, its BatchNorm and ReLU6."""
-
-    def __init__(
-        self,
-        channels: int,
-        out: int,
-        size: int,
-        stride: int,
-        convention: Convention,
-    ) -> None:
-        padding = convention.padding(size)
-        self.conv = Conv(channels, out, size=size, stride=stride, padding=padding)
-        self.bn = BatchNorm(out, epsilon=convention.epsilon)
-
-    def __call__(self, x: Maps, context: Context) -> Maps:
-        return nnx.relu6(self.bn(self.conv(x), context))
 
 
 class InvertedResidual(nnx.Module):
@@ -104,7 +88,7 @@ class InvertedResidual(nnx.Module):
         self.project = Conv(inner, out)
         self.project_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         y = x
         if self.expands:
             y = nnx.relu6(self.expand_bn(self.expand(y), context))

@@ -11,9 +11,11 @@ from jaxtl.models.layers import (
     Context,
     Conv,
     Convention,
+    ConvNorm,
     DepthwiseConv,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -47,7 +49,8 @@ def mobilenet_v1(spec: Spec) -> Network:
     convention = spec.convention
     stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
     channels = int(32 * spec.width)
-    stages["stem"] = Stem(3, channels, convention)
+    padding = convention.padding(3)
+    stages["stem"] = ConvNorm(3, channels, convention, nnx.relu6, size=3, stride=2, padding=padding)
     for number, (base, stride) in enumerate(_BLOCKS, 1):
         out = int(base * spec.width)
         stages[f"block_{number}"] = SeparableBlock(channels, out, stride, convention)
@@ -56,18 +59,6 @@ def mobilenet_v1(spec: Spec) -> Network:
     if spec.num_classes is not None:
         stages["head"] = Head(channels, spec.num_classes, dropout=spec.dropout)
     return Network(stages, spec)
-
-
-class Stem(nnx.Module):
-    """A strided 3x3 convolution, its BatchNorm and ReLU6."""
-
-    def __init__(self, channels: int, out: int, convention: Convention) -> None:
-        padding = convention.padding(3)
-        self.conv = Conv(channels, out, size=3, stride=2, padding=padding)
-        self.bn = BatchNorm(out, epsilon=convention.epsilon)
-
-    def __call__(self, x: Maps, context: Context) -> Maps:
-        return nnx.relu6(self.bn(self.conv(x), context))
 
 
 class SeparableBlock(nnx.Module):
@@ -88,7 +79,7 @@ class SeparableBlock(nnx.Module):
         self.pointwise = Conv(channels, out)
         self.pointwise_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = nnx.relu6(self.depthwise_bn(self.depthwise(x), context))
         return nnx.relu6(self.pointwise_bn(self.pointwise(x), context))
 
@@ -143,9 +134,9 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
         top: with the classifier of 1,000 ImageNet classes.
     """
     size = min((128, 160, 192, 224), key=lambda trained: (abs(trained - image_size), -trained))
-    share = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[width]
+    fraction = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[width]
     suffix = "" if top else "_no_top"
-    return KerasFile(f"mobilenet/mobilenet_{share}_{size}_tf{suffix}.h5")
+    return KerasFile(f"mobilenet/mobilenet_{fraction}_{size}_tf{suffix}.h5")
 
 
 DEFINITION = Definition(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
+from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -12,8 +12,10 @@ from jaxtl.models.layers import (
     Context,
     Conv,
     Convention,
+    ConvNorm,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -63,18 +65,18 @@ def resnet(spec: Spec) -> Network:
     return Network(stages, spec)
 
 
-class Stem(nnx.Module):
+class Stem(ConvNorm):
     """A strided 7x7 convolution, its BatchNorm and ReLU, and a strided 3x3 maximum.
 
     Keras pads by hand here (its resnet.py), alike on all sides as torch does.
     """
 
     def __init__(self, out: int, convention: Convention) -> None:
-        self.conv = Conv(3, out, size=7, stride=2, padding=((3, 3), (3, 3)))
-        self.bn = BatchNorm(out, epsilon=convention.epsilon)
+        padding = ((3, 3), (3, 3))
+        super().__init__(3, out, convention, nnx.relu, size=7, stride=2, padding=padding)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
-        x = nnx.relu(self.bn(self.conv(x), context))
+    def __call__(self, x: Maps, context: Context) -> Output:
+        x = super().__call__(x, context)
         return nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
 
@@ -106,7 +108,7 @@ class Bottleneck(nnx.Module):
         self.expand = Conv(inner, out)
         self.expand_bn = BatchNorm(out, epsilon=epsilon)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         y = nnx.relu(self.reduce_bn(self.reduce(x), context))
         y = nnx.relu(self.filter_bn(self.filter(y), context))
         y = self.expand_bn(self.expand(y), context)
@@ -162,19 +164,6 @@ def _blocks(network: Network) -> list[str]:
     return [stage for stage in network.stage_names if stage.startswith("conv")]
 
 
-def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file, the same for all image sizes.
-
-    Args:
-        name: of the network.
-        width: 1.0.
-        image_size: pixels a side.
-        top: with the classifier of 1,000 ImageNet classes.
-    """
-    suffix, md5 = ("", _MD5[name][0]) if top else ("_notop", _MD5[name][1])
-    return KerasFile(f"resnet/{name}_weights_tf_dim_ordering_tf_kernels{suffix}.h5", md5)
-
-
 DEFINITION = Definition(
     names={
         "resnet50": Names("ResNet50", "resnet", {1.0: "resnet50"}),
@@ -185,5 +174,5 @@ DEFINITION = Definition(
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
-    keras_file=keras_file,
+    keras_file=one_keras_file("resnet", _MD5),
 )

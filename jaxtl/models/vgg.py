@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
+from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -16,6 +16,7 @@ from jaxtl.models.layers import (
     Convention,
     Head,
     Maps,
+    Output,
     Pool,
     Preprocess,
 )
@@ -36,7 +37,7 @@ _MD5 = {
 }
 
 SIDE = 7
-"""Of the maps that the published classifier takes: images of 224 pixels, halved five times."""
+"""Side of the maps that the published classifier takes: 224 pixels, halved five times."""
 
 
 def vgg(spec: Spec) -> Network:
@@ -70,7 +71,7 @@ class ConvRelu(nnx.Module):
         self.last = last
         self.conv = Conv(channels, out, size=3, bias=True)
 
-    def __call__(self, x: Maps, context: Context) -> Maps:
+    def __call__(self, x: Maps, context: Context) -> Output:
         x = nnx.relu(self.conv(x))
         return nnx.max_pool(x, (2, 2), (2, 2)) if self.last else x
 
@@ -85,15 +86,15 @@ class Hidden(Head):
 
 
 class FlatHidden(Hidden):
-    """The same of feature maps (B, H, W, C), brought to 7x7 and flattened, channels last."""
+    """A `Hidden` layer on feature maps (B, H, W, C), pooled to 7x7 and flattened, channels last."""
 
     def __call__(self, x: Maps, context: Context) -> Float[Array, "batch out"]:
         x = adaptive_average_pool(x, SIDE)
         return super().__call__(x.reshape(len(x), -1), context)
 
 
-def adaptive_average_pool(x: Maps, side: int) -> Float[Array, "batch side side channels"]:
-    """Brings maps of any size to side x side, as torch's `AdaptiveAvgPool2d` defines it.
+def adaptive_average_pool(x: Maps, side: int) -> Float[Array, "batch {side} {side} channels"]:
+    """Pools maps of any size to side x side, as torch's `AdaptiveAvgPool2d` does.
 
     Cell (i, j) is the mean of the rows floor(i H / side) .. ceil((i + 1) H / side) - 1 and of the
     columns alike: cells overlap where the sizes do not divide, and repeat pixels of smaller maps.
@@ -144,19 +145,6 @@ def _dense_layers(network: Network, fc1: str, fc2: str, head: str) -> list[Layer
     return layers
 
 
-def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
-    """The published weights file, the same for all image sizes.
-
-    Args:
-        name: of the network.
-        width: 1.0.
-        image_size: pixels a side.
-        top: with the classifier of 1,000 ImageNet classes.
-    """
-    suffix, md5 = ("", _MD5[name][0]) if top else ("_notop", _MD5[name][1])
-    return KerasFile(f"{name}/{name}_weights_tf_dim_ordering_tf_kernels{suffix}.h5", md5)
-
-
 DEFINITION = Definition(
     names={
         "vgg16": Names("VGG16", "vgg16", {1.0: "vgg16"}),
@@ -166,7 +154,7 @@ DEFINITION = Definition(
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
-    keras_file=keras_file,
+    keras_file=one_keras_file("{name}", _MD5),
     deep_top=True,
     portable=True,
 )

@@ -39,8 +39,8 @@ def batch_norm(
         x: feature maps (B, H, W, C).
         scale: gamma of the paper.
         bias: beta of the paper.
-        center: about where the mean lies, for instance the running mean: squares are summed around
-            it in the same pass as the mean, and the closer it is the less the rounding.
+        center: an estimate of the mean, such as the running mean. Squares are summed around it in
+            the same pass as the mean; the better it is, the smaller the rounding errors.
         weights: 1 for the images that count, 0 for padding; padding is normalised all the same.
         epsilon: added to the variance.
         axis_name: the mapped axis over which statistics are shared, if any.
@@ -84,8 +84,8 @@ def _backward(
 ) -> tuple[Array | None, ...]:
     """With xhat = (x - mean) * inverse: scale * inverse * (dy - mean(dy) - xhat * mean(dy * xhat)).
 
-    The means run over what counts on all devices. Padding moves no statistics, so that its own
-    gradient is that of a constant mean and variance.
+    The means are over the images that count, on all devices. Padding does not change the
+    statistics, so its own gradient is that of a constant mean and variance.
     """
     x, scale, weights, mean, inverse, count = residuals
     dy = cotangents[0]
@@ -96,7 +96,7 @@ def _backward(
 
     of_bias, of_scale = (jnp.sum(of, 0) for of in each_image(sums, x, dy))
     of_scale = of_scale * inverse
-    # Each device keeps its share of the gradients of the parameters, as for every other layer.
+    # Each device keeps its part of the gradients of the parameters, as for every other layer.
     mean_dy, mean_product = (of / count for of in _over_devices((of_bias, of_scale), axis_name))
     through_statistics = mean_dy + (x - mean) * (inverse * mean_product)
     dx = (scale * inverse) * (dy - weights[:, None, None, None] * through_statistics)

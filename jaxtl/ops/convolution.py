@@ -1,8 +1,8 @@
 """Convolution with the lowering that suits the platform and the size of the maps.
 
-XLA's CPU backend runs a window of one pixel faster as a matrix product, and one that is about as
-large as the maps ten to a hundred times faster: there it finds no fast way of its own
-(docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps it takes up to 4.5 times as
+On a CPU, a matrix product is faster than XLA's convolution for windows of one pixel, and ten to a
+hundred times faster for windows about as large as the maps
+(docs/decisions/0016-small-maps-by-a-matrix-product.md). On large maps XLA takes up to 4.5 times as
 long for the gradient of the kernel as matrix products do
 (docs/decisions/0017-gradients-of-kernels-image-by-image.md).
 """
@@ -17,15 +17,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxtl.ops.windows import Maps, Padding, Pads, pads_of, windows
+from jaxtl.ops.windows import Maps, Output, Padding, Pads, pads_of, windows
 
 Kernel = Float[Array, "rows columns channels out"]
 
-_FEW_PIXELS = 16  # maps of so many at most are convolved by one product on a CPU
-_MANY_PIXELS = 64  # on maps of more, a CPU takes the kernel's gradient by products
+_FEW_PIXELS = 16  # on a CPU, maps of at most so many are convolved by one product
+_MANY_PIXELS = 64  # on a CPU and maps of more, products give the gradient of the kernel
 
 
-def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Maps:
+def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Output:
     """Convolves feature maps.
 
     Args:
@@ -54,23 +54,25 @@ def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") ->
     )
 
 
-def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
+def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _on_large_maps(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
+def _on_large_maps(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
     return _native(x, kernel, stride, pads)
 
 
-def _forward(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> tuple[Maps, tuple[Maps, Kernel]]:
+def _forward(
+    x: Maps, kernel: Kernel, stride: int, pads: Pads
+) -> tuple[Output, tuple[Maps, Kernel]]:
     return _native(x, kernel, stride, pads), (x, kernel)
 
 
 def _backward(
-    stride: int, pads: Pads, residuals: tuple[Maps, Kernel], gradient: Maps
+    stride: int, pads: Pads, residuals: tuple[Maps, Kernel], gradient: Output
 ) -> tuple[Maps, Kernel]:
     return lax.platform_dependent(
         *residuals,
@@ -84,13 +86,13 @@ _on_large_maps.defvjp(_forward, _backward)
 
 
 def _native_pull_back(
-    x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
+    x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
 
 
 def _pull_back_by_image(
-    x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
+    x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     """The kernel's gradient is a product for each of its pixels, summed over the images."""
     (of_x,) = jax.vjp(lambda x: _native(x, kernel, stride, pads), x)[1](gradient)
@@ -108,13 +110,13 @@ def _pull_back_by_image(
     return of_x, lax.scan(add, none, (x, gradient))[0].astype(kernel.dtype)
 
 
-def _gathered(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
-    """The pixels under each window side by side, so that one product is all."""
+def _gathered(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
+    """Lays the pixels under each window side by side and multiplies them by the kernel."""
     under = jnp.concatenate(list(windows(x, kernel.shape, stride, pads)), axis=-1)
     return _product(under, kernel)
 
 
-def _product(x: Maps, kernel: Kernel) -> Maps:
+def _product(x: Maps, kernel: Array) -> Float[Array, "batch height width out"]:
     # In two dimensions: with more, XLA transposes whole feature maps for the kernel's gradient
     # (docs/decisions/0009-speed-of-a-training-step-on-a-cpu.md).
     flat = x.reshape(-1, x.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])

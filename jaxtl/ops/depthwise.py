@@ -17,10 +17,11 @@ from jaxtyping import Array, Float
 from jaxtl.ops.windows import Maps, Padding, Pads, pads_of, windows
 
 Kernel = Float[Array, "rows columns 1 channels"]
+Output = Float[Array, "batch _height _width channels"]  # feature maps of another size
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Maps:
+def depthwise_conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") -> Output:
     """Convolves each channel with its own kernel.
 
     Args:
@@ -43,12 +44,12 @@ def depthwise_conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = 
 
 def _forward(
     x: Maps, kernel: Kernel, stride: int, padding: Padding
-) -> tuple[Maps, tuple[Maps, Kernel]]:
+) -> tuple[Output, tuple[Maps, Kernel]]:
     return depthwise_conv(x, kernel, stride, padding), (x, kernel)
 
 
 def _backward(
-    stride: int, padding: Padding, residuals: tuple[Maps, Kernel], gradient: Maps
+    stride: int, padding: Padding, residuals: tuple[Maps, Kernel], gradient: Output
 ) -> tuple[Maps, Kernel]:
     x, kernel = residuals
     pads = pads_of(x.shape, kernel.shape, stride, padding)
@@ -63,7 +64,7 @@ def _backward(
 depthwise_conv.defvjp(_forward, _backward)
 
 
-def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
+def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
     return lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -75,21 +76,21 @@ def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
 
 
 def _native_pull_back(
-    x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
+    x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
 
 
-def _shifted(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Maps:
+def _shifted(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
     weights = kernel.astype(x.dtype).reshape(-1, kernel.shape[-1])
     parts = windows(x, kernel.shape, stride, pads)
     return reduce(jnp.add, (part * weight for part, weight in zip(parts, weights, strict=True)))
 
 
 def _shifted_pull_back(
-    x: Maps, kernel: Kernel, gradient: Maps, stride: int, pads: Pads
+    x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
-    """Both gradients image by image: what lies between stays within the cache."""
+    """Takes both gradients image by image: intermediate results stay in the cache."""
 
     def of_one(pair: tuple[Array, Array]) -> tuple[Array, Array]:
         image, its_gradient = (array[None] for array in pair)

@@ -1,4 +1,4 @@
-"""Work on one image at a time, where that is faster."""
+"""Functions of single images: one image at a time on a CPU, all at once elsewhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from jax import lax
 def each_image(function: Callable[..., Any], *arrays: jax.Array) -> Any:
     """Applies a function to each image of a batch.
 
-    On a CPU the images are taken one after the other, so that what lies between the input and the
-    output stays in the cache; elsewhere all at once.
+    On a CPU the images are taken one after the other, so that intermediate results stay in the
+    processor's cache; elsewhere all at once.
 
     Args:
         function: of the arrays of one image, without the batch's axis; it returns arrays.

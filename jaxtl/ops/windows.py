@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Maps = Float[Array, "batch height width channels"]
+Output = Float[Array, "batch _height _width out"]  # feature maps of another size
 Pads = Sequence[tuple[int, int]]
 
 Padding = str | tuple[tuple[int, int], tuple[int, int]]
@@ -22,21 +23,24 @@ def pads_of(shape: tuple[int, ...], window: tuple[int, ...], stride: int, paddin
         shape: of the maps, (B, H, W, C).
         window: (height, width, ...).
         stride: step of the window along both axes.
-        padding: what was asked for.
+        padding: as asked for.
     """
     if isinstance(padding, str):
         return lax.padtype_to_pads(shape[1:3], window[:2], (stride, stride), padding)
     return padding
 
 
-def windows(x: Maps, window: tuple[int, ...], stride: int, pads: Pads) -> Iterator[Maps]:
-    """What each place of a window is multiplied with, row after row.
+def windows(x: Maps, window: tuple[int, ...], stride: int, pads: Pads) -> Iterator[Array]:
+    """Yields, for each position in the window, the pixels that it meets as the window slides.
 
     Args:
         x: feature maps.
         window: (height, width, ...).
         stride: step of the window along both axes.
         pads: zeros around the maps.
+
+    Yields:
+        Feature maps (B, H', W', C), row by row of the window.
     """
     padded = jnp.pad(x, [(0, 0), *pads, (0, 0)])
     batch, *full, channels = padded.shape

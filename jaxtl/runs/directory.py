@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ class SplitMetadata(_Part):
 
 
 class DataMetadata(_Part):
-    """The splits that a run trains on and is validated on."""
+    """The data that a run trains on and is validated on."""
 
     train: SplitMetadata
     val: SplitMetadata
@@ -49,6 +50,7 @@ class WeightsMetadata(_Part):
     source: str
     sha256: str
     convention: Literal["keras", "torch"]
+    revision: str | None = None
 
 
 class RunMetadata(_Part):
@@ -84,9 +86,16 @@ class RunDirectory:
     Attributes:
         path: the directory.
         checkpoints, metrics, tensorboard, report: paths inside it.
+
+    Raises:
+        UserError: Orbax can neither write to this path nor read from it.
     """
 
     def __init__(self, path: Path):
+        try:
+            str(path.resolve()).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path}: the path of a run directory must be UTF-8") from error
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
@@ -102,9 +111,9 @@ class RunDirectory:
         A directory that stays empty is removed again.
 
         Raises:
-            UserError: another process trains here, or Orbax cannot write to this path.
+            UserError: another process trains here, or Orbax would take the path for a pattern.
         """
-        if set("[]*?") & set(str(self.path.resolve())):  # Orbax takes it for a pattern
+        if set("[]*?") & set(str(self.path.resolve())):
             raise UserError(f"{self.path}: a --workdir cannot have any of [ ] * ? in its path")
         self.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDONLY)
@@ -129,9 +138,9 @@ class RunDirectory:
         """Refuses to begin a run among other files.
 
         Raises:
-            UserError: the directory holds files that are not of a run.
+            UserError: the directory holds files that no run writes.
         """
-        # What a run leaves behind that died before its first checkpoint.
+        # A run that died before its first checkpoint leaves these behind.
         own = {self._config, self._run, self.metrics, self.checkpoints, self.tensorboard}
         if any(not is_unfinished(path) for path in set(self.path.iterdir()) - own):
             raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
@@ -164,10 +173,12 @@ class RunDirectory:
         """The run's config.
 
         Raises:
-            UserError: there is no run here, or another version of this package wrote it.
+            UserError: there is no run here, the file is damaged, or another version of this
+                package wrote it.
         """
-        if not (self.exists() and self._config.exists()):
-            raise UserError(f"no run in {self.path}: it has no {self._run.name}")
+        for file in (self._run, self._config):
+            if not file.exists():
+                raise UserError(f"no run in {self.path}: it has no {file.name}")
         return _read(self._config, Config)
 
     def metadata(self) -> RunMetadata:
@@ -185,19 +196,22 @@ class RunDirectory:
 
 
 def find_unfinished(folder: Path, config: Config, metadata: RunMetadata) -> Path | None:
-    """The newest run of the same config and data that is not complete and that nobody trains now.
+    """Finds the newest unfinished run of the same config and data that no process trains now.
 
     Args:
         folder: the run directories lie in it.
         config: of the run.
-        metadata: its classes and data.
+        metadata: of the run; its classes and data count.
+
+    Returns:
+        Its directory, or None.
     """
     candidates = sorted(
         folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True
     )
     for file in candidates:
-        run = RunDirectory(file.parent)
         with contextlib.suppress(UserError, OSError):
+            run = RunDirectory(file.parent)
             run.check_same(config, metadata)
             if run.metadata().result is None:
                 with run.locked():
@@ -208,13 +222,20 @@ def find_unfinished(folder: Path, config: Config, metadata: RunMetadata) -> Path
 def _read(path: Path, model: type[Model]) -> Model:
     """Reads a JSON file of a known schema."""
     try:
-        return model.model_validate_json(path.read_bytes())
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        # Not `model_validate_json`: it refuses the escapes of file names that are not UTF-8.
+        return model.model_validate(json.loads(path.read_bytes().decode()), strict=False)
+    except ValueError as error:
         raise UserError(
-            f"{path} is damaged, or from another version of jaxtl: {place}: {first['msg']}"
+            f"{path} is damaged, or from another version of jaxtl: {_reason(error)}"
         ) from error
+
+
+def _reason(error: ValueError) -> str:
+    if not isinstance(error, pydantic.ValidationError):
+        return f"no JSON: {error}"
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 @functools.cache

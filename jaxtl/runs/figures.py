@@ -1,8 +1,9 @@
-"""Images of a run: its curves and its confusions."""
+"""The figures of a run: its curves and its confusions."""
 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Int
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_NAMES, _LONGEST_NAME = 60, 24  # along an axis of the confusions
 _TRAIN, _VAL, _GRID = "#8a94a6", "#1f6feb", "#e6e8ec"
 
 
@@ -19,8 +21,10 @@ def curves(measurements: Sequence[dict[str, Any]]) -> str:
     """Loss and accuracy by epoch, as SVG; a line marks where a phase begins.
 
     Args:
-        measurements: from `report.log.read_metrics`.
+        measurements: from `metrics_log.read_metrics`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = _figure(9, 3.4)
     phases = list(dict.fromkeys(line["phase"] for line in measurements))
     validated = [line for line in measurements if line["split"] == "val"]
@@ -41,6 +45,7 @@ def curves(measurements: Sequence[dict[str, Any]]) -> str:
             )
             begun += sum(line["phase"] == phase for line in validated)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(metric)
         axes.grid(color=_GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -49,29 +54,36 @@ def curves(measurements: Sequence[dict[str, Any]]) -> str:
 
 
 def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str]) -> str:
-    """The share of each class (row) that was taken for each class (column), as SVG.
+    """The fraction of each class (row) that was classified as each class (column), as SVG.
 
     Args:
         counts: from `metrics.confusion`.
-        classes: their names.
+        classes: their names; long ones are shortened, and of many only some are written.
     """
     side = min(3 + 0.35 * len(classes), 14)
     figure = _figure(side + 1, side)
     axes = figure.subplots()
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = np.arange(len(classes))
-    axes.set_xticks(ticks, classes, rotation=90, fontsize=8, parse_math=False)
-    axes.set_yticks(ticks, classes, fontsize=8, parse_math=False)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("is")
+    fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(0, len(classes), -(-len(classes) // _MOST_NAMES))
+    names = [_shortened(classes[tick]) for tick in ticks]
+    axes.set_xticks(ticks, names, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(ticks, names, fontsize=8, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     if len(classes) <= 20:
         for row, column in np.argwhere(counts):
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if fractions[row, column] > 0.5 else "black"
             number = str(counts[row, column])
             axes.text(column, row, number, ha="center", va="center", fontsize=7, color=colour)
-    figure.colorbar(image, ax=axes, shrink=0.7)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="fraction of the true class")
     return _svg(figure)
+
+
+def _shortened(name: str) -> str:
+    """A long name without its middle: its ends tell it from others."""
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -84,7 +96,9 @@ def _svg(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none"}):  # text as text: a browser has fonts for all scripts
+    # Text as text: a browser has fonts for all scripts, matplotlib warns that its own has not.
+    with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 
@@ -40,7 +40,7 @@ _SECONDS_BETWEEN_FLUSHES = 10.0  # of TensorBoard's file
 
 
 class MetricsLine(pydantic.BaseModel):
-    """One line of `metrics.jsonl`: a split after an epoch; the other keys are metrics."""
+    """One line of `metrics.jsonl`: the metrics of a split after an epoch."""
 
     model_config = pydantic.ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -48,7 +48,9 @@ class MetricsLine(pydantic.BaseModel):
     phase: str
     epoch: int
     step: int
-    split: str
+    split: Literal["train", "val"]
+    loss: float
+    accuracy: float
 
 
 class MetricsLog:
@@ -83,7 +85,7 @@ class MetricsLog:
             epoch: complete epochs of the phase.
             step: training steps since the run began.
             split: `train` or `val`.
-            metrics: by name.
+            metrics: by name; at least `loss` and `accuracy`.
         """
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -107,7 +109,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads the lines of `metrics.jsonl`, without a last line that a crash cut off.
+    """Reads `metrics.jsonl`, without a last line that a crash cut off.
 
     Raises:
         UserError: another line is damaged.

@@ -8,23 +8,25 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jaxtl.config.config_file import Phase
-from jaxtl.metrics import confusion
-from jaxtl.metrics import Evaluation
+from jaxtl.files import write_whole
+from jaxtl.metrics import Evaluation, confusion
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.figures import confusion_matrix, curves
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.runs.directory import RunDirectory
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2128; max-width: 60rem;
        margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-svg { max-width: 100%; height: auto }
+svg { max-width: 100%; height: auto; overflow: visible }
+.classes { max-height: 32rem; width: fit-content; overflow: auto }
+.classes th { position: sticky; top: 0; background: #fff }
+@media print { .classes { max-height: none } }
 table { border-collapse: collapse }
 td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top }
 td { overflow-wrap: anywhere } th { white-space: nowrap }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 tr + tr { border-top: 1px solid #e6e8ec } .big { font-size: 2rem; font-weight: 600 }
-code { background: #f3f4f6; padding: .1rem .3rem; border-radius: 3px }
 """
 
 
@@ -32,8 +34,11 @@ def write_report(run: RunDirectory, evaluation: Evaluation) -> None:
     """Writes `report.html`: the result, the curves, the confusions, and what the run was.
 
     Args:
-        run: where everything else of the run has been written.
+        run: a directory with config, metadata and metrics.
         evaluation: the validation of its result.
+
+    Raises:
+        UserError: one of these files is damaged.
     """
     classes = run.metadata().classes
     counts = confusion(evaluation.labels, evaluation.predicted, len(classes))
@@ -50,24 +55,24 @@ def write_report(run: RunDirectory, evaluation: Evaluation) -> None:
         **{f"phase {phase.name}": _settings(phase) for phase in config.phases},
         "versions": ", ".join(f"{name} {v}" for name, v in metadata.versions.items()),
     }
+    title = html.escape(run.path.resolve().name)
     body = f"""
-<h1>{html.escape(run.path.resolve().name)}</h1>
-<p><span class="big">{sums.top1 / sums.images:.2%}</span> of the validation images right
+<h1>{title}</h1>
+<p><span class="big">{sums.top1 / sums.images:.2%}</span> of the validation images correct
 ({sums.top1:,} of {sums.images:,}), loss {sums.loss / sums.images:.4f}</p>
 <h2>Training</h2>{curves(read_metrics(run.metrics))}
-<h2>Classes</h2>{_class_table(counts, classes)}
+<h2>Classes</h2><div class="classes">{_class_table(counts, classes)}</div>
 <h2>Confusions</h2>{confusion_matrix(counts, classes)}
 <h2>The run</h2><table>{_rows(about.items())}</table>"""
-    title = html.escape(run.path.resolve().name)
-    run.report.write_text(
+    page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style><body>{body}</body></html>\n",
-        encoding="utf-8",
+        f"<style>{_STYLE}</style><body>{body}</body></html>\n"
     )
+    write_whole(run.report, page.encode(errors="backslashreplace"))  # paths need not be UTF-8
 
 
 def _settings(phase: Phase) -> str:
-    """What a phase says, without what it leaves at its default."""
+    """The settings of a phase that differ from the defaults."""
     said = phase.model_dump(exclude_defaults=True, exclude={"name"})
     return ", ".join(f"{key} {value}" for key, value in said.items())
 
@@ -80,17 +85,17 @@ def _rows(items: Iterable[tuple[str, str]]) -> str:
 
 
 def _class_table(counts: np.ndarray, classes: Sequence[str]) -> str:
-    """Recall and precision of each class; a share of nothing is a dash."""
+    """Recall and precision of each class; a dash where there are no images to divide by."""
 
-    def share(part: np.integer, whole: np.integer) -> str:
+    def fraction(part: np.integer, whole: np.integer) -> str:
         return f"{int(part) / int(whole):.1%}" if whole else "-"
 
     head = "<tr><th>class</th><th class=n>images</th><th class=n>recall</th>"
-    total, found, right = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    total, found, correct = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
     lines = [
         f"<tr><td>{html.escape(name)}</td><td class=n>{total[i]:,}</td>"
-        f"<td class=n>{share(right[i], total[i])}</td>"
-        f"<td class=n>{share(right[i], found[i])}</td></tr>"
+        f"<td class=n>{fraction(correct[i], total[i])}</td>"
+        f"<td class=n>{fraction(correct[i], found[i])}</td></tr>"
         for i, name in enumerate(classes)
     ]
     return f"<table>{head}<th class=n>precision</th></tr>{''.join(lines)}</table>"

@@ -124,6 +124,7 @@ class HeadTraining:
         chex.assert_trees_all_equal_shapes_and_dtypes(self.trunk | one_head, shapes)
         self.heads = replicate(self.heads, self.devices)
         stage, cached = self.network.stage_names[-1], self.feeds[-1].dtype
+        assert cached is not None  # heads train on features alone
         self._score_step = make_score_step(graph, stage, cached=cached, devices=self.devices)
 
     def train(self, stop: threading.Event) -> None:
@@ -168,9 +169,9 @@ class HeadTraining:
                 validated = self._score(self.heads | state.variables, val)
                 better = np.zeros_like(going)
                 for number in np.flatnonzero(going).tolist():
-                    sums = trained[..., number], validated[..., number]
+                    epoch_sums = trained[..., number], validated[..., number]
                     run = self.runs[number]
-                    better[number] = run.after_epoch(phase.name, *sums, classes, seconds)
+                    better[number] = run.after_epoch(phase.name, *epoch_sums, classes, seconds)
                 taken = better if phase.restore_best else going
                 results = _where(taken, state.variables, results)
                 show(epoch + 1)

@@ -165,18 +165,20 @@ def _train(family: Family, workdir: Path, done: Any, out: Console) -> dict[str, 
     left = [variation for variation in family.variations if variation.name not in done]
     new = [variation for variation in left if not (workdir / variation.name).exists()]
     results: dict[str, Any] = {}
-    for done in train_together(dataclasses.replace(family, variations=new), workdir, out):
-        name = done.variation.name
-        results[name] = done.result or _note_diverged(workdir, name, done.diverged, out)
+    for run in train_together(dataclasses.replace(family, variations=new), workdir, out):
+        results[run.variation.name] = run.result
+        if run.result is None:
+            _note_diverged(workdir, run.variation.name, run.diverged, out)
     for variation in left:
         if variation.name in results:
             continue
         out.print(f"\n{variation.name}")
         try:
-            result = train(variation.config, family.data, workdir / variation.name, out)
+            run_directory = workdir / variation.name
+            results[variation.name] = train(variation.config, family.data, run_directory, out)
         except Diverged as error:
-            result = _note_diverged(workdir, variation.name, error, out)
-        results[variation.name] = result
+            results[variation.name] = None
+            _note_diverged(workdir, variation.name, error, out)
     return results
 
 

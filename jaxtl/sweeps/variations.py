@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtl.config.config_file import Config, find, plain, read, readable, vary
+from jaxtl.config.config_file import Config, complete, find, plain, read, readable, vary
 from jaxtl.errors import UserError
 
 _MOST = 10_000  # variations; more are an endless generator
@@ -56,15 +56,15 @@ def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
     Raises:
         UserError: the file has no `sweep()`, or what it yields is no sweep.
     """
-    module, tree = read(name, overrides)
+    names, config = read(name, overrides)
     path = find(name)
-    if not callable(getattr(module, "sweep", None)):
+    if not callable(sweep := names.get("sweep")):
         raise UserError(
             f"{path} has no sweep(); add one that yields dicts such as "
             '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train'
         )
     with readable(path):
-        yielded = list(itertools.islice(module.sweep() or (), _MOST + 1))
+        yielded = list(itertools.islice(sweep() or (), _MOST + 1))
     if not yielded:
         raise UserError(f"{path}: sweep() yields nothing; let it yield one dict for each run")
     if len(yielded) > _MOST:
@@ -77,10 +77,10 @@ def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
         plain_values = {key: _plain(value) for key, value in values.items()}
         run = run_name(number, len(yielded), plain_values)
         try:
-            config = vary(tree, plain_values)
+            varied = complete(vary(config, plain_values))
         except UserError as error:
             raise UserError(f"{path}: variation {run}: {error}") from error
-        variations.append(Variation(run, plain_values, config))
+        variations.append(Variation(run, plain_values, varied))
     _refuse_equals(variations)
     return variations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -273,28 +274,43 @@ def open_feed(
     images = Feed(work.loader, planned.views)
     if not planned.cached:
         return images
-    rows = store.find(work.metadata)
     try:
-        if rows is None:
-            title = f"running the frozen stages up to {work.stage}"
-            with (
-                counter(out, title, len(work.loader)) as show,
-                contextlib.closing(work.run(store)) as counts,
-            ):
-                for done in counts:
-                    show(done)
-                    if stop():
-                        return None
-            rows = store.find(work.metadata)
+        rows = stored_outputs(work, store, out, stop)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         out.print(f"not cached after all: {where}{error.strerror}")
         return images
     if rows is None:
-        out.print("not cached after all: another process removed the activations")
-        return images
+        return None
     table = replicate(rows, work.devices) if planned.resident else None
     return Feed(work.loader, planned.views, work.stage, work.row.dtype, rows, table)
+
+
+def stored_outputs(
+    work: FrozenPass, store: FeatureStore, out: Console, stop: Callable[[], bool] = lambda: False
+) -> Num[np.ndarray, "rows ..."] | None:
+    """The outputs of a pass, memory-mapped: found in the store, or made now.
+
+    Returns:
+        The outputs, those of an image's views side by side; None where `stop` said so.
+
+    Raises:
+        OSError: they cannot be kept.
+    """
+    if (rows := store.find(work.metadata)) is not None:
+        return rows
+    title = f"running the frozen stages up to {work.stage}"
+    with (
+        counter(out, title, len(work.loader)) as show,
+        contextlib.closing(work.run(store)) as counts,
+    ):
+        for done in counts:
+            show(done)
+            if stop():
+                return None
+    if (rows := store.find(work.metadata)) is None:
+        raise OSError(errno.ENOENT, "another process removed the activations")
+    return rows
 
 
 @functools.cache

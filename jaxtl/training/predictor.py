@@ -29,14 +29,12 @@ class Predictor:
         classes: the names of the classes, in the order of the probabilities.
         config: the run's config.
         metadata: of the run: data, weights, versions, result.
+
+    Raises:
+        UserError: there is no run, it is damaged, or it has no checkpoint yet.
     """
 
     def __init__(self, directory: str | Path):
-        """Reads a run.
-
-        Raises:
-            UserError: there is no run, it is damaged, or it has no checkpoint yet.
-        """
         run = RunDirectory(Path(directory))
         self.config = run.config()
         self.metadata = run.metadata()
@@ -69,7 +67,11 @@ class Predictor:
         return merge(self._graph, self._variables)
 
     def evaluate(self, source: Source) -> Evaluation:
-        """Classifies every image of a labelled source once."""
+        """Classifies every image of a labelled source once.
+
+        Raises:
+            UserError: an image cannot be read or decoded; the message names it.
+        """
         return self._evaluator.evaluate(self._variables, Feed(self._loader(source)))
 
     def predict(
@@ -86,7 +88,7 @@ class Predictor:
             Probabilities (N, C), float32; each row adds up to 1.
 
         Raises:
-            UserError: a file is missing or is not an image; it is named.
+            UserError: a file is missing or is not an image; the message names it.
         """
         source = _unlabelled([images] if isinstance(images, str | Path) else images)
         if not len(source):
@@ -96,7 +98,7 @@ class Predictor:
         return np.concatenate([np.exp(logs)[batch.valid] for batch, logs in batches])
 
     def _loader(self, source: Source) -> Loader:
-        # A multiple of the devices here, which need not be those of the training.
+        # A multiple of the devices of this machine; the run may have trained on others.
         devices = len(self._devices)
         batch_size = -(-min(self.config.data.batch_size, len(source)) // devices) * devices
         return Loader(

@@ -53,7 +53,6 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
-    out.print(f"{workdir}: if the run is stopped, the same command continues it")
     check_single_process()
     check_batch_size(config.data.batch_size, jax.local_devices())
     for part in data:

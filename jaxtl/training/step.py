@@ -33,12 +33,12 @@ class TrainState:
     """What a training step changes. It holds nothing that is frozen.
 
     Attributes:
-        step: training steps since the run began.
+        step: training steps since the run began: an int32 scalar, or (N,) for N runs at once.
         variables: the trained parameters and batch statistics, by path.
         optimizer: the optimizer's state.
     """
 
-    step: Int[Array, ""]
+    step: Any
     variables: Variables
     optimizer: optax.OptState
 

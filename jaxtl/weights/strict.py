@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,12 +73,6 @@ def load_into(
     have. The head is loaded when it has as many classes as the file's and follows the same layers,
     unless `fresh_head` asks for a new one.
 
-    Args:
-        network: its structure.
-        stored: the file's arrays by path here.
-        file: the file's name, for messages.
-        fresh_head: keep the network's own head.
-
     Raises:
         Mismatch: a parameter is missing, unexpected or of another shape; the message names them.
         UserError: a parameter is not a finite float, or the file's head is inconsistent.
@@ -144,9 +138,14 @@ def _check_shapes(
         ("of another shape", misshaped),
     ):
         if names:
-            more = [f"and {len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
-            problem += f"; {what}: {', '.join(names[:_LISTED] + more)}"
+            problem += f"; {what}: {listed(names)}"
     raise Mismatch(problem)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = [f"and {len(names) - _LISTED:,} more"] if len(names) > _LISTED else []
+    return ", ".join([*names[:_LISTED], *more])
 
 
 def fits(trunk: Network, stored: Mapping[str, Stored]) -> bool:
@@ -163,4 +162,4 @@ def _check_values(used: Mapping[str, Stored], file: str) -> None:
         elif not np.all(np.isfinite(entry.value)):
             wrong.append(f"{path} is not finite")
     if wrong:
-        raise UserError(f"{file} holds values that cannot be weights: {', '.join(wrong)}")
+        raise UserError(f"{file} holds values that cannot be weights: {listed(wrong)}")

@@ -6,19 +6,21 @@ torchvision: the library whose names a file has more of is the one that it is fr
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
+from packaging.version import Version
 
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Layer, Network
 from jaxtl.models.vgg import SIDE
-from jaxtl.weights.strict import AnotherNetwork, Stored, published
+from jaxtl.weights.strict import AnotherNetwork, Stored, listed, published
 
 _LIBRARIES = ("timm", "torchvision")
 
@@ -34,11 +36,12 @@ _AUXILIARY = "AuxLogits."
 # The dtypes of the format's floats (huggingface/safetensors, safetensors/src/tensor.rs).
 _FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
-_WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-)  # training scripts keep more than weights in a file
+# Training scripts keep more than weights in a file.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+# The first version whose `weights_only=True` keeps a pickle from running code, as far as is known:
+# CVE-2025-32434 (up to 2.5.1) and CVE-2026-24747 (below 2.10).
+_SAFE_TORCH = "2.10"
 
 
 def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Stored]:
@@ -47,8 +50,7 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     Args:
         data: the file's bytes.
         file: its name, for its suffix and for messages.
-        network: the network that the weights are meant for; of its parameters only the names
-            matter.
+        network: that the weights are meant for; of its parameters only the names matter.
 
     Returns:
         The arrays by our paths, in our layouts, half precision as float32; what has no place in the
@@ -114,48 +116,85 @@ def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
 
 
 def _safetensors(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
-    try:
-        entries = safetensors.deserialize(data)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{file} is damaged, or is no safetensors file: {error}") from error
+    import safetensors
+
     arrays, wrong = {}, []
-    for name, entry in sorted(entries):
-        if entry["dtype"] in _FLOATS:
-            dtype = jnp.dtype(_FLOATS[entry["dtype"]])
-            value = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-            arrays[name] = value.astype(np.float32, copy=False)
-        elif name.rpartition(".")[2] != _COUNTER:
-            wrong.append(f"{name} holds {entry['dtype']}")
+    try:
+        for name, entry in sorted(safetensors.deserialize(data)):
+            if entry["dtype"] in _FLOATS:
+                dtype = jnp.dtype(_FLOATS[entry["dtype"]])
+                value = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+                arrays[name] = value.astype(np.float32, copy=False)
+            elif name.rpartition(".")[2] != _COUNTER:
+                wrong.append(f"{name} holds {entry['dtype']}")
+    # An array of no bytes may have a shape that numpy does not take.
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
+        raise UserError(f"{file} is damaged, or is no safetensors file: {error}") from error
     if wrong:
-        raise UserError(f"{file} holds what cannot be weights: {', '.join(wrong)}")
+        raise UserError(f"{file} holds what cannot be weights: {listed(wrong)}")
     return arrays
 
 
 def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
     """`.pth`: pickled tensors; anything else that a pickle can hold is refused unread."""
+    torch = _torch(file)
     try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{file} can only be read by torch: pip install torch, or take a .safetensors file"
-        ) from None
-    try:
+        if data.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                sizes = [member.file_size for member in archive.infolist()]
+            if sum(sizes) > len(data):
+                raise ValueError("it declares more than it holds")
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return _arrays(torch, _unwrapped(loaded), file, len(data))
+    except UserError:
+        raise
     except Exception as error:  # torch has no exception of its own for this
         raise UserError(
             f"{file} is damaged, or is no file of torch's weights alone: "
             "torch.save(model.state_dict(), FILE) writes one"
         ) from error
-    tensors = _unwrapped(loaded)
+
+
+def _torch(file: PurePath) -> Any:
+    """Torch, unless it is missing or too old, which is found out before any of it runs."""
+    try:
+        version = importlib.metadata.version("torch")
+        if Version(version) >= Version(_SAFE_TORCH):
+            import torch
+
+            return torch
+    except ImportError:
+        raise UserError(
+            f"{file} can only be read by torch: pip install torch, or take a .safetensors file"
+        ) from None
+    raise UserError(
+        f"{file} is not read by torch {version}, in which such a file can run code "
+        f"(CVE-2026-24747): pip install 'torch>={_SAFE_TORCH}', or take a .safetensors file"
+    )
+
+
+def _arrays(torch: Any, tensors: Any, file: PurePath, left: int) -> dict[str, np.ndarray]:
+    """Tensors as arrays, no more bytes of them than are left of the file."""
     arrays, wrong = {}, []
     for name, value in tensors.items() if isinstance(tensors, Mapping) else ():
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            arrays[str(name)] = value.detach().float().numpy()
-        elif str(name).rpartition(".")[2] != _COUNTER:
+        if str(name).rpartition(".")[2] == _COUNTER:
+            continue
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             wrong.append(str(name))
+        elif value.layout != torch.strided or value.is_meta or value.is_nested:
+            wrong.append(f"{name} (a tensor that is not dense)")
+        else:
+            left -= value.numel() * value.element_size()
+            if left < 0:
+                raise UserError(
+                    f"{file} holds what cannot be weights: {name} and those before it declare "
+                    "more numbers than the file has"
+                )
+            arrays[str(name)] = value.detach().float().numpy()
     if wrong or not arrays:
-        what = ", ".join(wrong) or "no arrays by their names"
-        raise UserError(f"{file} holds what cannot be weights: {what}")
+        raise UserError(
+            f"{file} holds what cannot be weights: {listed(wrong) or 'no arrays by their names'}"
+        )
     return arrays
 
 

@@ -14,23 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
-from safetensors.numpy import save
 
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.models import Layer, Network, Variables, definition, merge, split
 from jaxtl.models.vgg import SIDE
+from jaxtl.weights.convention import CONVENTION_KEY
 from jaxtl.weights.keras import OURS, VARIABLES
-from jaxtl.weights.mark import MARK
 from jaxtl.weights.torch import variables_of
 
 Arrays = dict[str, np.ndarray]
 """The arrays of a layer by the names that they have in a file, in the order of the framework."""
 
 _Layers = list[tuple[Layer, Arrays]]
-
 
 _TIMM_CONVOLUTIONS = "pre_logits."  # VGG's hidden layers are dense elsewhere (there)
 
@@ -41,24 +38,30 @@ class Written:
 
     Attributes:
         path: of the file.
+        network: its name, with its width where that is not 1.
+        classes: of its head; None without one.
         parameters: the numbers in it, BatchNorm statistics included.
         load: Python that makes the network and loads the file.
         images: what the network that was loaded so takes.
     """
 
     path: Path
+    network: str
+    classes: int | None
     parameters: int
     load: str
     images: str
 
 
-def write_weights(network: Network, path: str | Path) -> Written:
+def write_weights(network: Network, path: str | Path, *, image_size: int | None = None) -> Written:
     """Writes the weights of a network, whole or not at all.
 
     Args:
         network: with its head, if it has one; `without_head` takes it off.
         path: a file that does not exist. Its suffix decides: `.h5` (legacy) and `.weights.h5` for
             `load_weights` of the network in Keras Applications, `.safetensors` for timm's.
+        image_size: pixels a side of the images that it will see, for the words on how to load it;
+            None for its native ones. The file is the same.
 
     Returns:
         What was written, and how to use it.
@@ -76,18 +79,15 @@ def write_weights(network: Network, path: str | Path) -> Written:
     layers = (_keras_layers if framework == "keras" else _timm_layers)(network)
     write_whole(path, encode(layers, spec.convention.name))
     count = sum(array.size for _, arrays in layers for array in arrays.values())
-    load = _keras_line(network, path) if framework == "keras" else _timm_line(network, path)
-    return Written(path, count, load, _images(network, framework))
+    size = image_size or definition(spec.name).native
+    keras = framework == "keras"
+    load = _keras_line(network, path, size) if keras else _timm_line(network, path)
+    label = spec.name if spec.width == 1 else f"{spec.name} of width {spec.width:g}"
+    return Written(path, label, spec.num_classes, count, load, _images(network, framework))
 
 
 def check_target(path: Path, *, network: str, width: float, convention: str) -> None:
     """Refuses what cannot be written, before anything is loaded.
-
-    Args:
-        path: of the file.
-        network: its name in the registry.
-        width: the multiplier of its channel counts.
-        convention: of the weights, `keras` or `torch`.
 
     Raises:
         UserError: as in `write_weights`, which only finds more to refuse in the head.
@@ -98,8 +98,10 @@ def check_target(path: Path, *, network: str, width: float, convention: str) -> 
         raise UserError(f"{path} exists; name another file, or delete it first")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
-    own = "keras" if framework == "keras" else "torch"
-    if convention != own and not definition(network).portable:
+    if (
+        convention != {"keras": "keras", "timm": "torch"}[framework]
+        and not definition(network).portable
+    ):
         instead = ".weights.h5 for Keras" if convention == "keras" else ".safetensors for timm"
         raise UserError(
             f"{path} cannot hold weights of the {convention} convention: {network} pads, strides "
@@ -184,9 +186,11 @@ def _named(layers: _Layers, convention: str) -> bytes:
 
     The layout is that of keras/src/legacy/saving/legacy_h5_format.py.
     """
+    import h5py
+
     data = io.BytesIO()
     with h5py.File(data, "w") as file:
-        file.attrs[MARK] = convention
+        file.attrs[CONVENTION_KEY] = convention
         file.attrs["layer_names"] = _fixed(layer.name for layer, _ in layers)
         # Keras 2 turns kernels round that other backends than these wrote.
         file.attrs["backend"] = b"jax"
@@ -209,10 +213,12 @@ def _numbered(layers: _Layers, convention: str) -> bytes:
 
     The layout is that of keras/src/saving/saving_lib.py.
     """
+    import h5py
+
     data = io.BytesIO()
     seen: Counter[str] = Counter()
     with h5py.File(data, "w") as file:
-        file.attrs[MARK] = convention
+        file.attrs[CONVENTION_KEY] = convention
         for layer, arrays in layers:
             kind = layer.kind.removeprefix("flat_")
             key = f"{kind}_{seen[kind]}" if seen[kind] else kind
@@ -226,13 +232,15 @@ def _numbered(layers: _Layers, convention: str) -> bytes:
 
 def _tensors(layers: _Layers, convention: str) -> bytes:
     """Torch's state as safetensors: each BatchNorm counts the batches that it has seen, too."""
+    from safetensors.numpy import save
+
     state = {}
     for layer, arrays in layers:
         for name, array in arrays.items():
             state[f"{layer.name}.{name}"] = np.ascontiguousarray(array)
         if layer.kind == "batch_normalization":
             state[f"{layer.name}.num_batches_tracked"] = np.zeros((), np.int64)
-    return save(state, {"format": "pt", MARK: convention})
+    return save(state, {"format": "pt", CONVENTION_KEY: convention})
 
 
 _SAFETENSORS = ".safetensors"
@@ -265,14 +273,20 @@ def _stem(path: Path) -> str:
     return str(path)
 
 
-def _keras_line(network: Network, path: Path) -> str:
-    names = definition(network.name).names[network.name]
-    arguments = "" if network.width == 1 else f", alpha={network.width:g}"
+def _keras_line(network: Network, path: Path, size: int) -> str:
+    """The size is said always: the head of each of Keras' models is made for one, and the padding
+    of its MobileNetV2 differs where the size is unknown (its `correct_pad`)."""
+    known = definition(network.name)
+    if network.spec.top and known.deep_top:
+        size = known.native  # Keras flattens the maps, so no other fits
+    arguments = f"weights=None, input_shape=({size}, {size}, 3)"
+    if network.width != 1:
+        arguments += f", alpha={network.width:g}"
     if network.num_classes is None:
         arguments += ', include_top=False, pooling="avg"'
     else:
         arguments += f", classes={network.num_classes}"
-    model = f"model = keras.applications.{names.keras}(weights=None{arguments})"
+    model = f"model = keras.applications.{known.names[network.name].keras}({arguments})"
     return f"{model}; model.load_weights({str(path)!r})"
 
 

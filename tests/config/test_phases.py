@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jaxtl.config.config_file import Config, check, differences, load, plain, vary
+from jaxtl.config.config_file import Config, differences, load, vary
 from jaxtl.config.phases import Phase, Stages, everything, from_stage, gradual, head_only
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, batch_statistics, build, split
@@ -23,15 +23,14 @@ GUIDE = (ROOT / "docs" / "fine-tuning.md").read_text()
 NETWORK = build("mobilenet_v2", num_classes=3, width=0.35)
 
 CONFIG = """
-from jaxtl.config.config_file import Phase
-from jaxtl.config.phases import everything, from_stage, gradual, head_only
+from jaxtl.config import Config, Phase, everything, from_stage, gradual, head_only
 
-def get_config():
-    return {"phases": (
+def get_config() -> Config:
+    return Config(phases=(
         Phase(name="head", train=head_only(), epochs=1),
         Phase(name="finetune", train=from_stage("block_14"), epochs=2),
         Phase(name="all", train=everything(decay=0.8), epochs=3),
-    )}
+    ))
 
 def sweep():
     for stage in ("block_16", "block_7"):
@@ -101,7 +100,7 @@ def test_a_config_with_stages_comes_back_from_json_as_it_was(write):
     assert restored.phases[1].train == Stages(from_stage="block_14", decay=0.9)
     assert restored.phases[2].train == Stages(from_stage=None, decay=0.8)
     assert differences(restored, loaded) == []
-    assert check(plain(loaded)) == loaded
+    assert Config.model_validate(loaded.model_dump()) == loaded
 
 
 def test_flags_change_a_part_of_the_stages_or_what_trains_altogether(write):
@@ -132,13 +131,17 @@ def test_flags_change_a_part_of_the_stages_or_what_trains_altogether(write):
     ],
 )
 def test_stages_that_are_none_are_refused_by_their_key(train, words):
-    assert re.search(words, refused(check, {"phases": (phase(train=train),)}))
+    assert re.search(words, refused(Config.model_validate, {"phases": (phase(train=train),)}))
 
 
 @pytest.mark.parametrize(
     ("good", "bad", "words"),
     [
-        ('"block_14")', '"block_14", decay=2)', "'decay': Input should be less than or equal to 1"),
+        (
+            '"block_14")',
+            '"block_14", decay=2)',
+            "'train.decay': Input should be less than or equal to 1",
+        ),
         ('"block_14")', '"block_14", decoy=2)', "decoy"),
         ("everything(decay=0.8)", "{'from_stage': None, 'deca': 1.0}", "did you mean 'decay'"),
     ],
@@ -156,11 +159,14 @@ def test_a_stage_that_the_network_does_not_have_is_refused_before_anything_is_fe
 
 
 def test_differences_tell_what_trained_and_what_trains():
-    config = check({"phases": (phase(train=from_stage("top")),)})
-    (line,) = differences(config, check({"phases": (phase(train=from_stage("block_9")),)}))
+    config, other, patterns = (
+        Config(phases=(Phase(**phase(train=train)),))
+        for train in (from_stage("top"), from_stage("block_9"), head_only())
+    )
+    (line,) = differences(config, other)
     assert line.startswith("phases.p.train: {'from_stage': 'top', 'decay': 0.9} -> ")
     assert "block_9" in line
-    (line,) = differences(config, check({"phases": (phase(),)}))
+    (line,) = differences(config, patterns)
     assert line.endswith(" -> [('head/.*', 1.0)]")
 
 
@@ -170,8 +176,7 @@ def test_a_sweep_varies_where_training_begins(write):
     whole = [from_stage("block_16"), from_stage("block_7"), from_stage("block_3", decay=0.7)]
     assert trained == [*whole, head_only()]
     assert runs[0].name == "00-phases.finetune.train.from_stage=block_16"
-    tree = plain(runs[0].config)
-    decay = vary(tree, {"phases.finetune.train.decay": 0.6}).phases[1].train
+    decay = vary(runs[0].config, {"phases.finetune.train.decay": 0.6}).phases[1].train
     assert decay == from_stage("block_16", decay=0.6)
 
 
@@ -232,10 +237,10 @@ def test_the_excerpts_of_the_guide_are_a_config_of_mobilenet_v2():
     known = {}
     for block in blocks:
         exec(block, known)
-        tree = {"phases": plain(known["phases"])}
+        config = Config(phases=known["phases"])
         varied = known.pop("sweep")() if "sweep" in known else [{}]
         for values in varied:
-            assert frontiers(vary(tree, values).phases)
+            assert frontiers(vary(config, values).phases)
 
 
 @pytest.mark.slow
@@ -256,5 +261,7 @@ def test_gradual_wants_different_stages_before_the_head(stages):
 
 @pytest.mark.parametrize("warmup", [2, 3.5])
 def test_a_warmup_that_leaves_nothing_of_a_phase_is_refused(warmup):
-    message = refused(check, {"phases": (phase(epochs=2, warmup_epochs=float(warmup)),)})
+    message = refused(
+        Config.model_validate, {"phases": (phase(epochs=2, warmup_epochs=float(warmup)),)}
+    )
     assert f"warmup_epochs {warmup:g} leaves nothing of the 2 epochs" in message

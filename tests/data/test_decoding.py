@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from jaxtl.data import decoding
 from jaxtl.data.decoding import decode
 from jaxtl.errors import UserError
 
@@ -296,11 +297,11 @@ def test_a_file_of_another_kind_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
-@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_a_truncated_file_is_refused_in_one_line(kind, share):
+@pytest.mark.parametrize("fraction", [0.3, 0.6, 0.9])
+def test_a_truncated_file_is_refused_in_one_line(kind, fraction):
     data = encoded(Image.fromarray(rgb(64, 64)), kind)
     with pytest.raises(UserError, match=r"^(damaged|not a JPEG)") as caught:
-        decode(data[: int(share * len(data))], 16, "stretch")
+        decode(data[: int(fraction * len(data))], 16, "stretch")
     assert "\n" not in str(caught.value)
 
 
@@ -316,7 +317,23 @@ def test_damaged_bytes_never_raise_anything_else():
                 assert decode(broken.tobytes(), 8, "stretch").shape == (8, 8, 3)
 
 
-def test_a_decompression_bomb_is_refused():
-    data = png(30000, 30000, 8, b"")
-    with pytest.raises(UserError, match="too large to decode safely"):
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("height", "width"), [(8192, 8193), (10000, 10000), (30000, 30000)])
+def test_a_file_of_more_than_67_megapixels_is_refused_by_its_header(height, width):
+    data = png(height, width, 8, b"")  # decoded, it would be damaged
+    with pytest.raises(UserError, match=r"too large to decode safely: .* more than 67 megapixels"):
         decode(data, 8, "stretch")
+
+
+def test_a_file_of_67_megapixels_is_not_refused_by_its_header():
+    with pytest.raises(UserError, match="damaged"):
+        decode(png(8192, 8192, 8, b""), 8, "stretch")
+
+
+def test_a_large_jpeg_is_refused_by_its_own_size_and_not_by_the_one_that_it_is_decoded_at(
+    monkeypatch,
+):
+    monkeypatch.setattr(decoding, "MOST_PIXELS", 64 * 64)
+    assert decode(encoded(Image.new("RGB", (64, 64)), "JPEG"), 8, "stretch").shape == (8, 8, 3)
+    with pytest.raises(UserError, match="too large"):
+        decode(encoded(Image.new("RGB", (65, 64)), "JPEG"), 8, "stretch")

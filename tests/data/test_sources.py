@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from jaxtl.data.folders import image_files
 from jaxtl.data.sources import found_line, open_all, open_splits, stratified_split
 from jaxtl.errors import UserError
 
@@ -83,7 +84,7 @@ def test_class_folders_are_classes_sorted_by_name(tmp_path):
     "ending",
     ["jpg", "jpeg", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "JPG", "Png"],
 )
-def test_every_ending_of_a_image_is_known(tmp_path, ending):
+def test_every_ending_of_an_image_is_known(tmp_path, ending):
     make(tmp_path, f"a/x.{ending}", "b/y.jpg")
     assert len(open_all(str(tmp_path))) == 2
 
@@ -229,7 +230,7 @@ def test_a_link_to_a_folder_above_is_refused_and_other_links_are_followed(tmp_pa
     assert "is a link to a folder that holds it" in refused(tmp_path / "data")
 
 
-def test_a_image_that_vanished_is_reported_when_it_is_read(tmp_path):
+def test_an_image_that_vanished_is_reported_when_it_is_read(tmp_path):
     source = open_all(cats_and_dogs(tmp_path, 2))
     (tmp_path / "cats/1.jpg").unlink()
     with pytest.raises(UserError, match="cannot be read: No such file"):
@@ -240,7 +241,7 @@ def test_a_image_that_vanished_is_reported_when_it_is_read(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
 @pytest.mark.parametrize("counts", [(2, 2), (2, 50), (3, 7), (10, 10)])
-def test_a_split_shares_out_every_class_and_loses_nothing(tmp_path, counts, fraction):
+def test_a_split_divides_every_class_and_loses_nothing(tmp_path, counts, fraction):
     paths = [f"{c}/{i}.jpg" for c, n in zip("ab", counts, strict=True) for i in range(n)]
     source = open_all(make(tmp_path, *paths))
     train, val = stratified_split(source, fraction, 3)
@@ -354,3 +355,27 @@ def test_real_images_come_back_as_the_bytes_of_their_files(tmp_path):
     for folder in "ab":
         Image.new("RGB", (3, 3)).save(tmp_path / folder / "x.png")
     assert open_all(str(tmp_path))[0] == (tmp_path / "a/x.png").read_bytes()
+
+
+def test_a_name_that_is_not_utf8_is_text_as_a_class_and_bytes_as_a_path(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/\xff.jpg", "wb") as file:
+        file.write(b"an image")
+    source = open_all(str(tmp_path))
+    assert source.classes == (r"caf\xe9",)
+    assert source[0] == b"an image"
+    assert os.fsencode(source.describe(0)) == folder + b"/\xff.jpg"
+    assert len(source.fingerprint) == 64
+
+
+def test_image_files_are_the_files_given_and_the_images_in_folders_given(tmp_path):
+    make(tmp_path, "b/2.jpg", "b/deep/1.PNG", "b/a[b].gif", "b/.3.jpg", "b/.c/4.jpg", "b/x.txt")
+    make(tmp_path, "note.txt", "empty/x.txt")
+    found = image_files([tmp_path / "note.txt", tmp_path / "b"])
+    names = ("note.txt", "b/2.jpg", "b/a[b].gif", "b/deep/1.PNG")
+    assert found == [tmp_path / name for name in names]
+    with pytest.raises(UserError, match="no images in"):
+        image_files([tmp_path / "empty"])
+    with pytest.raises(UserError, match="no file"):
+        image_files([tmp_path / "missing.jpg"])

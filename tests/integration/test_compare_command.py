@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 from PIL import Image
-from workplace import Workplace, finish, wait_until, write_images, write_weights
+from workplace import finish, wait_until, write_images, write_weights
 
 from jaxtl.compare import main
 from jaxtl.comparison.candidates import Candidate, candidates, sources, start
-from jaxtl.comparison.measuring import OutOfMemory, within_memory
+from jaxtl.comparison.measuring import Failed, within_memory
 from jaxtl.errors import UserError
 
 pytestmark = pytest.mark.slow
 
 BOTH = ("--data", "data", "--models", "mobilenet_v2@0.35,mobilenet_v1@0.25", "--weights")
-SMALL = ("--image-size", "32", "--batch-size", "4")
+NONE = ("--data", "data", "--models", "mobilenet_v1@0.25,mobilenet_v2@0.35", "--weights", "none")
+SMALL = ("--image-size", "32", "--batch-size", "8")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_a_network_with_weights_has_an_accuracy_and_a_cost(lines):
     line = lines["mobilenet_v2@0.35"]
     assert line["weights"].startswith("weights.h5 sha256:")
     assert line["weights_tried"] == "lost.h5 does not exist"
-    assert 50 < float(line["probe_accuracy"]) <= 100  # a guess is right in 33 %
+    assert 50 < float(line["probe_accuracy"]) <= 100  # a guess is correct for 33 %
     assert line["folds"] == "5"
     assert float(line["largest_class_percent"]) == pytest.approx(100 / 3)
     assert float(line["latency_ms"]) > 0
@@ -58,10 +59,10 @@ def test_a_network_with_weights_has_an_accuracy_and_a_cost(lines):
 def test_what_fine_tuning_came_to_is_that_of_the_run(lines, workplace):
     line, run = lines["mobilenet_v2@0.35"], workplace.path / "compared" / "mobilenet_v2@0.35"
     result = json.loads((run / "run.json").read_text())["result"]
-    right, images = int(line["finetuned_right"]), int(line["validation_images"])
-    assert (images, right / images) == (18, result["accuracy"])
+    correct, images = int(line["finetuned_correct"]), int(line["validation_images"])
+    assert (images, correct / images) == (18, result["accuracy"])
     assert line["ranked_by"] == "fine-tuning"
-    assert float(line["accuracy"]) == float(line["finetuned_accuracy"]) == 100 * right / 18
+    assert float(line["accuracy"]) == float(line["finetuned_accuracy"]) == 100 * correct / 18
     assert line["best_epoch"] == "1"
 
 
@@ -78,14 +79,14 @@ def test_a_network_without_weights_has_a_cost_and_a_reason_and_no_accuracy(lines
 def test_the_terminal_says_what_is_being_done_and_what_to_take(compared):
     said = compared.out
     assert "[1/2] mobilenet_v2@0.35, 32 px: linear probe of 1,280 features" in said
-    assert "[2/2] mobilenet_v1@0.25, 32 px: fine-tuning on 4" in said
+    assert "[2/2] mobilenet_v1@0.25, 32 px: fine-tuning on 8" in said
     assert "no weights" in said
     assert "mobilenet_v2@0.35, 32 px: lost.h5 does not exist; using weights.h5" in said
     assert re.search(r"under 1000 ms an image: mobilenet_v2@0.35, \d+/18 = [\d.]+ % fine", said)
     assert re.search(r"under 0.001 MB of weights: none; mobilenet_v1@0.25 comes nearest", said)
 
 
-def test_there_is_a_image(compared, workplace):
+def test_there_is_a_plot(compared, workplace):
     with Image.open(workplace.path / "compared" / "compare.png") as image:
         assert image.width > 1000
 
@@ -100,14 +101,14 @@ def test_the_same_comparison_again_uses_what_it_made(compared, lines, workplace)
     assert "continuing compared/mobilenet_v2@0.35" in ended.out
     with (workplace.path / "compared" / "compare.csv").open() as file:
         (line,) = csv.DictReader(file)
-    for key in ("probe_accuracy", "probe_std", "finetuned_right", "macs", "parameters"):
+    for key in ("probe_accuracy", "probe_std", "finetuned_correct", "macs", "parameters"):
         assert line[key] == lines["mobilenet_v2@0.35"][key]
 
 
 def interrupted(workplace, folder, *arguments):
     """A comparison that Ctrl-C reached just after the first network was in the file."""
     table = workplace.path / folder / "compare.csv"
-    process = workplace.start("jaxtl.compare", *BOTH, *arguments, "--out", folder)
+    process = workplace.start("jaxtl.compare", *arguments, "--out", folder)
     wait_until(table.exists, process)
     os.kill(process.pid, signal.SIGINT)
     ended = finish(process)
@@ -117,16 +118,16 @@ def interrupted(workplace, folder, *arguments):
 
 
 def test_ctrl_c_shows_what_was_measured_and_how_to_go_on(workplace):
-    said, lines = interrupted(workplace, "stopped comparing", "none", *SMALL)
-    assert [line["model"] for line in lines] == ["mobilenet_v2@0.35"]
+    said, lines = interrupted(workplace, "stopped comparing", *NONE, *SMALL)
+    assert [line["model"] for line in lines] == ["mobilenet_v1@0.25"]
     assert float(lines[0]["latency_ms"]) > 0
-    assert "mobilenet_v2@0.35" in said.partition("params")[2]
+    assert "mobilenet_v1@0.25" in said.partition("params")[2]
     assert said.splitlines()[-2] == "stopped comparing/compare.csv"
     assert "to continue: the same command with --out stopped comparing" in said.splitlines()[-1]
 
 
 def test_ctrl_c_while_the_first_network_is_fine_tuned_keeps_what_was_measured(workplace):
-    flags = ("weights.h5", *SMALL, "--finetune", "50")
+    flags = (*BOTH, "weights.h5", *SMALL, "--finetune", "50")
     said, lines = interrupted(workplace, "stopped tuning", *flags)
     (line,) = lines
     assert float(line["probe_accuracy"]) > 50
@@ -142,10 +143,9 @@ def test_another_comparison_in_the_same_folder_is_refused_before_it_is_measured(
     monkeypatch.chdir(workplace.path)
     table = workplace.path / "compared" / "compare.csv"
     before = table.read_bytes()
-    given = ("--models", "mobilenet_v2@0.35", "--weights", "weights.h5", "--image-size", "32")
-    flags = ("--batch-size", "8", "--finetune", "1", "--out", "compared")
+    given = ("weights.h5", *SMALL, "--finetune", "1", "--out", "compared")
     with pytest.raises(UserError) as refused:
-        main(["--data", "data", *given, *flags, *change])
+        main([*BOTH, *given, *change])
     assert "--out" in str(refused.value)
     assert "--workdir" not in str(refused.value)
     assert table.read_bytes() == before
@@ -183,15 +183,16 @@ def change(path, array, value):
         file[name][...] = value
 
 
-def test_fine_tuning_is_not_continued_with_other_weights(compared, workplace, tmp_path):
-    shutil.copytree(workplace.path / "compared", tmp_path / "compared")
-    shutil.copy(workplace.path / "weights.h5", tmp_path / "weights.h5")
-    change(tmp_path / "weights.h5", "Conv_1_bn/beta", 0.5)
-    (tmp_path / "data").symlink_to(workplace.path / "data")
-    flags = ("weights.h5", *SMALL, "--finetune", "1", "--out", "compared")
-    ended = Workplace(tmp_path).run("jaxtl.compare", *BOTH, *flags)
-    assert ended.code == 2
-    assert "its weights changed since it began; name another --out" in ended.err.splitlines()[-1]
+def test_fine_tuning_is_not_continued_with_other_weights(
+    compared, workplace, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(workplace.path / "compared", "compared")
+    shutil.copy(workplace.path / "weights.h5", "weights.h5")
+    change("weights.h5", "Conv_1_bn/beta", 0.5)
+    Path("data").symlink_to(workplace.path / "data")
+    with pytest.raises(UserError, match="its weights changed since it began; name another --out"):
+        main([*BOTH, "weights.h5", *SMALL, "--finetune", "1", "--out", "compared"])
 
 
 def test_a_network_whose_features_are_not_finite_does_not_end_the_comparison(
@@ -221,7 +222,7 @@ def test_a_batch_that_no_memory_holds_is_said_of_each_network(workplace, monkeyp
 
 
 def test_a_device_that_has_no_memory_left_is_told_from_other_errors():
-    with pytest.raises(OutOfMemory, match="with 32 images"), within_memory("with 32 images"):
+    with pytest.raises(Failed, match="with 32 images"), within_memory("with 32 images"):
         jax.block_until_ready(jnp.zeros(2**46))  # 256 TiB
     with pytest.raises(TypeError, match="add got"), within_memory("with 32 images"):
         jnp.zeros(2) + jnp.zeros(3)
@@ -242,9 +243,6 @@ def test_a_network_that_is_named_twice_is_measured_once():
             ["--image-size 64", "inception_v3", "75 pixels"],
         ),
         (("--image-size", "tiny"), ["--image-size 'tiny'", "native or smallest"]),
-        (("--image-size", "1e2"), ["--image-size '1e2'"]),
-        (("--image-size", ""), ["--image-size ''"]),
-        (("--models", ""), ["--models ''", "empty"]),
         (("--models", "mobilenet_v2,,vgg16"), ["--models", "empty"]),
         (("--budget", "ms=inf"), ["--budget ms=inf", "ms=20"]),
         (("--budget", "seconds=3"), ["--budget seconds=3", "ms=20"]),

@@ -1,6 +1,9 @@
 """A run and other weights become files for Keras from the terminal; what cannot be is refused."""
 
+import contextlib
 import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -37,7 +40,8 @@ def test_keras_classifies_as_the_run_does_that_was_converted(convert, whole, wor
     assert ended.code == 0, ended.err
     assert ended.out.count("\n") == 1
     assert f"{file}: mobilenet_v2 of width 0.35, 3 classes, " in ended.out
-    assert "keras.applications.MobileNetV2(weights=None, alpha=0.35, classes=3)" in ended.out
+    line = "MobileNetV2(weights=None, input_shape=(32, 32, 3), alpha=0.35, classes=3)"
+    assert f"keras.applications.{line}" in ended.out
     assert f"model.load_weights('{file}')" in ended.out
     assert "keras.applications.mobilenet_v2.preprocess_input" in ended.out
 
@@ -69,6 +73,21 @@ def test_a_file_is_written_as_another_kind_of_file(convert, workplace):
         for file in ("weights.h5", "other.weights.h5")
     )
     np.testing.assert_array_equal(before, after)
+
+
+def test_the_line_for_a_trunk_makes_the_same_features_in_keras(convert, workplace):
+    given = ("--model", "mobilenet_v2", "--width", "0.35", "--from", "weights.h5")
+    ended = convert(*given, "--image-size", "100", "--to", "hundred.h5")
+    assert ended.code == 0, ended.err
+    line = ended.out.partition("; load: ")[2].partition("; images: ")[0]
+    names = {"keras": keras}
+    with contextlib.chdir(workplace.path):
+        exec(line, names)
+    images = np.random.default_rng(0).integers(0, 256, (2, 100, 100, 3), np.uint8)
+    scaled = keras.applications.mobilenet_v2.preprocess_input(images.astype(np.float32))
+    weights = str(workplace.path / "weights.h5")
+    expected = create_model("mobilenet_v2", width=0.35, weights=weights, image_size=100)(images)
+    np.testing.assert_allclose(names["model"].predict(scaled, verbose=0), expected, atol=1e-4)
 
 
 WITH_HEAD = ("--model", "mobilenet_v2", "--width", "0.35", "--from", "headed.h5")
@@ -144,3 +163,12 @@ def test_help_says_what_each_suffix_is_for(convert):
     assert ended.code == 0
     words = (".h5", ".weights.h5", ".safetensors", "--no-head")
     assert [word for word in words if word not in ended.out] == []
+
+
+def test_help_imports_neither_jax_nor_numpy():
+    arguments = ["-m", "jaxtl.convert", "--help"]
+    code = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(code, capture_output=True, text=True, check=True)
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "jaxtl.cli" in loaded
+    assert not {"jax", "numpy", "flax"} & loaded

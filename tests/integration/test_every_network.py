@@ -9,8 +9,7 @@ from rich.console import Console
 from step_setup import lively
 from workplace import write_images
 
-from jaxtl.config.config_file import check, plain
-from jaxtl.config.phases import from_stage
+from jaxtl.config import Config, from_stage
 from jaxtl.models import REGISTRY, build, merge, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
@@ -64,7 +63,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, images, tmp_path
     width = min(of_name.widths)
     phase = {
         "name": "middle",
-        "train": plain(rules),
+        "train": rules,
         "epochs": 1,
         "lr": 1e-3,
         "weight_decay": 0.1,
@@ -72,7 +71,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, images, tmp_path
         "batch_norm": "frozen" if name.startswith("vgg") else "train",
         "restore_best": False,
     }
-    config = check(
+    config = Config.model_validate(
         {
             "model": {
                 "name": name,

@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from PIL import Image
 from workplace import write_images
 
 pytestmark = pytest.mark.slow
@@ -73,6 +74,36 @@ CASES = {
         1,
         ["data/val/red/99.png"],
     ),
+    "predict a large image": (
+        ("jaxtl.predict", "--run", "whole", "large.png"),
+        1,
+        ["large.png: too large to decode safely", "67 megapixels"],
+    ),
+    "a list in place of metadata": (
+        ("jaxtl.evaluate", "--run", "damaged"),
+        1,
+        ["damaged/run.json is damaged"],
+    ),
+    "continue with a list in place of metadata": (
+        (*CONTINUE, "damaged"),
+        1,
+        ["damaged/run.json is damaged"],
+    ),
+    "a checkpoint of no phase": (
+        ("jaxtl.predict", "--run", "phase9", "data/val/red/01.png"),
+        1,
+        ["phase9 is damaged: its checkpoint is in phase 9"],
+    ),
+    "continue a checkpoint of no phase": (
+        (*CONTINUE, "phase9"),
+        1,
+        ["phase9 is damaged: its checkpoint is in phase 9"],
+    ),
+    "a report of damaged metrics": (
+        ("jaxtl.evaluate", "--run", "metrics", "--report"),
+        1,
+        ["metrics/metrics.jsonl is damaged"],
+    ),
     "predict no image": (("jaxtl.predict", "--run", "whole", "tiny.py"), 1, ["tiny.py: "]),
 }
 
@@ -98,6 +129,16 @@ def prepare(path):
     metadata = json.loads((path / "moved" / "run.json").read_text())
     metadata["data"]["train"]["sha256"] = "0" * 64
     (path / "moved" / "run.json").write_text(json.dumps(metadata))
+    # 100 megapixels, of which Pillow would only warn.
+    Image.new("1", (10_000, 10_000)).save(path / "large.png")
+    for name in ("damaged", "phase9", "metrics"):
+        shutil.copytree(path / "whole", path / name)
+    (path / "damaged" / "run.json").write_text("[1]")
+    (path / "metrics" / "metrics.jsonl").write_text("[1]\n")
+    for file in (path / "phase9" / "checkpoints" / "steps").glob("*/progress/metadata"):
+        content = json.loads(file.read_text())
+        content["progress"]["phase"] = 9
+        file.write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")

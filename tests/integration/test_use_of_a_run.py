@@ -64,10 +64,10 @@ def test_evaluate_counts_each_class_as_predict_classifies_its_images(evaluated, 
     rows = [re.split(r"\s*[│|]\s*", line.strip("│ ")) for line in evaluated.out.splitlines()]
     table = {row[0]: row[1:] for row in rows if row[0] in COLOURS}
     for name in COLOURS:
-        right = sum(label(path) == name == guess for path, guess in guessed.items())
+        correct = sum(label(path) == name == guess for path, guess in guessed.items())
         found = sum(guess == name for guess in guessed.values())
-        precision = f"{right / found:.4f}" if found else "-"
-        assert table[name] == ["6", str(right), f"{right / 6:.4f}", precision]
+        precision = f"{correct / found:.4f}" if found else "-"
+        assert table[name] == ["6", str(correct), f"{correct / 6:.4f}", precision]
 
 
 def test_evaluate_measures_other_images(whole, workplace):
@@ -76,15 +76,15 @@ def test_evaluate_measures_other_images(whole, workplace):
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert lines[0] == "Found 12 images belonging to 3 classes."
-    right = int(re.search(r"\((\d+)/12 correct\)$", lines[-1])[1])
-    assert f"accuracy {right / 12:.4f}" in lines[-1]
+    correct = int(re.search(r"\((\d+)/12 correct\)$", lines[-1])[1])
+    assert f"accuracy {correct / 12:.4f}" in lines[-1]
 
 
-def test_predict_says_as_many_images_right_as_training_reported(as_json, whole):
+def test_predict_says_as_many_images_correct_as_training_reported(as_json, whole):
     result = json.loads((whole.path / "run.json").read_text())["result"]
-    right = [max(classes, key=classes.get) == label(path) for path, classes in as_json.items()]
-    assert len(right) == 18
-    assert sum(right) == round(result["accuracy"] * 18)
+    correct = [max(classes, key=classes.get) == label(path) for path, classes in as_json.items()]
+    assert len(correct) == 18
+    assert sum(correct) == round(result["accuracy"] * 18)
     assert len(set(map(str, as_json.values()))) == 18  # not one answer for all
 
 

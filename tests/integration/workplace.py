@@ -20,16 +20,15 @@ COLOURS = {"blue": (60, 80, 190), "green": (70, 180, 80), "red": (190, 70, 60)}
 STEPS = 6  # batches of 8 in an epoch of 45 images, the last one short
 
 CONFIG = """
-from ml_collections import ConfigDict
-from jaxtl.config import Phase
+from jaxtl.config import Augment, Config, Data, Model, Phase
 
-def get_config():
-    return ConfigDict({
-        "model": {"width": 0.35, "image_size": 32, "weights": "weights.h5", "dropout": 0.2},
-        "data": {"source": "data", "batch_size": 8},
-        "augment": {"horizontal_flip": True},
-        "views": 3,  # too many to keep for the first phase, few enough for the second
-        "phases": (
+def get_config() -> Config:
+    return Config(
+        model=Model(width=0.35, image_size=32, weights="weights.h5", dropout=0.2),
+        data=Data(source="data", batch_size=8),
+        augment=Augment(horizontal_flip=True),
+        views=3,  # too many to keep for the first phase, few enough for the second
+        phases=(
             Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=2e-3),
             Phase(
                 name="finetune",
@@ -41,7 +40,7 @@ def get_config():
                 batch_norm_momentum=0.8,
             ),
         ),
-    })
+    )
 """
 
 

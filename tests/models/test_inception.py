@@ -13,7 +13,7 @@ from flax import nnx
 from parity import drawn
 from weights.keras_models import quick_initialisers
 
-from jaxtl.models import build, merge, split
+from jaxtl.models import batch_statistics, build, merge, split
 from jaxtl.models.inception import DEFINITION, average_pool, keras_layers, torch_layers
 from jaxtl.models.layers import BatchNorm, Context
 

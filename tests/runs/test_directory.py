@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxtl.config.config_file import check
+from jaxtl.config import Config
 from jaxtl.errors import UserError
 from jaxtl.runs.directory import (
     DataMetadata,
@@ -18,7 +18,7 @@ from jaxtl.runs.directory import (
     find_unfinished,
 )
 
-CONFIG = check({"phases": ({"name": "p", "epochs": 1, "train": {"head/.*": 1.0}},)})
+CONFIG = Config.model_validate({"phases": ({"name": "p", "epochs": 1, "train": {"head/.*": 1.0}},)})
 
 SPLIT = SplitMetadata(images=3, sha256="0" * 64)
 METADATA = RunMetadata(
@@ -48,6 +48,30 @@ def test_a_path_that_is_a_pattern_is_refused(tmp_path):
     assert not directory.path.exists()
 
 
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(UserError, match="must be UTF-8"):
+        RunDirectory(tmp_path / os.fsdecode(b"caf\xe9"))
+
+
+def test_a_data_source_whose_path_is_not_utf8_is_read_back(tmp_path):
+    source = os.fsdecode(b"/data/caf\xe9")
+    data = CONFIG.data.model_copy(update={"source": source})
+    config = CONFIG.model_copy(update={"data": data})
+    directory = RunDirectory(tmp_path)
+    directory.begin(config, METADATA.model_copy(update={"source": source}))
+    assert directory.config() == config
+    assert directory.metadata().source == source
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+def test_a_file_that_is_missing_is_named(tmp_path, name):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"no run in .*: it has no {name}"):
+        directory.config()
+
+
 def test_what_a_run_left_that_died_before_its_first_checkpoint_is_no_hindrance(tmp_path):
     for name in ("config.json", "config.json.1a2b.part", "run.json.3c4d.part", "metrics.jsonl"):
         (tmp_path / name).write_text("")
@@ -69,8 +93,8 @@ def test_nan_is_never_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text: "{", "JSON"),
-        (lambda text: "[]", "run.json is damaged"),
+        (lambda text: "{", "jaxtl: no JSON: "),
+        (lambda text: "[]", "jaxtl: Input should be"),
         (lambda text: json.dumps(json.loads(text) | {"classes": "abcdef"}), "classes"),
         (lambda text: json.dumps({"classes": ["a", "b"]}), "data"),
         (lambda text: text.replace('"keras"', '"caffe"'), "weights.convention"),

@@ -6,6 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from jaxtl.errors import UserError
 from jaxtl.runs.metrics_log import MetricsLog, read_metrics
 
 
@@ -49,7 +50,7 @@ def test_every_measurement_is_one_json_object_a_line(open_log, path):
 
 def test_measurements_are_on_disk_as_soon_as_they_are_written(open_log, path):
     log = open_log(0)
-    log.write("head", 1, 10, "train", {"loss": 1.0})
+    log.write("head", 1, 10, "train", {"loss": 1.0, "accuracy": 0.5})
     assert len(read_metrics(path)) == 1
     log.close()
 
@@ -75,6 +76,24 @@ def test_a_last_line_that_a_crash_cut_off_does_not_count(open_log, path, cut):
     assert len(read_metrics(path)) == 2
     open_log(10).close()
     assert path.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[1, 2]",
+        b"\xff\xfe",
+        b"",
+        b'{"phase": "head", "epoch": 1, "step": 1, "split": "val", "loss": 1.0}',
+        b'{"phase": "head", "epoch": 1, "step": 1, "split": "x", "loss": 1.0, "accuracy": 1.0}',
+    ],
+)
+def test_a_damaged_line_is_refused_in_one_line(open_log, path, line):
+    write(open_log(0), 10)
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged: ") as error:
+        read_metrics(path)
+    assert "\n" not in str(error.value)
 
 
 def test_tensorboard_gets_the_same_numbers(open_log, path, tmp_path):

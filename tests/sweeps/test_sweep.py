@@ -30,18 +30,18 @@ from jaxtl.training.setup import open_data, train
 pytestmark = pytest.mark.slow
 
 CONFIG = """
-from jaxtl.config import Phase
+from jaxtl.config import Config, Data, Model, Phase
 from jaxtl.sweeps.variations import grid
 
-def get_config():
-    return {{
-        "model": {{"width": 0.35, "image_size": 32, "weights": None, "dropout": 0.3}},
-        "data": {{"source": "digits", "batch_size": 256}},
-        "phases": (
+def get_config() -> Config:
+    return Config(
+        model=Model(width=0.35, image_size=32, weights=None, dropout=0.3),
+        data=Data(source="digits", batch_size=256),
+        phases=(
             Phase(name="head", train={{"head/.*": 1.0}}, epochs=6, lr=1e-2, patience=2),
             Phase(name="bias", train={{"head/bias": 1.0}}, epochs=2, optimizer="sgd"),
         ),
-    }}
+    )
 
 def sweep():
     {sweep}

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, Setup, lively, make_batch
+from step_setup import (
+    BATCH,
+    CLASSES,
+    HEAD_ONLY,
+    MIDDLE,
+    lively,
+    make_batch,
+)
+from step_setup import SmallSetup as Setup
 
 from jaxtl.models import build, merge, split
 from jaxtl.training.parallel import shard

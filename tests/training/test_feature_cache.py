@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from step_setup import lively
 
-from jaxtl.config.config_file import Phase, check
+from jaxtl.config import Config, Phase
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import open_all, open_splits
 from jaxtl.models import build, merge, output_spec, split
@@ -38,7 +38,7 @@ CHANGES = {"zoom": 0.2, "horizontal_flip": True}
 
 def config(*, epochs=100, **sections):
     phase = Phase(name="p", train=HEAD, epochs=epochs)
-    return check({"phases": (phase.model_dump(),), **sections})
+    return Config.model_validate({"phases": (phase.model_dump(),), **sections})
 
 
 def planned(row=FEATURES, *, runs=1, **settings):

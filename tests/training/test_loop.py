@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxtl.config.config_file import check
+from jaxtl.config import Config
 from jaxtl.errors import UserError
 from jaxtl.models import build, split
 from jaxtl.runs.checkpoints import Checkpoints
@@ -19,7 +19,7 @@ RULES = {"head/.*": 1.0, "(top|block_(14|16))/.*": 0.5}  # block_15 is frozen be
 
 
 def settings(*phases, **sections):
-    return check(
+    return Config.model_validate(
         {
             "model": MODEL,
             "data": {"source": "digits", "batch_size": 256},

@@ -2,12 +2,14 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, Setup, make_batch
+from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, make_batch
+from step_setup import SmallSetup as Setup
 
 from jaxtl.config.config_file import Augment
 from jaxtl.errors import UserError
@@ -42,7 +44,7 @@ def test_a_step_goes_down_the_gradient_of_the_mean_loss_of_real_images():
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "train"])
 def test_one_two_and_eight_devices_give_the_same_losses(batch_norm):
-    augmentation = Augment(shear=5.0, zoom=0.2, horizontal_flip=True, brightness=0.2)
+    warped = Augment(shear=5.0, zoom=0.2, horizontal_flip=True, brightness=0.2)
     batches = [make_batch(seed, count, side=64) for seed, count in enumerate([16, 16, 5, 16])]
     losses, changing = {}, {}
     for devices in (1, 2, 8):
@@ -50,7 +52,7 @@ def test_one_two_and_eight_devices_give_the_same_losses(batch_norm):
             MIDDLE,
             devices,
             dropout=0.3,
-            augmentation=augmentation,
+            augmentation=warped if batch_norm == "train" else Augment(),
             optimizer="sgd",
             lr=1e-3,
             batch_norm=batch_norm,
@@ -59,25 +61,20 @@ def test_one_two_and_eight_devices_give_the_same_losses(batch_norm):
         changing[devices] = jax.device_get(setup.state.variables)
     for devices in (2, 8):
         np.testing.assert_allclose(losses[devices], losses[1], rtol=1e-4)
-        for path, value in changing[1].items():
-            np.testing.assert_allclose(changing[devices][path], value, rtol=1e-3, atol=1e-5)
+        chex.assert_trees_all_close(changing[devices], changing[1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("rules", [HEAD_ONLY, MIDDLE])
 def test_many_steps_in_one_call_are_the_same_steps(rules):
     batches = [make_batch(seed, count) for seed, count in enumerate([16, 16, 16, 16, 5])]
     losses, changing = {}, {}
-    for together in (1, 2, 5):
+    for together in (1, 2):  # 2, 2 and 1 at the end
         setup = Setup(rules, 2, dropout=0.3, lr=1e-3)
         losses[together] = [float(sums.loss) for sums in setup.run(batches, together=together)]
         changing[together] = jax.device_get(setup.state)
     assert changing[1].step == 5
-    for together in (2, 5):
-        np.testing.assert_allclose(losses[together], losses[1], rtol=1e-6)
-        for one, other in zip(
-            *map(jax.tree.leaves, (changing[1], changing[together])), strict=True
-        ):
-            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(losses[2], losses[1], rtol=1e-6)
+    chex.assert_trees_all_close(changing[2], changing[1], rtol=1e-5, atol=1e-7)
 
 
 STILL = {"optimizer": "sgd", "lr": 1e-12}  # every step begins with the same parameters
@@ -162,7 +159,7 @@ def test_prediction_is_the_log_softmax_of_the_network():
     batch = make_batch()
     step = make_predict_step(setup.graph, devices=setup.devices)
     predicted = np.asarray(step(setup.variables, None, shard(batch.inputs, setup.devices)))
-    logits = np.asarray(merge(setup.graph, setup.variables)(batch.inputs), np.float64)
+    logits = np.asarray(jax.jit(merge(setup.graph, setup.variables))(batch.inputs), np.float64)
     expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(predicted.reshape(BATCH, CLASSES), expected, rtol=1e-4, atol=1e-4)
 
@@ -199,7 +196,8 @@ def test_multi_transform_is_what_holds_frozen_parameters():
     setup = Setup(HEAD_ONLY, 1, weight_decay=0.1)
     parameters = {path: setup.variables[path] for path in setup.trainable.labels}
     state = setup.transform.init(parameters)
-    updates, _ = setup.transform.update(jax.tree.map(jnp.ones_like, parameters), state, parameters)
+    ones = jax.tree.map(jnp.ones_like, parameters)
+    updates, _ = jax.jit(setup.transform.update)(ones, state, parameters)
     assert isinstance(setup.transform, optax.GradientTransformation)
     for path, label in setup.trainable.labels.items():
         assert np.any(updates[path]) == (label != "frozen"), path

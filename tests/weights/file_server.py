@@ -18,66 +18,61 @@ class Server:
 
     Attributes:
         content: the bytes of every file it has.
+        says_length: tell it on HEAD.
         missing: answer 404.
+        forbidden: answer 403.
         failures: how many of the next answers are 503.
-        ranges: honour the Range header.
         cuts: how many of the next answers break off.
         cut_at: the bytes of an answer after which it does.
+        closes_early: state as the length of an answer only what will be sent.
         stall: hold the line open instead of closing it, when it breaks off.
+        pause: seconds before a file is sent.
         silent: accept connections and never answer.
-        ranges_asked: the Range header of every request, None without.
+        gets: the target of every GET request, as it was written.
     """
 
     content: bytes = CONTENT
-    etag: str | None = '"v1"'
+    says_length: bool = True
     missing: bool = False
+    forbidden: bool = False
     failures: int = 0
-    ranges: bool = True
     cuts: int = 0
     cut_at: int = 400_000
+    closes_early: bool = False
     stall: bool = False
+    pause: float = 0
     silent: bool = False
     address: str = ""
-    ranges_asked: list[str | None] = field(default_factory=list)
+    gets: list[str] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers["Range"]
-        self.ranges_asked.append(asked)
+        gets = request.command == "GET"
+        if gets:
+            self.gets.append(request.path)
         if self.silent:
             self.closing.wait(10)
             return
-        if self.missing:
-            request.send_error(404)
+        if self.missing or self.forbidden:
+            request.send_error(404 if self.missing else 403)
             return
         if self.failures > 0:
-            self.failures -= 1
+            self.failures -= gets
             request.send_error(503)
             return
-        start = 0
-        same = request.headers["If-Range"] == self.etag
-        if asked and self.ranges and same:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(self.content):
-                request.send_error(416)
-                return
-            request.send_response(206)
-            end = len(self.content)
-            request.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
-        else:
-            request.send_response(200)
-        body = self.content[start:]
-        request.send_header("Content-Length", str(len(body)))
-        if self.etag:
-            request.send_header("ETag", self.etag)
+        cut = gets and self.cuts > 0
+        sent = self.content[: self.cut_at] if cut else self.content
+        self.cuts -= cut
+        request.send_response(200)
+        if gets or self.says_length:
+            length = len(sent) if self.closes_early else len(self.content)
+            request.send_header("Content-Length", str(length))
         request.end_headers()
-        if self.cuts > 0:
-            self.cuts -= 1
-            request.wfile.write(body[: self.cut_at])
-            if self.stall:
-                self.closing.wait(10)
-            return
-        request.wfile.write(body)
+        if gets:
+            self.closing.wait(self.pause)
+            request.wfile.write(sent)
+        if cut and self.stall:
+            self.closing.wait(10)
 
 
 @contextlib.contextmanager
@@ -87,6 +82,8 @@ def serving(server: Server) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             server.answer(self)
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

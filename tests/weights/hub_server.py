@@ -20,7 +20,10 @@ class Hub:
         repositories: the files of each, by `OWNER/NAME`.
         silent: accept connections and never answer.
         broken: answer 500.
+        revisions: the commit of each branch and tag, and of itself.
+        moves_to: the commit that `main` is at once a config was sent; None to leave it.
         asked: the method, repository and file of every request for a file.
+        revisions_asked: the revision in each of these.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -28,13 +31,17 @@ class Hub:
     broken: bool = False
     address: str = ""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
+    revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, COMMIT: COMMIT})
+    moves_to: str | None = None
+    revisions_asked: list[str] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         if request.path.startswith("/api/"):  # what the client asks of its own accord
             self._refuse(request, 404, "NotFound")
             return
-        owner, name, _, _, file = request.path.removeprefix("/").split("/")
+        owner, name, _, revision, file = request.path.removeprefix("/").split("/")
+        self.revisions_asked.append(revision)
         self.asked.append((request.command, f"{owner}/{name}", file))
         if self.silent:
             self.closing.wait(10)
@@ -45,16 +52,20 @@ class Hub:
         files = self.repositories.get(f"{owner}/{name}")
         if files is None:
             self._refuse(request, 401, "RepoNotFound")
+        elif revision not in self.revisions:
+            self._refuse(request, 404, "RevisionNotFound")
         elif file not in files:
             self._refuse(request, 404, "EntryNotFound")
         else:
             request.send_response(200)
-            request.send_header("X-Repo-Commit", COMMIT)
+            request.send_header("X-Repo-Commit", self.revisions[revision])
             request.send_header("ETag", f'"{hashlib.sha1(files[file]).hexdigest()}"')
             request.send_header("Content-Length", str(len(files[file])))
             request.end_headers()
             if request.command == "GET":
                 request.wfile.write(files[file])
+                if file == "config.json" and self.moves_to:
+                    self.revisions["main"] = self.moves_to
 
     def _refuse(self, request: BaseHTTPRequestHandler, status: int, code: str) -> None:
         request.send_response(status)

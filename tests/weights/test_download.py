@@ -1,8 +1,15 @@
-"""A download is whole or it is not there, and what has come is not fetched twice."""
+"""A download is whole, checked and in place, or it is not there; nobody waits for minutes."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
+import os
+import pty
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +21,16 @@ from file_server import CONTENT, Server, refused_address, serving
 from jaxtl.errors import UserError
 from jaxtl.weights.download import download
 from jaxtl.weights.unavailable import Unavailable
+
+MD5 = hashlib.md5(CONTENT).hexdigest()
+PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "all", "no")]
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
@@ -28,81 +45,51 @@ def path(tmp_path) -> Path:
 
 
 def left(path: Path) -> set[str]:
-    return {file.name for file in path.parent.iterdir()} - {"weights.h5.lock"}
+    return {file.name for file in path.parent.iterdir()}
 
 
-def begin(path: Path, content: bytes) -> None:
-    """Leaves what an earlier download of version 1 would have left."""
-    path.parent.mkdir()
-    path.with_name("weights.h5.part").write_bytes(content)
-    path.with_name("weights.h5.part.etag").write_text('"v1"')
-
-
-def test_a_file_is_fetched_once_and_then_served_from_the_cache(server, path):
-    assert download(server.address + "weights.h5", path) == path
+@pytest.mark.parametrize("md5", [None, MD5])
+def test_a_file_is_fetched_once_and_then_served_from_the_cache(server, path, md5):
+    assert download(server.address + "weights.h5", path, md5=md5) == path
     assert path.read_bytes() == CONTENT
     assert left(path) == {"weights.h5"}
 
-    download(server.address + "weights.h5", path)
-    assert server.ranges_asked == [None]
+    download(server.address + "weights.h5", path, md5=md5)
+    assert server.gets == ["/weights.h5"]
 
 
-def test_a_download_that_is_cut_off_goes_on_from_there(server, path):
-    server.cuts = 2
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_download_that_is_cut_off_is_begun_again(server, path, says_length):
+    server.cuts, server.says_length = 2, says_length
 
     download(server.address + "weights.h5", path)
 
     assert path.read_bytes() == CONTENT
-    assert server.ranges_asked == [None, "bytes=400000-", "bytes=800000-"]
+    assert len(server.gets) == 3
     assert left(path) == {"weights.h5"}
 
 
-def test_a_later_call_goes_on_from_where_an_earlier_one_gave_up(server, path):
-    server.cuts, server.cut_at = 4, 100_000
-    with pytest.raises(Unavailable, match="cut off after 400000 of 1048576 bytes, 4 attempts"):
+def test_an_answer_that_is_shorter_than_the_file_is_not_taken_for_it(server, path):
+    server.cuts, server.closes_early = 1, True
+
+    download(server.address + "weights.h5", path)
+
+    assert path.read_bytes() == CONTENT
+
+
+def test_nothing_is_left_of_a_download_that_is_cut_off_each_time(server, path):
+    server.cuts = 3
+    with pytest.raises(Unavailable, match=r"could not be downloaded \(.*, 3 attempts; run it"):
         download(server.address + "weights.h5", path)
-    assert not path.exists()
-
-    download(server.address + "weights.h5", path)
-
-    assert server.ranges_asked[4:] == ["bytes=400000-"]
-    assert path.read_bytes() == CONTENT
+    assert left(path) == set()
 
 
-def test_a_server_without_ranges_is_asked_for_all_of_the_file(server, path):
-    server.ranges, server.cuts = False, 1
-
-    download(server.address + "weights.h5", path)
-
-    assert server.ranges_asked == [None, "bytes=400000-"]
-    assert path.read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("etag", ['"v2"', None])
-def test_a_file_that_changed_in_between_is_not_mixed_with_the_old_one(server, path, etag):
-    begin(path, CONTENT[:1000])
-    server.content, server.etag = CONTENT[::-1], etag
-
-    download(server.address + "weights.h5", path)
-
-    assert server.ranges_asked == ["bytes=1000-"]
-    assert path.read_bytes() == CONTENT[::-1]
-
-
-def test_a_part_that_is_longer_than_the_file_is_dropped(server, path):
-    begin(path, b"?" * (len(CONTENT) + 1))
-
-    download(server.address + "weights.h5", path)
-
-    assert path.read_bytes() == CONTENT
-
-
-def test_a_stalled_download_is_taken_up_again(server, path):
+def test_a_stalled_download_is_begun_again(server, path):
     server.stall, server.cuts = True, 1
 
     download(server.address + "weights.h5", path, stall_timeout=0.3)
 
-    assert server.ranges_asked == [None, "bytes=400000-"]
+    assert len(server.gets) == 2
     assert path.read_bytes() == CONTENT
 
 
@@ -118,7 +105,13 @@ def test_a_file_that_does_not_exist_is_named(server, path):
     server.missing = True
     with pytest.raises(Unavailable, match=r"has no such file \(.*/weights\.h5 answered 404\)"):
         download(server.address + "weights.h5", path)
-    assert len(server.ranges_asked) == 1
+    assert server.gets == []
+
+
+def test_a_server_that_refuses_is_named_with_its_answer(server, path):
+    server.forbidden = True
+    with pytest.raises(Unavailable, match=r"could not be reached \(.*/weights\.h5 answered 403\)"):
+        download(server.address + "weights.h5", path)
 
 
 def test_a_server_that_never_answers_costs_the_time_for_an_answer_once(server, path):
@@ -127,6 +120,7 @@ def test_a_server_that_never_answers_costs_the_time_for_an_answer_once(server, p
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1 timed out after 0\.3 s"):
         download(server.address + "weights.h5", path, answer_timeout=0.3)
     assert time.monotonic() - began < 2
+    assert left(path) == set()
 
 
 def test_a_refused_connection_is_not_tried_again(path):
@@ -136,18 +130,96 @@ def test_a_refused_connection_is_not_tried_again(path):
     assert time.monotonic() - began < 2
 
 
-def test_a_known_checksum_is_checked(server, path):
-    with pytest.raises(UserError, match="wrong checksum: md5 is"):
-        download(server.address + "weights.h5", path, md5="0" * 32)
-    assert left(path) <= {"weights.h5.part.etag"}
+def test_a_host_without_an_address_is_named(path):
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=r"could not be reached \(weights\.invalid "):
+        download("http://weights.invalid/weights.h5", path)
+    assert time.monotonic() - began < 5
 
-    download(server.address + "weights.h5", path, md5=hashlib.md5(CONTENT).hexdigest())
+
+def test_a_proxy_of_the_environment_is_asked(server, path, monkeypatch):
+    monkeypatch.setenv("http_proxy", server.address)
+    download("http://weights.invalid/weights.h5", path)
+    assert path.read_bytes() == CONTENT
+    assert server.gets == ["http://weights.invalid/weights.h5"]
+
+
+def test_a_download_with_another_checksum_is_not_kept(server, path):
+    with pytest.raises(
+        UserError, match=f"wrong checksum: MD5 .* expected md5:{'0' * 32} but got {MD5}"
+    ):
+        download(server.address + "weights.h5", path, md5="0" * 32)
+    assert left(path) == set()
+
+    download(server.address + "weights.h5", path, md5=MD5)
     assert path.read_bytes() == CONTENT
 
 
-def test_several_that_want_the_same_file_fetch_it_once(server, path):
+def test_a_cached_file_that_is_damaged_is_named_removed_and_fetched_again(server, path, caplog):
+    download(server.address + "weights.h5", path, md5=MD5)
+    path.write_bytes(CONTENT[:-1] + b"?")
+
+    download(server.address + "weights.h5", path, md5=MD5)
+
+    assert path.read_bytes() == CONTENT
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings == [f"weights: {path} has the wrong checksum and is removed"]
+
+
+def test_a_cached_file_that_is_damaged_is_not_used_where_there_is_no_network(path):
+    path.parent.mkdir()
+    path.write_bytes(CONTENT[:-1] + b"?")
+    with pytest.raises(Unavailable, match="Connection refused"):
+        download(refused_address() + "weights.h5", path, md5=MD5)
+    assert left(path) == set()
+
+
+def test_threads_that_want_the_same_file_all_have_it_whole(server, path):
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(download, server.address + "weights.h5", path) for _ in range(4)]
         assert {job.result() for job in jobs} == {path}
-    assert server.ranges_asked == [None]
     assert path.read_bytes() == CONTENT
+    assert left(path) == {"weights.h5"}
+
+
+DOWNLOAD = """
+import pathlib, sys
+from jaxtl.weights.download import download
+print(len(download(sys.argv[1], pathlib.Path(sys.argv[2])).read_bytes()))
+"""
+
+
+def command(server: Server, path: Path) -> list[str]:
+    return [sys.executable, "-c", DOWNLOAD, server.address + "weights.h5", str(path)]
+
+
+def test_a_process_that_is_killed_leaves_no_file_and_another_one_gets_it_whole(server, path):
+    server.pause = 30
+    killed = subprocess.Popen(command(server, path))
+    other = subprocess.Popen(command(server, path), stdout=subprocess.PIPE, text=True)
+    while len(server.gets) < 2:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert not path.exists()
+    server.closing.set()
+    assert other.communicate(timeout=60)[0].strip() == str(len(CONTENT))
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_terminal_sees_how_far_it_is(server, path):
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    subprocess.run(command(server, path), stderr=theirs, stdout=subprocess.DEVNULL, check=True)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 4096):
+            seen += part
+    os.close(ours)
+    assert b"100%" in seen
+
+
+def test_a_pipe_sees_no_bar(server, path):
+    done = subprocess.run(command(server, path), capture_output=True, text=True, check=True)
+    assert done.stderr == ""

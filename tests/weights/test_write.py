@@ -318,6 +318,50 @@ def test_the_line_that_loads_a_file_makes_the_network_of_keras_with_its_weights(
     np.testing.assert_array_equal(model.layers[-1].kernel, split(network)[1]["head/kernel"])
 
 
+# Sizes at which maps become odd on the way, and a network whose padding asks for the size.
+@pytest.mark.parametrize(
+    ("name", "width", "size", "classes"),
+    [
+        ("mobilenet_v2", 0.35, 100, None),
+        ("mobilenet_v2", 0.35, 100, CLASSES),
+        ("mobilenet_v2", 0.35, 32, None),
+        slow("mobilenet_v1", 0.25, 100, CLASSES),
+        slow("resnet50", 1.0, 100, None),
+        slow("inception_v3", 1.0, 101, None),
+        slow("vgg16", 1.0, 100, None),
+    ],
+)
+def test_the_line_makes_a_network_of_keras_that_computes_the_same(
+    name, width, size, classes, tmp_path
+):
+    network = random_network(name, width=width, classes=classes)
+    written = write_weights(network, tmp_path / "a.h5", image_size=size)
+
+    names = {"keras": keras}
+    with quick_initialisers():
+        exec(written.load, names)
+
+    model = names["model"]
+    images = random_images(size)
+    theirs = np.asarray(model(preprocessed(name, images), training=False))
+    ours = our_outputs(network, images)[-1]
+    if classes is not None:  # Keras puts a softmax after the logits
+        ours = np.exp(ours - ours.max(-1, keepdims=True))
+        ours /= ours.sum(-1, keepdims=True)
+    assert_same(ours, theirs)
+
+
+@pytest.mark.slow
+def test_the_line_for_the_published_classifier_of_vgg_makes_the_one_size_that_it_takes(tmp_path):
+    network = random_network("vgg16", classes=1000, top=True)
+    written = write_weights(network, tmp_path / "a.h5", image_size=100)
+    assert "input_shape=(224, 224, 3)" in written.load
+    names = {"keras": keras}
+    with quick_initialisers():
+        exec(written.load, names)
+    assert names["model"].count_params() == written.parameters
+
+
 class TestWithoutHead:
     def test_every_variable_of_the_trunk_is_kept(self):
         network = random_network("mobilenet_v2", width=0.35)

@@ -1,0 +1,51 @@
+"""What a file of weights says of the convention that they were trained in.
+
+The suffix of a file tells its layout, and mostly the convention too. A VGG can be written in the
+layout of the other framework, though, and read from there it must see the images that it was
+trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from jaxtl.errors import UserError
+from jaxtl.weights.hdf5 import opened
+
+Framework = Literal["keras", "torch"]
+_FRAMEWORKS: tuple[Framework, ...] = ("keras", "torch")
+
+CONVENTION_KEY = "jaxtl_convention"
+"""An attribute of an HDF5 file, and a key of the metadata of safetensors."""
+
+_HEADER = 100_000_000  # bytes: the longest header of safetensors (safetensors/src/tensor.rs)
+
+
+def recorded_convention(data: bytes, file: Path) -> Framework | None:
+    """The convention that a file says its weights have.
+
+    Returns:
+        None where it says nothing, as in a damaged file: its reader tells what is wrong.
+
+    Raises:
+        UserError: it says one that does not exist.
+    """
+    recorded = None
+    try:
+        if file.suffix == ".h5":
+            with opened(data) as (hdf5, _):
+                recorded = hdf5.attrs.get(CONVENTION_KEY)
+        elif file.suffix == ".safetensors":
+            length = min(int.from_bytes(data[:8], "little"), _HEADER)
+            metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+            recorded = metadata.get(CONVENTION_KEY)
+    except Exception:  # h5py and json raise almost anything on damaged bytes
+        return None
+    if recorded is None:
+        return None
+    for convention in _FRAMEWORKS:
+        if isinstance(recorded, str) and recorded == convention:
+            return convention
+    raise UserError(f"{file} is marked with the convention {recorded!r}, which is unknown here")

@@ -1,0 +1,71 @@
+"""Reads HDF5 files that strangers made: nothing beside the file, and no more than it holds.
+
+The format lets a dataset lie in any other file, be any number of bytes that nobody wrote, or be
+compressed a thousandfold; Keras does none of that
+(docs/decisions/0021-a-weights-file-is-a-stranger.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import h5py
+
+Read = Callable[["h5py.Dataset"], np.ndarray]
+"""Reads a dataset; together they have no more bytes than their file, or it raises ValueError."""
+
+
+@contextlib.contextmanager
+def opened(data: bytes) -> Iterator[tuple[h5py.File, Read]]:
+    """Opens a file, and gives what reads its datasets.
+
+    Args:
+        data: the file's bytes.
+
+    Raises:
+        ValueError: it is no such file or refers to another one.
+        Exception: h5py's own, of many kinds, where the file is damaged.
+    """
+    import h5py
+
+    left = len(data)
+
+    def read(dataset: h5py.Dataset) -> np.ndarray:
+        nonlocal left
+        left -= math.prod(dataset.shape) * dataset.dtype.itemsize
+        if left < 0:
+            raise ValueError(f"{dataset.name} and what was read before declare more than it holds")
+        if dataset.dtype.hasobject:
+            raise ValueError(f"{dataset.name} does not hold numbers")
+        return dataset[()]
+
+    with h5py.File(io.BytesIO(data)) as file:
+        wrong = file.visititems_links(_wrong_link) or file.visititems(_wrong_item)
+        if wrong:
+            raise ValueError(wrong)
+        yield file, read
+
+
+def _wrong_link(name: str, link: object) -> str | None:
+    import h5py
+
+    inside = isinstance(link, h5py.HardLink)
+    return None if inside else f"{name} is a link that may lead out of the file"
+
+
+def _wrong_item(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
+    import h5py
+
+    if isinstance(item, h5py.Dataset):
+        if item.external or item.is_virtual:
+            return f"{name} lies in another file"
+        if item.id.get_create_plist().get_nfilters():
+            return f"{name} is compressed; h5repack -f NONE writes it as Keras does"
+    return None

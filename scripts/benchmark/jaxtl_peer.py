@@ -1,0 +1,308 @@
+"""jaxtl: the compiled steps that `jaxtl.train` runs, called by hand; on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+import timeit
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+
+from benchmark.protocol import CLASSES, LEARNING_RATE, WEIGHTS, Peer, Predict, Sizes, Step
+from jaxtl.cli import keep_compiled_programs
+from jaxtl.config import Augment, Config, Data, Model, Phase, everything, from_stage, head_only
+from jaxtl.data.folders import FolderSource
+from jaxtl.data.loader import Batch, Loader
+from jaxtl.models import output_spec, split
+from jaxtl.training.feature_cache import Feed
+from jaxtl.training.optimizer import hyperparameters, optimizer
+from jaxtl.training.parallel import AXIS, lagging, replicate, shard
+from jaxtl.training.setup import loader, plan_run, pretrained
+from jaxtl.training.step import TrainState, make_feature_step, make_predict_step, make_train_step
+from jaxtl.training.trainable import partition, running_momentum, training_graph
+
+NETWORK = "mobilenet_v2"
+GPU_BATCHES = (256, 1024)
+_STEPS_PER_EPOCH = 6  # of the seed job, whole batches
+_STEPS_PER_CALL = 64  # of training on cached features
+
+Program = tuple[Callable[[], Any], Callable[[], dict[str, float]]]
+"""Starts a compiled program, whose result is on its way; and counts its operations and bytes."""
+
+
+class Training:
+    """The one phase of a config, as `jaxtl.training.loop` begins it.
+
+    Args:
+        config: of a run.
+        cached: whether training starts from the activations at the frontier.
+    """
+
+    def __init__(self, config: Config, *, cached: bool):
+        self.devices, (phase,) = jax.local_devices(), config.phases
+        network, (trainable,) = plan_run(config, CLASSES)
+        network, variables, _ = pretrained(config, network)
+        stage, graph = trainable.frontier, split(network)[0]
+        momentum = running_momentum(phase.epochs * _STEPS_PER_EPOCH)
+        row = output_spec(network, config.model.image_size, stage)
+        self.train_step: Any = make_train_step(
+            training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
+            trainable,
+            phase,
+            steps_per_epoch=_STEPS_PER_EPOCH,
+            augmentation=Augment(),
+            cached=row.dtype if cached else None,
+            devices=self.devices,
+        )
+        self.predict_step: Any = make_predict_step(graph, devices=self.devices)
+        self._feature_step = cached and make_feature_step(
+            graph, stage, augmentation=Augment(), devices=self.devices
+        )
+        hyper = hyperparameters(phase, 0, 0)
+        parameters = {path: variables[path] for path in trainable.labels}
+        moments = optimizer(phase, trainable, _STEPS_PER_EPOCH, hyper).init(parameters)
+        changing, self.fixed = partition(variables, trainable.variables)
+        self.state, self.fixed, self.hyper = replicate(
+            (TrainState(jnp.int32(0), changing, moments), self.fixed, hyper), self.devices
+        )
+
+    def inputs(self, images: np.ndarray, labels: np.ndarray) -> tuple[jax.Array | None, Batch]:
+        """A batch where training begins: a table of activations and its rows, or just images."""
+        if not self._feature_step:
+            return None, self.chunk(images, labels)
+        batch = shard(whole(images, labels), self.devices)
+        zero = replicate(np.int32(0), self.devices)
+        made = self._feature_step(self.fixed | self.state.variables, zero, batch)
+        table = replicate(made.reshape(-1, *made.shape[2:]), self.devices)
+        return table, self.chunk(np.arange(len(labels), dtype=np.int32), labels)
+
+    def chunk(self, inputs: np.ndarray, labels: np.ndarray, *, steps: int = 1) -> Batch:
+        """The same batch for some steps in one call."""
+        batches = jax.tree.map(lambda x: np.stack([x] * steps), whole(inputs, labels))
+        return shard(batches, self.devices, axis=1)
+
+    def train(self, table: jax.Array | None, chunk: Batch) -> Program:
+        """The training step on what `inputs` returns."""
+
+        def step() -> Any:
+            self.state, sums = self.train_step(self.state, self.fixed, table, self.hyper, chunk)
+            return sums
+
+        given = (self.state, self.fixed, table, self.hyper, chunk)
+        return step, partial(program_cost, self.train_step, *given)
+
+    def predict(self, images: np.ndarray) -> Program:
+        """Inference on images (B, H, W, 3): log probabilities (D, B / D, classes)."""
+        given = (self.fixed | self.state.variables, None, shard(images, self.devices))
+        return partial(self.predict_step, *given), partial(program_cost, self.predict_step, *given)
+
+
+class JaxtlPeer(Peer):
+    """The operations in jaxtl.
+
+    Besides the rows of every framework there are `from:STAGE` and `cached:STAGE`: everything from
+    that stage on trains, from images or from cached activations; and `data` and `data:one`: an
+    epoch of frozen-trunk steps on the JPEG files, or as many steps on one of its batches.
+    """
+
+    def __init__(self, sizes: Sizes, folder: Path, *, dtype: str = "float32"):
+        keep_compiled_programs()
+        super().__init__(sizes, folder)
+        self._dtype = dtype
+
+    def operation(self, row: str) -> Callable[[], object]:
+        """Builds what is timed."""
+        if row.startswith("jpeg"):
+            return lambda: sum(int(b.valid.sum()) for b in self._loader(0).epoch(0))
+        if row.startswith("data"):
+            return self._epoch(one=row == "data:one")
+        start, _ = self.program(row)
+        return lambda: jax.block_until_ready(start())
+
+    def learner(self, row: str) -> tuple[Step, Predict]:
+        """A fresh network: its training step, and its inference."""
+        training = self.training(row)
+
+        def predict(images: np.ndarray) -> np.ndarray:
+            return np.asarray(training.predict(images)[0]()).reshape(-1, CLASSES)
+
+        return lambda *batch: training.train(*training.inputs(*batch))[0](), predict
+
+    def program(self, row: str) -> Program:
+        """What a row runs on its batch."""
+        training, (images, labels) = self.training(row), self.batch()
+        if row == "forward":
+            return training.predict(images)
+        return training.train(*training.inputs(images, labels))
+
+    def cost(self, row: str) -> dict[str, float]:
+        """Operations and bytes of one call, as the compiler counts them."""
+        return self.program(row)[1]()
+
+    def peaks(self) -> dict[str, float]:
+        """Operations and bytes a second that this machine reaches at best."""
+        return peaks("float32", side=4096, numbers=2**27)
+
+    def training(self, row: str, *, cached: bool = False) -> Training:
+        """A fresh network in the phase of a row."""
+        cached = cached or row == "block_14" or row.startswith("cached:")
+        return Training(self._config(row), cached=cached)
+
+    def _config(self, row: str, memory_gb: float = 0.0) -> Config:
+        stage, sizes = row.rpartition(":")[2], self.sizes
+        whole = {"forward": head_only(), "frozen": head_only(), "full": everything()}
+        phase = Phase(
+            name="bench",
+            train=whole.get(row) or from_stage(stage, decay=1.0),
+            epochs=sizes.epochs,
+            lr=LEARNING_RATE.get(row, 1e-4),
+            batch_norm="train" if row == "full" else "frozen",
+        )
+        return Config(
+            model=Model(name=NETWORK, image_size=sizes.image_size, weights=WEIGHTS, dropout=0.0),
+            data=Data(source="digits", batch_size=sizes.batch, memory_gb=memory_gb),
+            phases=(phase,),
+            dtype=self._dtype,
+        )
+
+    def _loader(self, memory_gb: float) -> Loader:
+        """The JPEG files in their order."""
+        names = tuple(path.name for path in self.jpegs())
+        labels = np.zeros(len(names), np.int32)
+        source = FolderSource(self.folder / "jpegs", names, labels, ("all",))
+        return loader(source, self._config("frozen", memory_gb), shuffle=False)
+
+    def _epoch(self, *, one: bool) -> Callable[[], object]:
+        training, feed = self.training("frozen"), Feed(self._loader(memory_gb=1))
+        first, steps = next(feed.chunks(0)), feed.loader.steps_per_epoch
+
+        def epoch() -> None:
+            chunks = itertools.repeat(first, steps) if one else feed.chunks(0)
+            for chunk in lagging((shard(chunk, training.devices, axis=1) for chunk in chunks), 2):
+                sums = training.train(None, chunk)[0]()
+            jax.block_until_ready(sums)
+
+        return epoch
+
+
+def whole(inputs: np.ndarray, labels: np.ndarray) -> Batch:
+    """A batch without padding."""
+    rows = np.arange(len(labels), dtype=np.int32)
+    return Batch(inputs, labels, np.ones(len(labels), bool), rows, np.zeros_like(rows))
+
+
+class GpuPeer(JaxtlPeer):
+    """jaxtl on the first GPU in bfloat16; the rows are named on the page."""
+
+    def __init__(self, sizes: Sizes, folder: Path):
+        super().__init__(sizes._replace(image_size=224), folder, dtype="bfloat16")
+
+    def everything(self) -> dict[str, Any]:
+        """The device, its `peaks`, and in `rows` images (or cached features) a second."""
+        limits = peaks("bfloat16", side=8192, numbers=2**29)
+        steps = [(row, batch) for batch in GPU_BATCHES for row in ("forward", "frozen", "full")]
+        rows = [self._step(row, batch, limits["bytes"]) for row, batch in steps]
+        device = jax.local_devices()[0].device_kind
+        return {"device": device, "peaks": limits, "rows": [*rows, self._head(GPU_BATCHES[-1])]}
+
+    def _step(self, row: str, batch: int, bandwidth: float) -> dict[str, Any]:
+        """A step, and the fraction of what the memory's bandwidth allows that it reaches."""
+        self.sizes = self.sizes._replace(batch=batch)
+        call, cost = self.program(row)
+        best = cost()["bytes"] / bandwidth
+        seconds = _seconds(call)
+        measured = {"per_second": batch / seconds, "roofline": best / seconds}
+        return {"row": row, "batch": batch, **measured}
+
+    def _head(self, batch: int) -> dict[str, Any]:
+        """Training on cached features, many steps a call."""
+        training, random = self.training("frozen", cached=True), np.random.default_rng(0)
+        features = len(training.state.variables["head/kernel"])
+        table = jnp.asarray(random.standard_normal((batch, features), np.float32))
+        labels = random.integers(0, CLASSES, batch, dtype=np.int32)
+        chunk = training.chunk(np.arange(batch, dtype=np.int32), labels, steps=_STEPS_PER_CALL)
+        seconds = _seconds(training.train(table, chunk)[0])
+        return {"row": "head", "batch": batch, "per_second": batch * _STEPS_PER_CALL / seconds}
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Of a call: the median of 5 means of 20 calls, one queued behind the other."""
+    jax.block_until_ready(call())
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        for _ in range(20):
+            result = call()
+        jax.block_until_ready(result)
+        seconds.append((time.perf_counter() - begun) / 20)
+    return statistics.median(seconds)
+
+
+def program_cost(function: Any, *given: Any) -> dict[str, float]:
+    """The operations and the bytes of a call, as XLA counts them.
+
+    Its bytes are what its fused operations read and write, whether or not a cache holds them. XLA
+    counts the body of a loop once; here it counts as often as it runs.
+
+    Args:
+        function: made by `jax.jit` or `jax.pmap`.
+        given: its arguments.
+    """
+    cost = _counted(function.lower(*given))
+    if jax.default_backend() == "cpu":  # elsewhere the programs of jaxtl have no such loops
+        for length, body in _loops(jax.make_jaxpr(function)(*given).jaxpr):
+            shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
+            run = jax.jit(jaxpr_as_fun(body))
+            once, whole = _counted(run.lower(*shapes)), program_cost(run, *shapes)
+            cost = {key: cost[key] - once[key] + length * whole[key] for key in cost}
+    return cost
+
+
+def peaks(dtype: str, *, side: int, numbers: int) -> dict[str, float]:
+    """The most operations and bytes a second of the first device, the fastest of ten calls.
+
+    Args:
+        dtype: of the matrices.
+        side: of the square matrices that are multiplied.
+        numbers: float32 numbers to read and to write; more than the caches hold.
+    """
+    matrix, product = jnp.ones((side, side), dtype), jax.jit(jnp.matmul)
+    # In place: memory that was never touched before would be measured too.
+    add = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = add(jnp.zeros(numbers, jnp.float32))
+
+    def multiply() -> None:
+        product(matrix, matrix).block_until_ready()
+
+    def move() -> None:
+        nonlocal array
+        array = add(array).block_until_ready()
+
+    multiply()
+    multiplying, moving = (min(timeit.repeat(of, number=1, repeat=10)) for of in (multiply, move))
+    return {"flops": 2 * side**3 / multiplying, "bytes": 2 * 4 * numbers / moving}
+
+
+def _counted(lowered: jax.stages.Lowered) -> dict[str, float]:
+    counted: Any = lowered.compile().cost_analysis()
+    return {"flops": float(counted["flops"]), "bytes": float(counted["bytes accessed"])}
+
+
+def _loops(jaxpr: Jaxpr) -> Iterator[tuple[int, ClosedJaxpr]]:
+    """The outermost loops that run more than once: how often, and their bodies."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] > 1:
+            yield equation.params["length"], equation.params["jaxpr"]
+            continue
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                if isinstance(inner, ClosedJaxpr | Jaxpr):
+                    yield from _loops(getattr(inner, "jaxpr", inner))
