@@ -1,0 +1,1 @@
+"""The run directory: config and metadata, checkpoints, metrics log, report, figures."""
