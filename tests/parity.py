@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jaxtl.models import Network, initial_variables, merge, split, structure
+from jaxtl.models import Network, definition, initial_variables, merge, split, structure
+from jaxtl.models.chain import Spec
 
 
 def random_images(size: int) -> np.ndarray:
@@ -26,7 +27,9 @@ def network_of_zeros(
 
 def drawn(module):
     """The same module with numbers."""
-    return merge(split(module)[0], initial_variables(module, 0))
+    convention = definition("mobilenet_v2").conventions["keras"]
+    network = Network({"stage": module}, Spec("one stage", None, 1.0, 0.0, False, convention))
+    return merge(split(network)[0], initial_variables(network, 0)).stage
 
 
 def quick_jit(function):

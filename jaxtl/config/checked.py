@@ -42,7 +42,7 @@ class Checked(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _in_one_line(cls, values: Any, validate: Any, info: pydantic.ValidationInfo) -> Any:
+    def _in_one_line(cls, values: Any, validate: Any, info: Any) -> Any:
         try:
             return validate(values)
         except (ConfigError, pydantic.ValidationError) as error:

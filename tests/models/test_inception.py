@@ -103,7 +103,7 @@ def test_average_pooling_is_the_mean_of_the_neighbourhood(shape, counts_padding)
             window = x[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
             pixels = 9 if counts_padding else window.shape[1] * window.shape[2]
             expected[:, row, column] = window.sum((1, 2)) / pixels
-    got = average_pool(x, counts_padding=counts_padding)
+    got = average_pool(jnp.asarray(x), counts_padding=counts_padding)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     rounded = jnp.asarray(x, "bfloat16")
     got = average_pool(rounded, counts_padding=counts_padding)

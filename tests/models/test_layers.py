@@ -34,7 +34,7 @@ def trained_norm():
 def test_batch_norm_in_inference_uses_and_keeps_its_statistics():
     norm = trained_norm()
     before = [np.asarray(v[...]) for v in (norm.mean, norm.var)]
-    x = RNG.normal(size=(3, 2, 2, 4)).astype(np.float32)
+    x = jnp.asarray(RNG.normal(size=(3, 2, 2, 4)), jnp.float32)
     expected = (x - before[0]) / np.sqrt(before[1] + 1e-3) * norm.scale[...] + norm.bias[...]
     np.testing.assert_allclose(norm(x, Context()), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(norm.mean[...], before[0])
@@ -138,7 +138,7 @@ def test_dropout_is_off_without_keys():
     head = drawn(Head(8, 2, dropout=0.9))
     x = RNG.normal(size=(3, 8)).astype(np.float32)
     expected = x @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
-    np.testing.assert_allclose(head(x, Context()), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(head(jnp.asarray(x), Context()), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_kernels_have_the_limits_and_variance_of_glorot_uniform():

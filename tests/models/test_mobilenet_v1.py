@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity import drawn
@@ -60,7 +61,7 @@ def test_a_strided_block_pads_where_the_framework_does(convention, pads, side):
         [np.sum(padded[i : i + 3, j : j + 3] * kernel[:, :, 0], axis=(0, 1)) for j in starts]
         for i in starts
     ]
-    np.testing.assert_allclose(block.depthwise(x)[0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(block.depthwise(jnp.asarray(x))[0], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_torchvision_does_not_have_it():

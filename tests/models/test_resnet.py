@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity import drawn
@@ -58,7 +59,7 @@ def test_a_block_that_halves_the_maps_sees_all_pixels_in_torch_and_a_quarter_in_
     x = RNG.normal(size=(1, 7, 7, 6)).astype(np.float32)
     other = RNG.normal(size=x.shape).astype(np.float32)
     other[:, ::2, ::2] = x[:, ::2, ::2]
-    y, changed = (np.asarray(block(maps, Context())) for maps in (x, other))
+    y, changed = (np.asarray(block(jnp.asarray(maps), Context())) for maps in (x, other))
     assert y.shape == (1, 4, 4, 8)
     assert np.array_equal(y, changed) is not sees_all
 

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from parity import drawn, network_of_zeros
@@ -74,7 +75,9 @@ def test_adaptive_pooling_averages_the_cells_of_its_definition(shape):
             top, bottom = int(np.floor(i * height / 7)), int(np.ceil((i + 1) * height / 7))
             left, right = int(np.floor(j * width / 7)), int(np.ceil((j + 1) * width / 7))
             expected[:, i, j] = x[:, top:bottom, left:right].mean((1, 2))
-    np.testing.assert_allclose(adaptive_average_pool(x, 7), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        adaptive_average_pool(jnp.asarray(x), 7), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_first_dense_layer_is_the_7x7_convolution_that_timm_has_there():
@@ -82,7 +85,7 @@ def test_the_first_dense_layer_is_the_7x7_convolution_that_timm_has_there():
     x = RNG.normal(size=(2, 7, 7, 2)).astype(np.float32)
     kernel = np.asarray(layer.kernel[...]).reshape(7, 7, 2, 3)
     expected = np.maximum(np.einsum("bhwc,hwco->bo", x, kernel), 0)
-    np.testing.assert_allclose(layer(x, Context()), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer(jnp.asarray(x), Context()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_first_dense_layer_takes_feature_maps(with_top):

@@ -25,9 +25,9 @@ def plain(x, scale, bias, weights):
 
 def draw(height=3, width=5, *, mean=2.0):
     rng = np.random.default_rng(0)
-    x = rng.normal(mean, 3, (16, height, width, 4)).astype(np.float32)
-    scale, bias, center = rng.normal(size=(3, 4)).astype(np.float32)
-    return x, scale, bias, center, rng.normal(size=x.shape).astype(np.float32)
+    x = rng.normal(mean, 3, (16, height, width, 4))
+    drawn = (x, *rng.normal(size=(3, 4)), rng.normal(size=x.shape))
+    return tuple(jnp.asarray(array, jnp.float32) for array in drawn)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 8)])
@@ -35,7 +35,7 @@ def draw(height=3, width=5, *, mean=2.0):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_values_and_gradients_are_those_of_the_plain_formula(shape, weights, dtype):
     x, scale, bias, center, cotangent = draw(*shape)
-    x, weights = jnp.asarray(x, dtype), jnp.asarray(weights, jnp.float32)
+    x, weights = x.astype(dtype), jnp.asarray(weights, jnp.float32)
 
     def ours(x, scale, bias):
         return batch_norm(x, scale, bias, center, weights, EPSILON, None)
@@ -48,7 +48,7 @@ def test_values_and_gradients_are_those_of_the_plain_formula(shape, weights, dty
     for got, want in zip((y, mean, var), expected, strict=True):
         np.testing.assert_allclose(np.float32(got), want, rtol=rounding, atol=rounding)
 
-    gradients = pull_back((jnp.asarray(cotangent, dtype), 0 * mean, 0 * var))
+    gradients = pull_back((cotangent.astype(dtype), 0 * mean, 0 * var))
     for got, want in zip(gradients, reference((cotangent, 0 * mean, 0 * var)), strict=True):
         assert got.dtype == want.dtype
         limit = rounding * np.abs(np.float32(want)).max()
@@ -58,7 +58,7 @@ def test_values_and_gradients_are_those_of_the_plain_formula(shape, weights, dty
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_devices_share_their_sums_in_both_directions(devices):
     x, scale, bias, center, cotangent = draw()
-    weights = REAL.astype(np.float32)
+    weights = jnp.asarray(REAL, jnp.float32)
     _, reference = jax.vjp(lambda *of: plain(*of, weights)[0], x, scale, bias)
     of_x, *of_parameters = reference(cotangent)
 
@@ -81,7 +81,7 @@ def test_a_mean_far_from_zero_costs_no_digits_of_the_variance():
     x, scale, bias, _, _ = draw(8, 8, mean=1e4)
     center = x.mean((0, 1, 2)) + 1  # a running mean that lags behind
     _, _, var = batch_norm(x, scale, bias, center, jnp.ones(16), EPSILON, None)
-    np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(var, np.asarray(x, np.float64).var((0, 1, 2)), rtol=1e-4)
 
 
 def test_constant_statistics_have_the_gradient_of_an_affine_map():

@@ -24,6 +24,7 @@ def pads_of(length, stride, size, padding, axis):
 
 def brute_force(x, kernel, stride, padding="SAME"):
     """One product at a time, in float64."""
+    x, kernel = np.asarray(x), np.asarray(kernel)
     batch, height, width, channels = x.shape
     size = kernel.shape[0]
     (top, bottom), (left, right) = (
@@ -43,13 +44,9 @@ def brute_force(x, kernel, stride, padding="SAME"):
 
 def draw(shape, stride, size, padding="SAME"):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, *shape, 4)).astype(np.float32)
-    kernel = rng.normal(size=(size, size, 1, 4)).astype(np.float32)
-    return (
-        x,
-        kernel,
-        rng.normal(size=brute_force(x, kernel, stride, padding).shape).astype(np.float32),
-    )
+    x, kernel = rng.normal(size=(2, *shape, 4)), rng.normal(size=(size, size, 1, 4))
+    cotangent = rng.normal(size=brute_force(x, kernel, stride, padding).shape)
+    return tuple(jnp.asarray(array, jnp.float32) for array in (x, kernel, cotangent))
 
 
 def lowered(lowering, x, kernel, *rest, padding="SAME"):
@@ -87,9 +84,9 @@ def test_gradients_are_those_of_xla(shape, stride, size, padding):
 @pytest.mark.parametrize("lowering", ["cpu", "default"])
 def test_bfloat16_maps_go_with_a_float32_kernel_whose_gradient_is_float32(lowering, stride):
     x, kernel, cotangent = draw((6, 9), stride, 3)
-    x, cotangent = jnp.asarray(x, "bfloat16"), jnp.asarray(cotangent, "bfloat16")
+    x, cotangent = x.astype("bfloat16"), cotangent.astype("bfloat16")
     _, reference = jax.vjp(
-        lambda x, k: lowered(depthwise._native, x, k, stride), np.float32(x), kernel
+        lambda x, k: lowered(depthwise._native, x, k, stride), x.astype("float32"), kernel
     )
     forward, pull_back = {
         "cpu": (depthwise._shifted, depthwise._shifted_pull_back),
@@ -100,7 +97,7 @@ def test_bfloat16_maps_go_with_a_float32_kernel_whose_gradient_is_float32(loweri
     np.testing.assert_allclose(np.float32(y), brute_force(x, kernel, stride), rtol=0.03, atol=0.06)
     ours = lowered(pull_back, x, kernel, cotangent, stride)
     assert [gradient.dtype for gradient in ours] == ["bfloat16", "float32"]
-    for got, want in zip(ours, reference(np.float32(cotangent)), strict=True):
+    for got, want in zip(ours, reference(cotangent.astype("float32")), strict=True):
         limit = 0.02 * np.abs(want).max()
         np.testing.assert_allclose(np.float32(got), want, atol=limit)
 

@@ -1,6 +1,7 @@
 """One image at a time or all at once: the same."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtl.ops.images import each_image
@@ -8,7 +9,7 @@ from jaxtl.ops.images import each_image
 
 def test_each_image_is_the_function_mapped_over_the_batch():
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(2, 5, 3, 4)).astype(np.float32)
+    x, y = jnp.asarray(rng.normal(size=(2, 5, 3, 4)), jnp.float32)
 
     def function(x, y):
         return x.sum(0), x @ y.T
