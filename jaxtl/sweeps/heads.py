@@ -35,7 +35,7 @@ from jaxtl.training.setup import result_of
 from jaxtl.training.step import TrainState, make_score_step, make_train_step
 from jaxtl.training.trainable import Trainable, partition, training_graph
 
-_OnHost = Float64[np.ndarray, "sums steps *runs"]
+_OnHost = Float64[np.ndarray, "4 steps runs"]
 _Line = tuple[str, int, int, str, dict[str, float]]
 
 
@@ -62,13 +62,18 @@ class HeadRun:
         return self.diverged is None and not self.progress.finished(phase)
 
     def after_epoch(
-        self, phase: str, train: _OnHost, val: _OnHost, classes: int, seconds: float
+        self,
+        phase: str,
+        train: Float64[np.ndarray, "4 train_steps"],
+        val: Float64[np.ndarray, "4 val_steps"],
+        classes: int,
+        seconds: float,
     ) -> bool:
         """Takes down an epoch of a phase; returns whether it is the best of the phase so far.
 
         Args:
             phase: its name.
-            train, val: the sums (4, S) of the S batches of the epoch and of its validation.
+            train, val: the sums of each batch of the epoch and of its validation.
             classes: how many there are.
             seconds: that the training of all runs took.
         """
@@ -238,7 +243,7 @@ def _on_host(chunks: Sequence[Sums]) -> _OnHost:
     return np.stack([np.concatenate(column, dtype=np.float64) for column in columns])
 
 
-def _total(of_steps: Float64[np.ndarray, "sums steps"]) -> Sums:
+def _total(of_steps: Float64[np.ndarray, "4 steps"]) -> Sums:
     """The sums (4, S) of a run's steps as one, which add up without rounding."""
     loss, *counts = of_steps.sum(axis=1).tolist()
     return Sums(loss, *map(int, counts))
