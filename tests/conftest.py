@@ -34,6 +34,18 @@ def own_cache(tmp_path_factory):
         yield home
 
 
+@pytest.fixture(scope="module")
+def small():
+    """Lets configs name the network `small` of `small_network.py`."""
+    from small_network import SMALL
+
+    from jaxtl.models import REGISTRY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(REGISTRY, "small", SMALL)
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
     """What a module compiled goes with it: programs may hold the weights of whole networks."""

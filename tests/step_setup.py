@@ -5,13 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from small_network import small_network
 
 from jaxtl.config.config_file import Augment, Phase
 from jaxtl.data.loader import Batch
-from jaxtl.models import Network, build, definition, initial_variables, merge, split
-from jaxtl.models.chain import Spec
-from jaxtl.models.layers import Head, Pool, Preprocess
-from jaxtl.models.mobilenet import ConvNormRelu6, InvertedResidual
+from jaxtl.models import build, merge, split
 from jaxtl.training.optimizer import hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, replicate, shard
 from jaxtl.training.step import TrainState, make_train_step
@@ -60,26 +58,6 @@ def lively(variables):
 def mobilenet_v2(**options):
     """The narrowest MobileNetV2."""
     return build("mobilenet_v2", width=0.35, **options)
-
-
-def small_network(*, num_classes, dropout=0.0, dtype="float32"):
-    """MobileNetV2 with its last blocks alone, a few channels wide: it compiles in a tenth of the
-    time, and the names of its stages mean the same."""
-    convention = definition("mobilenet_v2").conventions["keras"]
-    stages = {
-        "preprocess": Preprocess(convention, dtype),
-        "stem": ConvNormRelu6(3, 8, 3, 2, convention),
-        "block_13": InvertedResidual(8, 16, 6, 2, convention),
-        "block_14": InvertedResidual(16, 16, 6, 1, convention),
-        "block_15": InvertedResidual(16, 16, 6, 1, convention),
-        "block_16": InvertedResidual(16, 24, 6, 1, convention),
-        "top": ConvNormRelu6(24, 64, 1, 1, convention),
-        "pool": Pool(),
-        "head": Head(64, num_classes, dropout=dropout),
-    }
-    spec = Spec("small", num_classes, 1.0, dropout, False, convention, dtype)
-    network = Network(stages, spec)
-    return merge(split(network)[0], initial_variables(network, 0))
 
 
 class Setup:

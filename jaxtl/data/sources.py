@@ -222,8 +222,8 @@ def stratified_split(
         if len(members) < 2:
             raise UserError(
                 f"the class {source.classes[label]!r} has a single image "
-                f"({source.describe(int(members[0]))}), too few to split: add images, or make train/ "
-                "and val/ folders yourself"
+                f"({source.describe(int(members[0]))}), too few to split: add images, or make "
+                "train/ and val/ folders yourself"
             )
         count = min(max(int(val_fraction * len(members) + 0.5), 1), len(members) - 1)
         held_out.append(generator.permutation(members)[:count])

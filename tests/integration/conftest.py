@@ -43,9 +43,10 @@ def whole(workplace):
     return Finished(workplace.path / "whole", ended)
 
 
-@pytest.fixture(scope="session")
-def begin(workplace, tmp_path_factory):
+@pytest.fixture(scope="module")
+def begin(workplace, tmp_path_factory, small):
     """A function that trains in this process with flags, and returns the run."""
+    write_weights(workplace.path / "small.h5", width=1.0, name="small")
 
     def begin(flags, *, home=None, phases=2):
         folder = tmp_path_factory.mktemp("run")

@@ -1,4 +1,4 @@
-"""Training in this process, on eight devices, with all that is to be seen of it."""
+"""Training a small network in this process, on eight devices, with all that is to be seen of it."""
 
 import io
 import traceback
@@ -37,7 +37,7 @@ class _Terminal(io.StringIO):
 
 
 class Run:
-    """A run of `tiny.py` in batches of 16.
+    """A run of `tiny.py` with the network `small`, in batches of 16.
 
     Attributes:
         path: its directory.
@@ -49,7 +49,9 @@ class Run:
     def __init__(self, workplace, folder, home, flags, phases):
         place = {
             "data.source": str(workplace.path / "data"),
-            "model.weights": str(workplace.path / "weights.h5"),
+            "model.name": "small",
+            "model.width": "1",
+            "model.weights": str(workplace.path / "small.h5"),
             "data.batch_size": "16",
         }
         config = load(str(workplace.path / "tiny.py"), place | flags)

@@ -5,11 +5,12 @@ import json
 import jax
 import numpy as np
 import pytest
+from small_network import small_network
 
 import jaxtl
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import open_splits
-from jaxtl.models import build, merge, split
+from jaxtl.models import merge, split
 from jaxtl.runs.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -44,8 +45,7 @@ def test_the_loss_of_a_run_is_that_of_its_evaluation(run, val):
 def test_images_are_classified_in_bfloat16(run, images):
     """By the network with the saved variables, which comes out otherwise in float32."""
     networks = {
-        dtype: build("mobilenet_v2", num_classes=3, width=0.35, dtype=dtype)
-        for dtype in ("float32", "bfloat16")
+        dtype: small_network(num_classes=3, dtype=dtype) for dtype in ("float32", "bfloat16")
     }
     checkpoints = Checkpoints(run.path / "checkpoints", read_only=True)
     best = checkpoints.newest().best_step

@@ -4,8 +4,7 @@ import re
 
 import numpy as np
 import pytest
-
-pytestmark = pytest.mark.slow
+from small_network import BLOCK_14, FEATURES
 
 # Four epochs of 45 images in batches of 16, which see every one of three views and one again.
 VIEWS = {
@@ -23,7 +22,6 @@ KINDS = {
     "memory": {},
     "disk": {"cache.memory_gb": "0"},
     "nowhere": {"cache.disk_gb": "0"},
-    "bfloat16": {"cache.dtype": "bfloat16"},
 }
 
 
@@ -40,14 +38,12 @@ def test_each_kind_of_run_says_what_it_does(runs):
         "nowhere": "not cached: {} numbers .* more than cache.disk_gb=0",
     }
     for kind, text in words.items():
-        for phase, shape in (("head", "1,280"), ("finetune", "1 x 1 x 56")):
+        for phase, shape in (("head", str(FEATURES)), ("finetune", " x ".join(map(str, BLOCK_14)))):
             line = f"^{phase}: 3 views an image; {text.format(shape)}"
             assert re.search(line, runs[kind].said, re.MULTILINE), kind
     assert runs["nowhere"].caches == []
     sizes = sorted(size for *_, size in runs["disk"].caches)
-    images = 3 * 45 + 18, 3 * 45 + 18
-    assert sum(sizes) == 4 * (images[0] * 56 + images[1] * 1280)
-    assert sum(size for *_, size in runs["bfloat16"].caches) * 2 == sum(sizes)
+    assert sum(sizes) == 4 * (3 * 45 + 18) * (FEATURES + np.prod(BLOCK_14))
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
@@ -60,9 +56,13 @@ def test_training_from_a_cache_gives_the_losses_of_training_from_images(runs, ki
     assert len({round(loss, 4) for loss in runs[kind].losses}) > 12  # it does train
 
 
-def test_activations_in_bfloat16_stay_close(runs):
-    np.testing.assert_allclose(runs["bfloat16"].losses, runs["nowhere"].losses, rtol=0.02)
-    assert runs["bfloat16"].losses != runs["memory"].losses
+@pytest.mark.slow
+def test_activations_in_bfloat16_stay_close_and_take_half_the_room(runs, begin):
+    half = begin(VIEWS | {"cache.dtype": "bfloat16"})
+    np.testing.assert_allclose(half.losses, runs["nowhere"].losses, rtol=0.02)
+    assert half.losses != runs["memory"].losses
+    sizes = (sum(size for *_, size in run.caches) for run in (half, runs["memory"]))
+    assert 2 * next(sizes) == next(sizes)
 
 
 def test_another_run_finds_the_cache_and_writes_nothing(runs, begin):

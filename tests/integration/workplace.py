@@ -1,6 +1,10 @@
 """The commands as a user runs them: real processes on a small data set and small random weights."""
 
+import contextlib
+import importlib
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -9,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtl import cli
 from jaxtl.models import build, split
 from jaxtl.models.mobilenet import keras_layers
 
@@ -93,6 +99,26 @@ class Workplace:
         """Runs a process to its end."""
         return finish(self.start(module, *arguments, **options))
 
+    def here(self, module, *arguments, devices=1):
+        """Runs the same command to its end without a process of its own."""
+        out, err = io.StringIO(), io.StringIO()
+        main = importlib.import_module(module).main
+        handlers = logging.getLogger("jaxtl").handlers
+        before, code = handlers[:], None
+        with (
+            contextlib.chdir(self.path),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
+            try:
+                cli.run(main, list(map(str, arguments)))
+            except SystemExit as ended:
+                code = ended.code
+        handlers[:] = before
+        return Ended(code, out.getvalue(), err.getvalue())
+
     def train(self, workdir, *arguments, **options):
         """Trains with `tiny.py`, in a run directory that is named relative to the folder."""
         given = ("--cfg", "tiny.py", "--workdir", workdir, *arguments)
@@ -150,14 +176,14 @@ def write_images(folder, each, seed):
             Image.fromarray(pixels).save(folder / name / f"{number:02}.{suffix}")
 
 
-def write_weights(path, width):
-    """Writes MobileNetV2 without its top as Keras' legacy HDF5 has it, random but well scaled.
+def write_weights(path, width, name="mobilenet_v2"):
+    """Writes a MobileNetV2 without its top as Keras' legacy HDF5 has it, random but well scaled.
 
     The initial parameters of a new network would let the signal fade on its way through a trunk
     whose BatchNorms use statistics that were never measured; He's do not (arXiv:1502.01852).
     """
     rng = np.random.default_rng(0)
-    network = build("mobilenet_v2", num_classes=None, width=width)
+    network = build(name, num_classes=None, width=width)
     shapes = {where: value.shape for where, value in split(network)[1].items()}
     layers = keras_layers(network)
     with h5py.File(path, "w") as file:

@@ -1,20 +1,29 @@
 """A whole run in this process, on eight simulated devices: frozen is frozen, and patience ends."""
 
+from dataclasses import dataclass
+
+import chex
 import numpy as np
 import pytest
 from rich.console import Console
+from small_network import small_network
 
 from jaxtl.config import Config
 from jaxtl.errors import UserError
-from jaxtl.models import build, split
+from jaxtl.models import split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.training import loop
+from jaxtl.training import loop, step
+from jaxtl.training.parallel import data_parallel
 from jaxtl.training.setup import open_data, train
 from jaxtl.training.trainable import select_trainable
 
-MODEL = {"width": 0.35, "image_size": 32, "weights": None, "dropout": 0.2}
+pytestmark = pytest.mark.usefixtures("small")
+
+MODEL = {"name": "small", "image_size": 32, "weights": None, "dropout": 0.2}
+NETWORK = small_network(num_classes=10)
+LIKE = split(NETWORK)[1]
 RULES = {"head/.*": 1.0, "(top|block_(14|16))/.*": 0.5}  # block_15 is frozen between trained ones
 
 
@@ -35,8 +44,20 @@ def run(config, workdir):
     return directory, Checkpoints(directory.checkpoints, read_only=True)
 
 
-@pytest.mark.slow
-def test_what_is_frozen_keeps_its_bits_through_decay_clipping_and_momentum(tmp_path):
+def limit_traces(monkeypatch, **most):
+    """Fails a run that traces its steps more often, by the names of what is traced."""
+
+    def limited(function, *arguments, **options):
+        checked = chex.assert_max_traces(function, n=most[function.__name__])
+        return data_parallel(checked, *arguments, **options)
+
+    chex.clear_trace_counter()
+    monkeypatch.setattr(step, "data_parallel", limited)
+
+
+def test_what_is_frozen_keeps_its_bits_through_decay_clipping_and_momentum(tmp_path, monkeypatch):
+    # Validation enters where its activations are kept, and the result is measured on images.
+    limit_traces(monkeypatch, train_steps=1, feature_step=1, predict_step=2)
     config = settings(
         {
             "train": RULES,
@@ -49,28 +70,45 @@ def test_what_is_frozen_keeps_its_bits_through_decay_clipping_and_momentum(tmp_p
             "batch_norm": "train",
             "restore_best": False,
         },
-        augment={"zoom": 0.1, "horizontal_flip": True},
+        augment={"horizontal_flip": True},
     )
     _, checkpoints = run(config, tmp_path / "run")
-    network = build("mobilenet_v2", num_classes=10, width=0.35)
-    like = split(network)[1]
-    before = checkpoints.initial(like)
-    after = checkpoints.variables(checkpoints.newest().step, like)
-    changing = select_trainable(network, RULES, "train").variables
+    before = checkpoints.initial(LIKE)
+    after = checkpoints.variables(checkpoints.newest().step, LIKE)
+    changing = select_trainable(NETWORK, RULES, "train").variables
     assert {path.partition("/")[0] for path in changing} == {"head", "top", "block_14", "block_16"}
-    for path in like:
+    for path in LIKE:
         same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
         assert same == (path not in changing), path
 
 
-@pytest.mark.slow
-def test_patience_ends_a_phase_and_its_best_parameters_go_on(tmp_path):
-    """A rate of 1e-12 changes no prediction, so nothing gets better than the first epochs."""
+@dataclass(frozen=True)
+class Ended:
+    directory: RunDirectory
+    checkpoints: Checkpoints
+
+
+@pytest.fixture(scope="module")
+def patient(small, tmp_path_factory):
+    """The same run with a checkpoint after every epoch, and with none but those that must be.
+
+    A learning rate of 1e-12 changes no prediction, so nothing gets better than the first epochs.
+    """
     config = settings(
         {"train": {"head/.*": 1.0}, "epochs": 2, "lr": 1e-3},
         {"train": {"head/.*": 1.0}, "epochs": 9, "lr": 1e-12, "patience": 2},
     )
-    directory, checkpoints = run(config, tmp_path / "run")
+    runs = {}
+    for seconds in (0.0, 1e9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
+            runs[seconds] = Ended(*run(config, tmp_path_factory.mktemp("run") / "run"))
+    return runs
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_patience_ends_a_phase_and_its_best_parameters_go_on(patient, seconds):
+    directory, checkpoints = patient[seconds].directory, patient[seconds].checkpoints
     lines = [line for line in read_metrics(directory.metrics) if line["split"] == "val"]
     second = [line for line in lines if line["phase"] == "p1"]
     best = max(second, key=lambda line: (line["accuracy"], -line["loss"]))
@@ -83,28 +121,32 @@ def test_patience_ends_a_phase_and_its_best_parameters_go_on(tmp_path):
     assert result["loss"] == pytest.approx(best["loss"], rel=1e-6)
 
 
-@pytest.mark.slow
-def test_how_often_checkpoints_are_written_changes_no_result(tmp_path, monkeypatch):
+def test_how_often_checkpoints_are_written_changes_no_result(patient):
     """The best epoch of the second phase is not its last, and without a checkpoint of its own it
     has to be remembered."""
+    often, seldom = patient.values()
+    newest = often.checkpoints.newest()
+    assert newest == seldom.checkpoints.newest()
+    assert newest.best_step < newest.step
+    assert often.directory.metadata().result == seldom.directory.metadata().result
+    for step_number in (newest.best_step, newest.step):
+        chex.assert_trees_all_equal(
+            *(ended.checkpoints.variables(step_number, LIKE) for ended in (often, seldom))
+        )
+
+
+def test_a_phase_traces_its_steps_once_however_many_epochs_there_are(tmp_path, monkeypatch):
+    limit_traces(monkeypatch, train_steps=2, predict_step=3, feature_step=4)
+    phases = ({"train": {"head/.*": 1.0}}, {"train": RULES, "batch_norm": "train"})
     config = settings(
-        {"train": {"head/.*": 1.0}, "epochs": 2, "lr": 1e-3},
-        {"train": {"head/.*": 1.0}, "epochs": 9, "lr": 1e-12, "patience": 2},
+        *({"epochs": 3, **phase} for phase in phases),
+        augment={"horizontal_flip": True},
+        views=2,  # cached
     )
-    like = split(build("mobilenet_v2", num_classes=10, width=0.35))[1]
-    ended = []
-    for seconds in (0.0, 1e9):
-        monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
-        directory, checkpoints = run(config, tmp_path / str(seconds))
-        newest = checkpoints.newest()
-        assert newest.best_step < newest.step
-        kept = [checkpoints.variables(step, like) for step in (newest.best_step, newest.step)]
-        bits = [{p: np.asarray(value).tobytes() for p, value in v.items()} for v in kept]
-        ended.append((newest, bits, directory.metadata().result))
-    assert ended[0] == ended[1]
+    _, checkpoints = run(config, tmp_path / "run")
+    assert checkpoints.newest().step == 6 * 6  # epochs, and batches in each
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_do(tmp_path):
     config = settings({"train": {".*": 1.0}, "optimizer": "sgd", "lr": 1e30})
     with pytest.raises(UserError, match=r"the training loss is .* lower learning rate"):
