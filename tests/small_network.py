@@ -5,10 +5,12 @@ It compiles in a fraction of the time, and its stages are called as those of Mob
 
 import dataclasses
 
+from flax import nnx
+
 from jaxtl.models import Network, definition, initial_variables, merge, split
 from jaxtl.models.chain import Spec
-from jaxtl.models.layers import Head, Pool, Preprocess
-from jaxtl.models.mobilenet import ConvNormRelu6, InvertedResidual
+from jaxtl.models.layers import ConvNorm, Head, Pool, Preprocess
+from jaxtl.models.mobilenet import InvertedResidual
 
 FEATURES = 64
 BLOCK_14 = (8, 8, 16)  # what comes in there of images of 32 x 32 pixels
@@ -19,12 +21,14 @@ def small(spec: Spec) -> Network:
     convention = spec.convention
     stages = {
         "preprocess": Preprocess(convention, spec.dtype),
-        "stem": ConvNormRelu6(3, 8, 3, 2, convention),
+        "stem": ConvNorm(
+            3, 8, convention, nnx.relu6, size=3, stride=2, padding=convention.padding(3)
+        ),
         "block_13": InvertedResidual(8, 16, 6, 2, convention),
         "block_14": InvertedResidual(16, 16, 6, 1, convention),
         "block_15": InvertedResidual(16, 16, 6, 1, convention),
         "block_16": InvertedResidual(16, 24, 6, 1, convention),
-        "top": ConvNormRelu6(24, FEATURES, 1, 1, convention),
+        "top": ConvNorm(24, FEATURES, convention, nnx.relu6),
         "pool": Pool(),
     }
     if spec.num_classes is not None:
