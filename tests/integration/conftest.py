@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
 
 from in_process import Run
+from small_network import small_network
 from workplace import CONFIG, Ended, Workplace, write_images, write_weights
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C, and so their children.
@@ -22,7 +23,8 @@ def workplace(tmp_path_factory):
     path = tmp_path_factory.mktemp("workplace")
     write_images(path / "data" / "train", each=15, seed=1)
     write_images(path / "data" / "val", each=6, seed=2)
-    write_weights(path / "weights.h5", width=0.35)
+    write_weights(path / "weights.h5")
+    write_weights(path / "small.h5", network=small_network(num_classes=None))
     (path / "tiny.py").write_text(CONFIG)
     return Workplace(path)
 
@@ -36,9 +38,13 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def whole(workplace):
-    """A run that nothing interrupted, on one device."""
-    ended = workplace.train("whole")
+def whole(workplace, tmp_path_factory):
+    """A run that nothing interrupted, on one device, where other frameworks cannot be imported."""
+    empty = tmp_path_factory.mktemp("frameworks")
+    for package in ("torch", "tensorflow", "keras"):
+        text = f"raise RuntimeError('{package} was imported')\n"
+        (empty / f"{package}.py").write_text(text)
+    ended = workplace.train("whole", path=empty)
     assert ended.code == 0, ended.err
     return Finished(workplace.path / "whole", ended)
 
@@ -46,7 +52,6 @@ def whole(workplace):
 @pytest.fixture(scope="module")
 def begin(workplace, tmp_path_factory, small):
     """A function that trains in this process with flags, and returns the run."""
-    write_weights(workplace.path / "small.h5", width=1.0, name="small")
 
     def begin(flags, *, home=None, phases=2):
         folder = tmp_path_factory.mktemp("run")

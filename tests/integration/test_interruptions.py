@@ -15,8 +15,6 @@ import orbax.checkpoint as ocp
 import pytest
 from workplace import STEPS, finish, measurements, saved_steps, wait_until
 
-pytestmark = pytest.mark.slow
-
 
 def arrays(run):
     """Every array of every checkpoint of a run, as Orbax reads them."""
@@ -164,6 +162,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_even_without_its_activations(
     assert len(caches(home)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_while_frozen_stages_run_stops(stopped_early):
     assert stopped_early.code == 130, stopped_early.err
     assert "Traceback" not in stopped_early.err
@@ -173,6 +172,7 @@ def test_a_run_that_is_asked_to_stop_while_frozen_stages_run_stops(stopped_early
     assert "finetune 1/8" not in stopped_early.shown
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_while_frozen_stages_ran_goes_on_to_the_same_bits(
     workplace, whole, stopped_early
 ):
@@ -184,6 +184,7 @@ def test_a_run_that_was_stopped_while_frozen_stages_ran_goes_on_to_the_same_bits
     assert result(continued) == result(whole.ended)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_in_the_middle_of_an_epoch(stopped):
     assert stopped.code == 130, stopped.err
     assert "Traceback" not in stopped.err
@@ -191,15 +192,18 @@ def test_a_run_that_is_asked_to_stop_saves_in_the_middle_of_an_epoch(stopped):
     assert len(measurements(stopped.path)) == 4  # two whole epochs, two lines each
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_says_how_to_continue_it(stopped):
     message = "stopped and saved; to continue: the same command with --workdir stopped"
     assert stopped.shown.splitlines()[-1] == message
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_while_an_epoch_lasts(stopped):
     assert re.search(r"finetune 1/8 0/6 ━{20}", stopped.shown)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits(workplace, whole, stopped):
     continued = workplace.train("stopped")
     assert continued.code == 0, continued.err

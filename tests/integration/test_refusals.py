@@ -2,13 +2,10 @@
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 from workplace import write_images
-
-pytestmark = pytest.mark.slow
 
 TRAIN = ("jaxtl.train", "--cfg", "tiny.py", "--workdir", "refused")
 CONTINUE = ("jaxtl.train", "--cfg", "tiny.py", "--workdir")
@@ -143,15 +140,12 @@ def prepare(path):
 
 @pytest.fixture(scope="module")
 def refusals(workplace, whole):
-    """How each case ended; two run at a time."""
+    """How each case ended."""
     prepare(workplace.path)
-
-    def run(case):
-        command, devices, _ = CASES[case]
-        return workplace.run(*command, devices=devices)
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+    return {
+        case: workplace.here(*command, devices=devices)
+        for case, (command, devices, _) in CASES.items()
+    }
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +14,18 @@ from workplace import write_images
 
 from jaxtl.config.config_file import Config, load
 
-pytestmark = pytest.mark.slow
+# In this process, where configs can name a network that compiles in no time.
+SMALL = (
+    *("jaxtl.train", "--cfg", "tiny.py", "--cfg.model.name=small", "--cfg.model.width=1"),
+    *(
+        "--cfg.model.weights=small.h5",
+        "--cfg.phases.head.epochs=1",
+        "--cfg.phases.finetune.epochs=1",
+    ),
+)
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
 def metadata(run):
@@ -148,46 +160,30 @@ def test_every_command_explains_itself(workplace, module):
     assert shown.err == ""
 
 
-def test_training_imports_no_other_framework(workplace, tmp_path):
-    for package in ("torch", "tensorflow", "keras"):
-        text = f"raise RuntimeError('{package} was imported')\n"
-        (tmp_path / f"{package}.py").write_text(text)
-    ended = workplace.train("alone", path=tmp_path)
-    assert ended.code == 0, ended.err
-    assert metadata(workplace.path / "alone")["result"]
-
-
-def test_a_report_that_fails_does_not_cost_the_result(workplace):
-    ended = workplace.train(
-        "no-report", "--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1"
-    )
-    assert ended.code == 0, ended.err
+def test_a_report_that_fails_does_not_cost_the_result(whole, workplace):
     run = workplace.path / "no-report"
+    shutil.copytree(whole.path, run)
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
     without_result = metadata(run)
     result = without_result.pop("result")
     (run / "run.json").write_text(json.dumps(without_result))
-    again = workplace.train(
-        "no-report", "--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1"
-    )
+    again = workplace.train("no-report")
     assert again.code == 0, again.err
     assert "report.html could not be drawn (IsADirectoryError" in again.out
     assert metadata(run)["result"] == result
 
 
-def test_an_unfinished_run_is_continued_without_naming_it(workplace):
-    flags = ("--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1", "--cfg.seed=5")
-    command = ("jaxtl.train", "--cfg", "tiny.py", *flags)
-    first = workplace.run(*command)
+def test_an_unfinished_run_is_continued_without_naming_it(workplace, small):
+    first = workplace.here(*SMALL)
     assert first.code == 0, first.err
     (run,) = (workplace.path / "runs").iterdir()
-    complete = workplace.run(*command, "--new")
+    complete = workplace.here(*SMALL, "--new")
     assert len(list((workplace.path / "runs").iterdir())) == 2, complete.err
     unfinished = metadata(run)
     unfinished.pop("result")
     (run / "run.json").write_text(json.dumps(unfinished))
-    continued = workplace.run(*command)
+    continued = workplace.here(*SMALL)
     assert continued.code == 0, continued.err
     line = f"runs/{run.name} is an unfinished run of this config and data; --new starts anew"
     assert continued.out.splitlines()[0] == line
@@ -195,23 +191,22 @@ def test_an_unfinished_run_is_continued_without_naming_it(workplace):
     assert len(list((workplace.path / "runs").iterdir())) == 2
 
 
-def test_class_folders_and_paths_that_are_not_utf8_work_to_the_end(workplace, tmp_path):
-    data = tmp_path / "data"
+def test_class_folders_that_are_not_utf8_are_trained_on_to_the_end(workplace, tmp_path, small):
+    data, run = tmp_path / "data", tmp_path / "run"
     write_images(data, each=4, seed=1)
-    odd = os.fsdecode(b"caf\xe9")
-    (data / "blue").rename(data / odd)
-    ended = workplace.train(
-        tmp_path / "run",
-        f"--cfg.data.source={data}",
-        "--cfg.phases.head.epochs=1",
-        "--cfg.phases.finetune.epochs=1",
-    )
+    (data / "blue").rename(data / NOT_UTF8)
+    ended = workplace.here(*SMALL, "--workdir", run, f"--cfg.data.source={data}")
     assert ended.code == 0, ended.err
     assert "could not be drawn" not in ended.out
-    assert metadata(tmp_path / "run")["classes"] == ["caf\\xe9", "green", "red"]
-    command = [sys.executable, "-m", "jaxtl.predict", "--run", tmp_path / "run", data / odd]
-    for style in ("table", "csv", "json"):
-        done = subprocess.run([*command, "--format", style], capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr
-        shown = b"caf\\udce9" if style == "json" else b"caf\xe9"
-        assert shown in done.stdout, style
+    assert metadata(run)["classes"] == ["caf\\xe9", "green", "red"]
+
+
+@pytest.mark.parametrize("style", ["table", "csv", "json"])
+def test_paths_that_are_not_utf8_come_out_as_they_are(whole, workplace, tmp_path, style):
+    odd = tmp_path / NOT_UTF8
+    odd.mkdir()
+    shutil.copy(workplace.path / "data" / "val" / "red" / "00.jpg", odd)
+    command = [sys.executable, "-m", "jaxtl.predict", "--run", whole.path, odd, "--format", style]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (b"caf\\udce9" if style == "json" else b"caf\xe9") in done.stdout

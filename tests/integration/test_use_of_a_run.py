@@ -13,8 +13,6 @@ from workplace import COLOURS, write_images
 
 import jaxtl
 
-pytestmark = pytest.mark.slow
-
 
 def classified(out):
     """The probabilities of each image by class, from the JSON of `predict`."""
@@ -39,7 +37,7 @@ def evaluated(whole, workplace):
 @pytest.fixture(scope="module")
 def as_json(whole, workplace):
     """What `predict` says of every validation image."""
-    ended = workplace.run("jaxtl.predict", "--run", "whole", "data/val", "--format", "json")
+    ended = workplace.here("jaxtl.predict", "--run", "whole", "data/val", "--format", "json")
     assert ended.code == 0, ended.err
     return classified(ended.out)
 
@@ -72,7 +70,7 @@ def test_evaluate_counts_each_class_as_predict_classifies_its_images(evaluated, 
 
 def test_evaluate_measures_other_images(whole, workplace):
     write_images(workplace.path / "other", each=4, seed=3)
-    ended = workplace.run("jaxtl.evaluate", "--run", "whole", "--data", "other")
+    ended = workplace.here("jaxtl.evaluate", "--run", "whole", "--data", "other")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert lines[0] == "Found 12 images belonging to 3 classes."
@@ -96,7 +94,7 @@ def test_predict_gives_the_cross_entropy_that_training_reported(as_json, whole):
 
 def test_predict_writes_csv(whole, workplace, as_json):
     images = ["data/val/red/01.png", "data/val/blue/00.jpg"]
-    ended = workplace.run("jaxtl.predict", "--run", "whole", *images, "--format", "csv")
+    ended = workplace.here("jaxtl.predict", "--run", "whole", *images, "--format", "csv")
     assert ended.code == 0, ended.err
     rows = list(csv.DictReader(io.StringIO(ended.out)))
     assert [row["path"] for row in rows] == [path for path in images for _ in range(3)]
@@ -109,7 +107,7 @@ def test_predict_writes_csv(whole, workplace, as_json):
 
 
 def test_predict_shows_a_table(whole, workplace, as_json):
-    ended = workplace.run("jaxtl.predict", "--run", "whole", "data/val/green", "--top", "2")
+    ended = workplace.here("jaxtl.predict", "--run", "whole", "data/val/green", "--top", "2")
     assert ended.code == 0, ended.err
     rows = [line.strip("│ ") for line in ended.out.splitlines() if "data/val" in line]
     paths = [f"data/val/green/{n:02}.{'png' if n % 2 else 'jpg'}" for n in range(6)]
@@ -146,7 +144,7 @@ def test_evaluate_refuses_images_that_are_not_those_of_the_run_any_more(whole, w
     added = workplace.path / "data" / "val" / "red" / "new.png"
     added.write_bytes((added.parent / "01.png").read_bytes())
     try:
-        refused = workplace.run("jaxtl.evaluate", "--run", whole.path)
+        refused = workplace.here("jaxtl.evaluate", "--run", whole.path)
     finally:
         added.unlink()
     assert refused.code == 2
@@ -157,7 +155,7 @@ def test_hidden_files_in_a_folder_are_no_images(whole, workplace, tmp_path):
     (tmp_path / "._a.png").write_bytes(b"resource fork")
     image = next((workplace.path / "data" / "val" / "red").glob("*.png"))
     (tmp_path / "a[b].png").write_bytes(image.read_bytes())
-    ended = workplace.run("jaxtl.predict", "--run", whole.path, tmp_path)
+    ended = workplace.here("jaxtl.predict", "--run", whole.path, tmp_path)
     assert ended.code == 0, ended.err
     assert "a[b].png" in ended.out
     assert "._a.png" not in ended.out

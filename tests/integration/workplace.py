@@ -84,7 +84,7 @@ class Workplace:
         if home is not None:
             variables["XDG_CACHE_HOME"] = str(home)
         if path is not None:
-            variables["PYTHONPATH"] = str(path)
+            variables["PYTHONPATH"] = f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
         program = ("-c", SAVING_OFTEN) if saving_often else ("-m", module)
         return subprocess.Popen(
             [sys.executable, *program, *map(str, arguments)],
@@ -176,14 +176,14 @@ def write_images(folder, each, seed):
             Image.fromarray(pixels).save(folder / name / f"{number:02}.{suffix}")
 
 
-def write_weights(path, width, name="mobilenet_v2"):
+def write_weights(path, width=0.35, network=None):
     """Writes a MobileNetV2 without its top as Keras' legacy HDF5 has it, random but well scaled.
 
     The initial parameters of a new network would let the signal fade on its way through a trunk
     whose BatchNorms use statistics that were never measured; He's do not (arXiv:1502.01852).
     """
     rng = np.random.default_rng(0)
-    network = build(name, num_classes=None, width=width)
+    network = network or build("mobilenet_v2", num_classes=None, width=width)
     shapes = {where: value.shape for where, value in split(network)[1].items()}
     layers = keras_layers(network)
     with h5py.File(path, "w") as file:
