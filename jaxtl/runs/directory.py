@@ -224,13 +224,15 @@ def _read(path: Path, model: type[Model]) -> Model:
     try:
         # Not `model_validate_json`: it refuses the escapes of file names that are not UTF-8.
         return model.model_validate(json.loads(path.read_bytes().decode()), strict=False)
-    except ValueError as error:
+    except (ValueError, UserError) as error:  # a config refuses its keys by a UserError
         raise UserError(
             f"{path} is damaged, or from another version of jaxtl: {_reason(error)}"
         ) from error
 
 
-def _reason(error: ValueError) -> str:
+def _reason(error: ValueError | UserError) -> str:
+    if isinstance(error, UserError):
+        return str(error)
     if not isinstance(error, pydantic.ValidationError):
         return f"no JSON: {error}"
     first = error.errors()[0]
