@@ -53,20 +53,24 @@ def fetch(source: str, architecture: str, convention: Convention) -> tuple[Path,
         The path of the file in the cache of `huggingface_hub`, and the commit that it is from.
 
     Raises:
-        Unavailable: it is not in the cache, and the hub cannot be reached or does not have it.
+        Unavailable: it is not in the cache, and the hub cannot be reached or does not have it; or
+            huggingface_hub is not installed.
         AnotherNetwork: they are of another network.
         UserError: they were trained on images of another normalisation or in a changed network,
             or the cache cannot be written.
     """
     # Imported here, since it reads its settings from the environment as it is imported.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    try:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+    except ImportError:
+        raise Unavailable("needs another package: pip install huggingface_hub") from None
 
     repository, _, revision = source.removeprefix(PREFIX).partition("@")
 
