@@ -120,10 +120,12 @@ def _length(url: str, seconds: float) -> int | None:
     def ask() -> requests.Response:
         return requests.head(url, timeout=seconds, allow_redirects=True, headers=_HEADERS)
 
+    host = urlsplit(url).hostname
     try:
         answer = within(seconds, ask)
-    except (TimeoutError, requests.RequestException) as error:
-        host = urlsplit(url).hostname
+    except (TimeoutError, requests.Timeout) as error:  # the whole, or one step of it
+        raise Unavailable(f"could not be reached ({host} timed out after {seconds:g} s)") from error
+    except requests.RequestException as error:
         raise Unavailable(f"could not be reached ({host} {reason(error)})") from error
     if answer.status_code == 404:
         raise Unavailable(f"has no such file ({url} answered 404)")
