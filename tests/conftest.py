@@ -1,5 +1,6 @@
 """Eight simulated devices, Keras on JAX, and compiled programs that all tests share."""
 
+import ctypes
 import gc
 import os
 import sys
@@ -48,9 +49,11 @@ def small():
 
 @pytest.fixture(scope="module", autouse=True)
 def bounded_memory():
-    """What a module compiled goes with it: programs may hold the weights of whole networks."""
+    """What a module compiled goes with it: programs may hold the weights of whole networks, and
+    the allocator would keep half a gigabyte that compiling took."""
     yield
     import jax  # after the variables above are set
 
     jax.clear_caches()
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # glibc's
