@@ -16,14 +16,14 @@ FOLDER = b"d\xe9ta"  # Latin-1, which is not UTF-8
 IMAGE = b"d\xe9ta/val/caf\xe9/\xff.png"
 CLASS = r"caf\xe9"
 CONFIG = """
-from jaxtl.config import Phase, head_only
+from jaxtl.config import Config, Data, Model, Phase, head_only
 
 def get_config():
-    return {
-        "model": {"width": 0.35, "image_size": 32, "weights": None},
-        "data": {"batch_size": 8},
-        "phases": (Phase(name="head", train=head_only(), epochs=1, lr=2e-3),),
-    }
+    return Config(
+        model=Model(width=0.35, image_size=32, weights=None),
+        data=Data(batch_size=8),
+        phases=(Phase(name="head", train=head_only(), epochs=1, lr=2e-3),),
+    )
 """
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
