@@ -90,7 +90,12 @@ def _plan_features(group: Family) -> _Plans:
     exact = config.model_copy(update={"cache": unrounded})
     train, val = map(len, group.data)
     plans = [(plan(config, row, train, epochs=p.epochs, runs=runs), config) for p in config.phases]
-    plans += [(plan(c, row, val, epochs=runs, views=1), c) for c in (config, exact)]
+    # All of them have to fit on the disk together; phases with as many views share theirs.
+    beside = sum({planned.views: planned.size for planned, _ in plans}.values())
+    for kept in (config, exact):
+        planned = plan(kept, row, val, epochs=runs, views=1, beside=beside)
+        plans.append((planned, kept))
+        beside += planned.size if exact != config else 0
     return plans if all(planned.cached and planned.resident for planned, _ in plans) else []
 
 

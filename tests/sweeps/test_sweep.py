@@ -255,6 +255,18 @@ def test_more_heads_than_fit_in_memory_train_in_several_groups(swept, tmp_path):
         assert run.result == pytest.approx(expected[run.name], rel=2e-4)
 
 
+def test_heads_train_one_by_one_where_the_disk_cannot_hold_all_activations_together(
+    swept, tmp_path
+):
+    folder = swept[1]
+    train, val = 1437 * 1280 * 4, 360 * 1280 * 4  # bytes
+    disk = {"cache.disk_gb": str((train + val / 2) / 1e9), "phases.head.epochs": "1"}
+    variations = load_sweep(str(folder.parent / "swept.py"), disk)[:4:2]  # of one seed
+    out = Console(file=io.StringIO(), width=200)
+    sweep(variations, tmp_path / "all", out)
+    assert "train together" not in out.file.getvalue()
+
+
 def test_a_sweep_that_is_continued_trains_only_what_is_missing(swept):
     variations, folder, ranking = swept
     missing = folder / variations[3].name
