@@ -8,6 +8,8 @@ rounding of matrix products.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -154,7 +156,10 @@ class HeadTraining:
         phases = self.runs[0].variation.config.phases
         phase, past = phases[index], sum(phase.epochs for phase in phases[:index])
         title, begun = f"{phase.name}: {len(self.runs)} runs", time.perf_counter()
-        step, state = self._begin(index, train)
+        agree = [(run.variation.config.seed, run.progress.step) for run in self.runs]
+        # As many runs in a row train on each batch.
+        each = math.gcd(*(len(list(runs)) for _, runs in itertools.groupby(agree)))
+        step, state = self._begin(index, train, each)
         classes = self.network.num_classes or 0
         results = jax.tree.map(jnp.copy, state.variables)  # of the phase so far
         with counter(self.out, title, phase.epochs) as show:
@@ -164,7 +169,7 @@ class HeadTraining:
                 if not going.any():
                     break
                 epoch_begun, waiting = time.perf_counter(), []
-                for chunk in self._chunks(train, past + epoch):
+                for chunk in self._chunks(train, past + epoch, each):
                     if stop.is_set():
                         raise Interrupted
                     state, sums = step(state, chunk)
@@ -186,7 +191,7 @@ class HeadTraining:
         self.out.print(f"{title} in {seconds:.1f} s, the best val_accuracy is {accuracy:.4f}")
 
     def _begin(
-        self, index: int, train: Feed
+        self, index: int, train: Feed, runs_per_batch: int
     ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, Sums]], TrainState]:
         """The compiled steps of a phase, and the state that it starts from."""
         trainable, configs = self.trainables[index], [run.variation.config for run in self.runs]
@@ -202,7 +207,7 @@ class HeadTraining:
             augmentation=Augment(),
             cached=train.dtype,
             devices=self.devices,
-            over_runs=True,
+            runs_per_batch=runs_per_batch,
         )
         trained, fixed = partition(self.heads, trainable.variables)
         transform = optimizer(phase, trainable, steps_per_epoch, each[0])
@@ -214,11 +219,11 @@ class HeadTraining:
         fixed = self.trunk | fixed
         return lambda state, chunk: step(state, fixed, train.table, hyper, chunk), state
 
-    def _chunks(self, feed: Feed, epoch: int) -> Iterator[Batch]:
-        """Yields the sharded chunks (D, S, N, B / D) of an epoch, each run in its seed's order."""
+    def _chunks(self, feed: Feed, epoch: int, runs_per_batch: int) -> Iterator[Batch]:
+        """Yields the sharded chunks (D, S, N / R, B / D) of an epoch, in each seed's order."""
         feeds = [dataclasses.replace(feed, loader=loader) for loader in self.loaders.values()]
         seeds = list(self.loaders)
-        rows = [seeds.index(run.variation.config.seed) for run in self.runs]
+        rows = [seeds.index(r.variation.config.seed) for r in self.runs[::runs_per_batch]]
         for chunks in zip(*(feed.chunks(epoch) for feed in feeds), strict=True):
             arrays = (np.stack(of_seeds, axis=1)[:, rows] for of_seeds in zip(*chunks, strict=True))
             yield shard(Batch(*arrays), self.devices, axis=2)

@@ -62,7 +62,8 @@ def train_together(family: Family, workdir: Path, out: Console) -> list[HeadRun]
     """
     shapes, done = split(family.network)[1], []
     head = sum(4 * shapes[path].size for path in _head_paths(family.network))
-    variations = family.variations
+    # Runs of one seed stand in a row: they train on the same batches.
+    variations = sorted(family.variations, key=lambda variation: variation.config.seed)
     while variations:
         memory = variations[0].config.cache.memory_gb * 1e9
         most = max(1, int(memory // (_COPIES * head)))

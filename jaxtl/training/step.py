@@ -55,7 +55,7 @@ def make_train_step(
     augmentation: Augment,
     cached: jax.typing.DTypeLike | None,
     devices: Sequence[jax.Device],
-    over_runs: bool = False,
+    runs_per_batch: int = 0,
 ) -> TrainStep:
     """Compiles training steps, many in one call, data parallel over `devices`.
 
@@ -71,7 +71,8 @@ def make_train_step(
         cached: type of the activations that come in at the frontier; None if the batches hold
             images.
         devices: as for `shard`.
-        over_runs: train N runs at once, see `_over_runs`.
+        runs_per_batch: train many runs at once, as many as this on each batch, see `_over_runs`;
+            0 for a single run.
 
     Returns:
         A function (state, frozen variables, table, hyperparameters, chunk) -> (state, sums). It
@@ -115,9 +116,9 @@ def make_train_step(
         sums = lax.psum(_sums(logits, labels, valid), AXIS)
         return TrainState(state.step + 1, parameters | statistics, optimizer_state), sums
 
-    one_step = _over_runs(train_step, trainable.frontier) if over_runs else train_step
-
-    return _in_chunks(one_step, devices)
+    if runs_per_batch:
+        return _in_chunks(_over_runs(train_step, trainable.frontier, runs_per_batch), devices)
+    return _in_chunks(train_step, devices)
 
 
 def _in_chunks(one_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -> TrainStep:
@@ -142,16 +143,37 @@ def _in_chunks(one_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -
 
 
 def _over_runs(
-    train_step: Callable[..., tuple[TrainState, Sums]], stage: str
+    train_step: Callable[..., tuple[TrainState, Sums]], stage: str, runs_per_batch: int
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """The same step for N runs at once, which differ in the variables of `stage`.
 
-    State, hyperparameters, batches and the variables of `stage` have a leading axis of runs; all
-    other variables and the table are shared.
+    State, hyperparameters and the variables of `stage` have a leading axis of N runs, batches one
+    of N / R, where R is `runs_per_batch`; all other variables and the table are shared. R runs in a
+    row agree in their step and seeds: they drop out the same features of the same images, and
+    their heads are one matrix product.
     """
 
-    def step(fixed: Variables, *rest: Any) -> tuple[TrainState, Sums]:
-        return jax.vmap(train_step, (_run_axes(fixed, stage), None, 0, 0, 0))(fixed, *rest)
+    def fold(array: Array) -> Array:
+        return array.reshape(-1, runs_per_batch, *array.shape[1:])
+
+    def flatten(array: Array) -> Array:
+        return array.reshape(-1, *array.shape[2:])
+
+    def step(
+        fixed: Variables, table: Array | None, hyper: Hyperparameters, state: TrainState, batch: Any
+    ) -> tuple[TrainState, Sums]:
+        axes = _run_axes(fixed, stage)
+        fixed = {path: fold(v) if axes[path] == 0 else v for path, v in fixed.items()}
+        seed, view_seed, done = (
+            array[::runs_per_batch] for array in (hyper.seed, hyper.view_seed, state.step)
+        )
+        hyper = jax.tree.map(fold, hyper)._replace(seed=seed, view_seed=view_seed)
+        state = dataclasses.replace(jax.tree.map(fold, state), step=done)
+        of_hyper = Hyperparameters(0, 0, 0, None, None)
+        of_state = dataclasses.replace(jax.tree.map(lambda _: 0, state), step=None)
+        of_batch = jax.vmap(train_step, (axes, None, of_hyper, of_state, None))
+        of_all = jax.vmap(of_batch, (axes, None, 0, 0, 0))
+        return jax.tree.map(flatten, of_all(fixed, table, hyper, state, batch))
 
     return step
 

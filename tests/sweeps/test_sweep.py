@@ -91,6 +91,25 @@ def swept(tmp_path_factory):
     return variations, folder / "all", sweep(variations, folder / "all", QUIET)
 
 
+def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
+    """Those of a seed share what dropout drops until one of them stops early."""
+    others, folder, _ = swept
+    run, weights = folder / others[0].name, tmp_path / "trunk.h5"
+    assert convert.main(["--from", str(run), "--to", str(weights)]) == 0
+    runs = [(1, 3.0), (0, 1e-2), (1, 1e-2), (0, 3e-2), (1, 1e-3), (1, 3e-3)]
+    each = [{"seed": seed, "phases.head.lr": lr} for seed, lr in runs]
+    (tmp_path / "swept.py").write_text(CONFIG.format(sweep=f"return {each}"))
+    brought = {"model.weights": f"('keras', '{weights}')", "phases.head.epochs": "4"}
+    variations = load_sweep(str(tmp_path / "swept.py"), brought)
+    out = Console(file=io.StringIO(), width=200)
+    found = {run.name: run.result for run in sweep(variations, tmp_path / "all", out)}
+    assert "6 runs train together" in out.file.getvalue()
+    for variation in variations:
+        alone, config = tmp_path / "alone" / variation.name, variation.config
+        expected = train(config, open_data(config), alone, QUIET)
+        assert found[variation.name] == pytest.approx(expected, rel=2e-4), variation.name
+
+
 def names(runs):
     return [run.name for run in runs]
 
