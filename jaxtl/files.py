@@ -15,8 +15,25 @@ _UNFINISHED = ".part"
 
 
 @contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Yields a new path next to `path` to write to; the block moves what it wrote to `path`.
+
+    What the block leaves behind is removed.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    try:
+        yield part
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Writes a file or folder beside its place and moves it there once the block ends well.
+    """Writes a file or folder next to its place and moves it there once the block ends well.
 
     A crash or a full disk leaves what was there before.
 
@@ -29,22 +46,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; what was written is removed.
     """
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
-    try:
+    with unfinished(path) as part:
         yield part
         if part.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         os.replace(part, path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                part.unlink()
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a path is one that `replacing` writes to: of a process that runs, or that died."""
+    """Whether `unfinished` made this path, in a process that runs or in one that died."""
     return path.suffix == _UNFINISHED
 
 

@@ -1,4 +1,4 @@
-"""Arrays on disk, found again by what they were computed from."""
+"""Stores arrays on disk under a hash of what they were computed from."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-from jaxtl.files import is_unfinished, replacing
+from jaxtl.files import is_unfinished, unfinished, write_json
 
 _DAY = 86_400.0  # seconds after which an unfinished array may be removed
 
 
 class FeatureStore:
-    """A folder of arrays, each complete or not there.
+    """A folder of arrays; each is complete or does not exist.
 
     Args:
-        folder: where they are.
-        limit: bytes that all of them may take; those used longest ago make room for new ones.
+        folder: the folder; it is made when needed.
+        limit: the bytes that all arrays together may take. When a new array needs more, those used
+            longest ago are removed.
     """
 
     def __init__(self, folder: Path, limit: float):
@@ -35,7 +36,11 @@ class FeatureStore:
         self._limit = limit
 
     def find(self, metadata: dict[str, Any]) -> Num[np.ndarray, "rows ..."] | None:
-        """Opens the array that was made from `metadata`, memory-mapped; None if there is none."""
+        """Opens the array that was computed from `metadata`, memory-mapped.
+
+        Returns:
+            The array; None if it does not exist or is damaged.
+        """
         place = self._place(metadata)
         try:
             about = json.loads((place / "about.json").read_text())
@@ -43,7 +48,6 @@ class FeatureStore:
             dtype, shape = jnp.dtype(about["dtype"]), tuple(about["shape"])
             # A file that is too short or too long fits no shape.
             return np.memmap(place / "rows.bin", dtype=dtype, mode="r").reshape(shape)
-        # Not there, or damaged: it will be made again.
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -51,38 +55,53 @@ class FeatureStore:
     def writing(
         self, metadata: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
     ) -> Iterator[Callable[[np.ndarray], int]]:
-        """Takes the rows of a new array in order; it is there once the block ends well.
+        """Writes a new array; it exists once the block ends without an error.
+
+        If another process stores the same array meanwhile, that one is kept.
 
         Args:
-            metadata: what it is computed from, as JSON.
-            shape: of the whole array.
-            dtype: of its numbers.
+            metadata: what the array is computed from, as JSON.
+            shape: the shape of the whole array.
+            dtype: the type of its numbers.
+
+        Yields:
+            A function that takes the next rows, in order.
 
         Raises:
-            OSError: there is no room on the disk, or no right to write there.
+            OSError: the disk is full, or the folder cannot be written to.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         size = int(np.prod(shape)) * dtype.itemsize
         self._make_room(size)
-        with replacing(self._place(metadata)) as part:
+        place = self._place(metadata)
+        with unfinished(place) as part:
             part.mkdir()
             with (part / "rows.bin").open("wb") as file:
                 yield lambda rows: file.write(np.ascontiguousarray(rows).tobytes())
                 written = file.tell()
+                file.flush()
+                os.fsync(file.fileno())
             if written != size:
                 raise RuntimeError(f"{written} bytes were written for an array of shape {shape}")
             about = {"shape": shape, "dtype": dtype.name, "metadata": metadata}
-            (part / "about.json").write_text(json.dumps(about, indent=2))
+            write_json(part / "about.json", about)
+            if place.exists() and self.find(metadata) is None:  # damaged
+                shutil.rmtree(place, ignore_errors=True)
+            try:
+                part.rename(place)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise  # else another process was first
 
     def _place(self, metadata: dict[str, Any]) -> Path:
         words = json.dumps(metadata, sort_keys=True)
         return self._folder / hashlib.sha256(words.encode()).hexdigest()
 
     def _make_room(self, size: int) -> None:
-        """Removes abandoned arrays, and those used longest ago until `size` bytes fit."""
+        """Removes unfinished arrays of dead processes, and those used longest ago for `size` bytes."""
         used, taken = {}, {}
         for path in self._folder.glob("*/"):
-            with contextlib.suppress(OSError):  # gone: other processes are at it too
+            with contextlib.suppress(OSError):  # another process removed it
                 used[path] = path.stat().st_mtime
                 taken[path] = sum(file.stat().st_size for file in path.rglob("*.bin"))
         unfinished = [path for path in taken if is_unfinished(path)]

@@ -239,3 +239,35 @@ def test_a_file_in_place_of_the_folder_is_an_error(store, folder):
     assert find(store, "a") is None
     with pytest.raises(OSError, match=r"store"):
         put(store, "a", rows(3))
+
+
+WRITES_AGAIN_AND_AGAIN = """
+import sys
+from pathlib import Path
+import numpy as np
+from jaxtl.training.feature_store import FeatureStore
+store, rows = FeatureStore(Path(sys.argv[1]), 1e9), np.ones((4, 5), np.float32)
+for number in range(200):
+    sys.stdin.readline()
+    with store.writing({"number": number}, rows.shape, rows.dtype) as write:
+        write(rows)
+    found = store.find({"number": number})
+    print(found is not None and found.tobytes() == rows.tobytes(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_store_the_same_array_at_once_all_find_it(folder):
+    command = [sys.executable, "-c", WRITES_AGAIN_AND_AGAIN, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(3)]
+        for number in range(200):
+            for writer in writers:
+                writer.stdin.write("\n")
+            answers = [writer.stdout.readline() for writer in writers]
+            if answers != ["True\n"] * 3:
+                for writer in writers:
+                    writer.kill()
+                pytest.fail(f"array {number}: {answers}")
+    assert len(list(folder.iterdir())) == 200
