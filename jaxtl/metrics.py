@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-Scalar = float | Array
+Scalar = int | float | Array
 
 
 class Sums(NamedTuple):

@@ -1,4 +1,4 @@
-"""Arrays by name on disk, by Orbax; what is damaged or does not fit is refused."""
+"""Writes and reads named arrays with Orbax, and refuses those that are damaged or do not fit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxtl.errors import UserError
 
-_LISTED = 10  # names in a message
+_LISTED = 10  # the most names in a message
 
 
 def write_arrays(place: Path, arrays: Mapping[str, jax.Array]) -> None:
-    """Writes arrays to a folder, over those that are there; returns when they are on disk."""
-    with ocp.StandardCheckpointer() as writer:
+    """Writes arrays to a folder, over those that are there; returns when they are on disk.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    with explaining_failed_writes(place), ocp.StandardCheckpointer() as writer:
         writer.save(place, dict(arrays), force=True)
 
 
@@ -28,31 +32,46 @@ def read_arrays(place: Path, like: Mapping[str, Any]) -> dict[str, jax.Array]:
 
     Args:
         place: the folder.
-        like: arrays with the same names, shapes and types, or their shapes.
+        like: arrays or `jax.ShapeDtypeStruct`s with the names, shapes and types to expect.
+
+    Returns:
+        The arrays, on the first local device.
 
     Raises:
         UserError: the files are damaged or missing, or hold other arrays.
     """
-    with readable(place), ocp.StandardCheckpointer() as reader:
+    with refusing_damage(place), ocp.StandardCheckpointer() as reader:
         check_same(place, reader.metadata(place).item_metadata.tree, like)
         return reader.restore(place, abstract(like))
 
 
 def abstract(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and types of arrays, as Orbax takes them to restore arrays."""
-    # On a device of this machine: the run may have been saved by one with other devices.
+    """What Orbax needs to restore arrays on the first local device: their shapes and types."""
+    # Without a device, Orbax takes that of the machine which saved the run.
     here = SingleDeviceSharding(jax.local_devices()[0])
     return {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for n, a in arrays.items()}
 
 
 @contextlib.contextmanager
-def readable(place: Any) -> Iterator[None]:
-    """Turns whatever Orbax raises on damaged or missing files into one line."""
+def refusing_damage(place: Any) -> Iterator[None]:
+    """Turns whatever Orbax raises on damaged or missing files into a `UserError` of one line."""
     try:
         yield
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"checkpoint {place} is damaged or incomplete: {reason}") from error
+        raise UserError(f"checkpoint {place} is damaged or incomplete: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def explaining_failed_writes(place: Any) -> Iterator[None]:
+    """Turns what Orbax raises on a full disk, for one, into a `UserError` of one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {place} cannot be written: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def check_same(place: Any, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

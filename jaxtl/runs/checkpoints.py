@@ -1,20 +1,20 @@
-"""Checkpoints: everything that a run has changed, written by Orbax while training goes on.
+"""Checkpoints: everything that a run has changed. Orbax writes them while training goes on.
 
     checkpoints/initial/     all variables as the run began
     checkpoints/steps/N/     after N training steps: the variables changed so far, the optimizer's
                              state, and the run's progress
 
-The newest and the best are kept. What was frozen all along is in `initial` alone.
+Orbax keeps the newest and the best. Variables that never trained are only in `initial`.
 
-Runs of a sweep that trained together have one checkpoint for all of them, outside their
-directories (docs/decisions/0023-one-checkpoint-for-runs-that-train-together.md):
+Runs of a sweep that trained together share one checkpoint outside their directories
+(docs/decisions/0023-one-checkpoint-for-runs-that-train-together.md):
 
     shared/                  the variables that are the same in all runs
     stacked/                 the other variables of each run's result, with a leading axis of runs
 
-In place of the above each of these runs has
+Each of these runs then has only
 
-    checkpoints/group.json   where that checkpoint is, the index of the run, and its progress
+    checkpoints/group.json   the place of that checkpoint, the index of the run, and its progress
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import operator
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import pydantic
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxtl.config import Phase
@@ -40,24 +40,32 @@ from jaxtl.errors import UserError
 from jaxtl.files import replacing, write_json
 from jaxtl.metrics import NONE, Sums, quality
 from jaxtl.models import Variables
-from jaxtl.runs.arrays import abstract, check_same, read_arrays, readable, write_arrays
+from jaxtl.runs.arrays import (
+    abstract,
+    check_same,
+    explaining_failed_writes,
+    read_arrays,
+    refusing_damage,
+    write_arrays,
+)
 
 _GROUP = "group.json"
+_STRICT = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands: all that its next step depends on besides arrays.
+    """Where a run stands: everything but the arrays that its next step depends on.
 
     Attributes:
-        phase: index of the phase.
-        epoch: complete epochs of this phase.
-        batch: batches of the next epoch that are done.
-        step: training steps since the run began.
-        sums: the training sums of these batches.
-        stale: epochs since the phase's best validation result, or since it began.
+        phase: the index of the phase.
+        epoch: the number of complete epochs of this phase.
+        batch: the number of batches of the next epoch that are done.
+        step: the number of training steps since the run began.
+        sums: the training metrics of these batches.
+        stale: the number of epochs since the phase's best validation result, or since it began.
         best_step, best_epoch: when the phase had its best validation result; None before the first.
-        best_accuracy, best_loss: that result.
+        best_accuracy, best_loss: the best validation result of the phase.
     """
 
     phase: int = 0
@@ -92,7 +100,7 @@ class Progress:
         )
 
     def finished(self, phase: Phase) -> bool:
-        """Whether the phase is out of epochs or out of patience."""
+        """Whether the phase has run all its epochs, or its patience has ended it."""
         out_of_patience = phase.patience is not None and self.stale >= phase.patience
         return self.epoch >= phase.epochs or out_of_patience
 
@@ -104,23 +112,24 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory, or its place in those of a group of runs.
+    """The checkpoints of one run, which may share one with a group of runs.
 
     Args:
         folder: the run's `checkpoints` folder.
-        read_only: save nothing and clean up nothing.
+        read_only: whether to leave the folder as it is.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False):
         self._initial = folder.resolve() / "initial"
+        self._run = folder.resolve().parent
         self._member = _Member.find(folder.resolve())
-        self._best_step: int | None = None
+        self._best = _KeepBest()
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file
         self._manager = ocp.CheckpointManager(
             folder.resolve() / "steps",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [preservation_policy.LatestN(1), _KeepBest(self)]
+                    [preservation_policy.LatestN(1), self._best]
                 ),
                 read_only=read_only or self._member is not None,
             ),
@@ -132,17 +141,22 @@ class Checkpoints:
         )
 
     def save_initial(self, variables: Variables) -> None:
-        """Writes all variables as the run begins; returns when they are on disk."""
-        write_arrays(self._initial, variables)  # over that of a run that died
+        """Writes all variables as the run begins; returns when they are on disk.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written to.
+        """
+        # A run that died before its first epoch may have left the same folder.
+        write_arrays(self._initial, variables)
 
     def initial(self, like: Variables) -> Variables:
         """Reads the variables that the run began with.
 
         Args:
-            like: the variables of the same network, or their shapes.
+            like: the variables of the same network, or `jax.ShapeDtypeStruct`s.
 
         Raises:
-            UserError: they are damaged, or belong to another network.
+            UserError: the files are damaged, or belong to another network.
         """
         return read_arrays(self._initial, like)
 
@@ -153,21 +167,22 @@ class Checkpoints:
             progress: where the run stands; its `step` names the checkpoint.
             changed: the variables that the run has changed so far.
             optimizer: the state of the phase's optimizer.
+
+        Raises:
+            UserError: this checkpoint or the one before it cannot be written.
         """
         if progress.step in self._manager.all_steps():
-            return  # stopped again before the first step: nothing has changed
-        self._best_step = progress.best_step
-        self._manager.save(
-            progress.step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(changed),
-                optimizer=ocp.args.StandardSave(_leaves(optimizer)),
-                progress=ocp.args.JsonSave(
-                    {"progress": dataclasses.asdict(progress), "variables": sorted(changed)}
-                ),
+            return  # a run that continued and stopped before its first step changed nothing
+        self._best.step = progress.best_step
+        items = ocp.args.Composite(
+            variables=ocp.args.StandardSave(changed),
+            optimizer=ocp.args.StandardSave(_leaves(optimizer)),
+            progress=ocp.args.JsonSave(
+                {"progress": dataclasses.asdict(progress), "variables": sorted(changed)}
             ),
-            force=True,
         )
+        with explaining_failed_writes(self._place(progress.step)):
+            self._manager.save(progress.step, args=items, force=True)
 
     def newest(self) -> Progress | None:
         """The progress at the newest checkpoint; None before the first."""
@@ -182,27 +197,29 @@ class Checkpoints:
         Raises:
             UserError: it is damaged.
         """
-        with readable(self._place(step)):
-            progress = _progress(self._json(step)["progress"])
-        self._best_step = progress.best_step
+        with refusing_damage(self._place(step)):
+            progress = self._json(step).progress
+        self._best.step = progress.best_step
         return progress
 
     def variables(self, step: int, like: Variables) -> Variables:
-        """All variables at a checkpoint: those of the start, overwritten by what the run changed.
+        """All variables at a checkpoint: the initial ones, updated by those that the run changed.
 
         Args:
-            step: of a checkpoint that is there; for a run of a group, that of its result.
-            like: the variables of the same network, or their shapes.
+            step: the step of an existing checkpoint; for a run of a group, that of its result.
+            like: the variables of the same network, or `jax.ShapeDtypeStruct`s.
 
         Raises:
-            UserError: they are damaged or missing, or belong to another network.
+            UserError: the files are damaged or missing, or belong to another network; or a
+                checkpoint cannot be written.
         """
         if self._member is not None:
-            return self._member.variables(step, like)
-        self._manager.wait_until_finished()
-        with readable(self._place(step)):
+            return self._member.variables(self._run, step, like)
+        with explaining_failed_writes(self._manager.directory):
+            self._manager.wait_until_finished()
+        with refusing_damage(self._place(step)):
             stored = self._manager.item_metadata(step).variables.tree
-            expected = {path: like[path] for path in self._json(step)["variables"] if path in like}
+            expected = {path: like[path] for path in self._json(step).variables if path in like}
             check_same(self._place(step), stored, expected)
             wanted = ocp.args.StandardRestore(abstract(expected))
             restored = self._manager.restore(step, args=ocp.args.Composite(variables=wanted))
@@ -212,14 +229,14 @@ class Checkpoints:
         """The optimizer's state at a checkpoint.
 
         Args:
-            step: of a checkpoint that is there.
+            step: the step of an existing checkpoint.
             like: a state of the same optimizer.
 
         Raises:
-            UserError: it is damaged, or belongs to another optimizer.
+            UserError: the files are damaged, or belong to another optimizer.
         """
         leaves = _leaves(like)
-        with readable(self._place(step)):
+        with refusing_damage(self._place(step)):
             stored = self._manager.item_metadata(step).optimizer.tree
             check_same(self._place(step), stored, leaves)
             wanted = ocp.args.StandardRestore(abstract(leaves))
@@ -227,31 +244,41 @@ class Checkpoints:
         ordered = [restored.optimizer[name] for name in leaves]
         return jax.tree.unflatten(jax.tree.structure(like), ordered)
 
-    @property
-    def best_step(self) -> int | None:
-        """The checkpoint with the best validation result, which is kept."""
-        return self._best_step
-
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.close()
+        """Waits until everything is on disk.
+
+        Raises:
+            UserError: the last checkpoint cannot be written.
+        """
+        with explaining_failed_writes(self._manager.directory):
+            self._manager.close()
 
     def _place(self, step: int) -> Any:
         return self._manager.directory / str(step)
 
-    def _json(self, step: int) -> dict[str, Any]:
+    def _json(self, step: int) -> _Contents:
         wanted = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=wanted).progress
+        stored = self._manager.restore(step, args=wanted).progress
+        return _Contents.model_validate_json(json.dumps(stored))
+
+
+class _Contents(pydantic.BaseModel):
+    """The JSON of a checkpoint: progress, and the paths of the variables in it."""
+
+    model_config = _STRICT
+
+    progress: Progress
+    variables: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The checkpoint of N runs that trained together.
+    """The checkpoint that N runs share which trained together.
 
     Attributes:
-        folder: where it is.
+        folder: the folder of the checkpoint.
         runs: N.
-        stacked: the names of the variables with a leading axis of runs.
+        stacked: the paths of the variables with a leading axis of runs.
     """
 
     folder: Path
@@ -263,9 +290,12 @@ class Group:
         """Writes the variables of all runs; returns when they are on disk.
 
         Args:
-            folder: a new one; it is whole or not there.
+            folder: a new folder; after an error it does not exist.
             shared: the variables that are the same in all runs.
             stacked: the other variables of each run's result, (N, ...).
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written to.
         """
         chex.assert_equal_shape_prefix(list(stacked.values()), 1)
         with replacing(folder) as part:
@@ -278,63 +308,63 @@ class Group:
 
         Args:
             checkpoints: the run's `checkpoints` folder, which is made.
-            index: of the run, along the leading axis.
-            step: the training step at which it had these variables.
-            progress: where it stands; it is complete.
+            index: the index of the run along the leading axis.
+            step: the training step at which the run had these variables.
+            progress: the progress at the end of the run.
         """
         checkpoints.mkdir()
-        place = {
-            "folder": os.path.relpath(self.folder, checkpoints.parent),
-            "runs": self.runs,
-            "stacked": self.stacked,
-            "index": index,
-            "step": step,
-            "progress": dataclasses.asdict(progress),
-        }
-        write_json(checkpoints / _GROUP, place)
+        member = _Member(
+            folder=os.path.relpath(self.folder, checkpoints.parent),
+            runs=self.runs,
+            stacked=list(self.stacked),
+            index=index,
+            step=step,
+            progress=progress,
+        )
+        write_json(checkpoints / _GROUP, member.model_dump())
 
 
-@dataclasses.dataclass(frozen=True)
-class _Member:
-    """The place of a run in the checkpoint of its group."""
+class _Member(pydantic.BaseModel):
+    """What `group.json` says: the group of a run, by `folder` relative to the run directory, and
+    its place there, as for `Group.add`."""
 
-    run: Path
-    group: Group
-    index: int
+    model_config = _STRICT
+
+    folder: str
+    runs: int
+    stacked: list[str]
+    index: pydantic.NonNegativeInt
     step: int
     progress: Progress
 
     @classmethod
     def find(cls, checkpoints: Path) -> _Member | None:
         """Reads what `Group.add` wrote; None for a run that trained alone."""
-        file, run = checkpoints / _GROUP, checkpoints.parent
+        file = checkpoints / _GROUP
         if not file.exists():
             return None
-        with readable(file):
-            fields = json.loads(file.read_bytes())
-            runs, index, step = (operator.index(fields[name]) for name in ("runs", "index", "step"))
-            if index not in range(runs):
-                raise ValueError(f"there is no run {index} among {runs}")
-            folder = Path(os.path.normpath(run / fields["folder"]))
-            group = Group(folder, runs, list(fields["stacked"]))
-            return cls(run, group, index, step, _progress(fields["progress"]))
+        with refusing_damage(file):
+            member = cls.model_validate_json(file.read_bytes())
+            if member.index >= member.runs:
+                raise ValueError(f"there is no run {member.index} among {member.runs}")
+            return member
 
-    def variables(self, step: int, like: Variables) -> Variables:
-        """As `Checkpoints.variables`."""
-        folder = self.group.folder
+    def variables(self, run: Path, step: int, like: Variables) -> Variables:
+        """As `Checkpoints.variables`, for the run directory `run`."""
+        folder = Path(os.path.normpath(run / self.folder))
         if step != self.step:
-            raise UserError(f"{self.run} keeps the variables of step {self.step} alone, not {step}")
+            raise UserError(f"{run} keeps the variables of step {self.step} alone, not {step}")
         if not folder.is_dir():
             raise UserError(
-                f"the variables of {self.run} are in {folder}, which is not there; move the run "
+                f"the variables of {run} are in {folder}, which is not there; move the run "
                 "back into its sweep, or train it again"
             )
-        shapes = {path: like[path] for path in self.group.stacked if path in like}
         stacked = {
-            path: jax.ShapeDtypeStruct((self.group.runs, *one.shape), one.dtype)
-            for path, one in shapes.items()
+            path: jax.ShapeDtypeStruct((self.runs, *like[path].shape), like[path].dtype)
+            for path in self.stacked
+            if path in like
         }
-        shared = {path: one for path, one in like.items() if path not in self.group.stacked}
+        shared = {path: one for path, one in like.items() if path not in self.stacked}
         of_all = read_arrays(folder / "stacked", stacked)
         own = {path: jnp.asarray(np.asarray(value)[self.index]) for path, value in of_all.items()}
         return read_arrays(folder / "shared", shared) | own
@@ -342,19 +372,14 @@ class _Member:
 
 @dataclasses.dataclass
 class _KeepBest(preservation_policy.PreservationPolicy):
-    checkpoints: Checkpoints
+    """Keeps the checkpoint of one step."""
 
-    def should_preserve(self, checkpoints: Iterable[Any], *, context: Any) -> list[bool]:
-        return [info.step == self.checkpoints.best_step for info in checkpoints]
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        return [info.step == self.step for info in checkpoints]
 
 
 def _leaves(tree: Any) -> dict[str, jax.Array]:
-    """The arrays of a tree by path: what Orbax stores without knowing the tree's classes."""
+    """The arrays of a tree by path, so that Orbax need not know the classes of its nodes."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _progress(fields: dict[str, Any]) -> Progress:
-    """A `Progress` from JSON."""
-    for name in ("phase", "epoch", "batch", "step", "stale"):
-        operator.index(fields[name])
-    return Progress(**(fields | {"sums": Sums(*fields["sums"])}))

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from full_disk import files_no_longer_than
 
 from jaxtl.config import Phase
 from jaxtl.errors import UserError
 from jaxtl.metrics import NONE, Sums
 from jaxtl.runs.checkpoints import Checkpoints, Group, Progress
+from jaxtl.training.parallel import replicate
 
 VARIABLES = {
     "stem/kernel": jnp.asarray([[1.0, -0.0], [np.pi, 1e-40]]),
@@ -122,10 +124,54 @@ def test_damaged_progress_is_refused(checkpoints, tmp_path):
     save(checkpoints, Progress(step=1), 0.0)
     checkpoints.close()
     (file,) = (tmp_path / "checkpoints/steps/1/progress").glob("metadata*")
-    for damaged in ("[]", file.read_text().replace('"phase": 0', '"phase": "x"'), "{"):
+    whole = file.read_text()
+    wrong = {'"phase": 0': '"phase": "x"', '"best_step": null': '"best_step": "x"'}
+    changed = [whole.replace(*pair) for pair in wrong.items()]
+    cut_sums = whole.replace("[0.0, 0, 0, 0]", "[0.0, 0]")
+    for damaged in ("[]", "{", *changed, cut_sums):
+        assert damaged != whole
         file.write_text(damaged)
         with pytest.raises(UserError, match="is damaged or incomplete"):
             Checkpoints(tmp_path / "checkpoints", read_only=True).newest()
+
+
+def test_the_counts_of_stored_progress_stay_integers(checkpoints):
+    """The sums of an epoch go on from them, and a report prints them."""
+    save(checkpoints, Progress(step=1, sums=Sums(0.5, 3, 4, 5)), 0.0)
+    restored = checkpoints.newest().sums
+    assert [type(number) for number in restored] == [float, int, int, int]
+
+
+def big(value):
+    return {"head/kernel": jnp.asarray(np.random.default_rng(value).normal(size=(500, 500)))}
+
+
+@pytest.mark.parametrize("end", [lambda c: c.variables(1, big(0)), Checkpoints.close])
+def test_a_full_disk_is_refused_in_one_line_wherever_it_shows(tmp_path, end):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with files_no_longer_than(10_000), pytest.raises(UserError) as caught:
+        checkpoints.save_initial(big(0))
+    assert "initial cannot be written" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    checkpoints.save_initial(big(0))  # there is space again
+
+    def save_and_end():
+        checkpoints.save(Progress(step=1), big(1), TRANSFORM.init(VARIABLES))
+        end(checkpoints)
+
+    with files_no_longer_than(10_000), pytest.raises(UserError, match="cannot be written"):
+        save_and_end()
+
+
+def test_arrays_of_many_devices_are_restored_on_the_first_of_this_machine(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save_initial(replicate(VARIABLES, jax.devices()))
+    state = TRANSFORM.init(VARIABLES)
+    save(checkpoints, Progress(step=1), 0.1, replicate(state, jax.devices()))
+    checkpoints.close()
+    restored = checkpoints.variables(1, VARIABLES), checkpoints.optimizer(1, state)
+    for leaf in jax.tree.leaves(restored):
+        assert leaf.devices() == {jax.devices()[0]}
 
 
 def test_the_result_of_a_phase_is_its_best_epoch_or_its_last():
@@ -149,7 +195,8 @@ def test_accuracy_counts_first_and_loss_between_equals():
     better = Progress(**{**vars(worse), "step": 3}).after_epoch(0.9, 0.4)
     assert (better.best_step, better.stale) == (3, 0)
     assert Progress(**{**vars(better), "step": 4}).after_epoch(0.91, 9.0).best_step == 4
-    assert Progress(sums=Sums(1.0, 1, 1, 1), batch=3).after_epoch(0.1, 1.0).sums == NONE
+    done = Progress(sums=Sums(1.0, 1, 1, 1), batch=3, epoch=4).after_epoch(0.1, 1.0)
+    assert (done.sums, done.batch, done.epoch) == (NONE, 0, 5)
 
 
 HEADS = {"head/kernel": jnp.arange(12.0).reshape(3, 2, 2) * -0.1}  # of three runs
@@ -200,7 +247,13 @@ def test_a_run_without_the_checkpoint_of_its_group_is_refused(run_of_group, part
 
 @pytest.mark.parametrize(
     ("known", "damaged"),
-    [('"index": 1', '"index": 3'), ('"index": 1', '"index": -1'), ("{", ""), ("folder", "place")],
+    [
+        ('"index": 1', '"index": 3'),
+        ('"index": 1', '"index": -1'),
+        ('"best_step": 7', '"best_step": "x"'),
+        ("{", ""),
+        ("folder", "place"),
+    ],
 )
 def test_a_damaged_place_in_a_group_is_refused(run_of_group, known, damaged):
     file = run_of_group[0] / "group.json"

@@ -247,7 +247,7 @@ from pathlib import Path
 import numpy as np
 from jaxtl.training.feature_store import FeatureStore
 store, rows = FeatureStore(Path(sys.argv[1]), 1e9), np.ones((4, 5), np.float32)
-for number in range(200):
+for number in range(40):
     sys.stdin.readline()
     with store.writing({"number": number}, rows.shape, rows.dtype) as write:
         write(rows)
@@ -262,7 +262,7 @@ def test_processes_that_store_the_same_array_at_once_all_find_it(folder):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(subprocess.Popen(command, **pipes)) for _ in range(3)]
-        for number in range(200):
+        for number in range(40):
             for writer in writers:
                 writer.stdin.write("\n")
             answers = [writer.stdout.readline() for writer in writers]
@@ -270,4 +270,4 @@ def test_processes_that_store_the_same_array_at_once_all_find_it(folder):
                 for writer in writers:
                     writer.kill()
                 pytest.fail(f"array {number}: {answers}")
-    assert len(list(folder.iterdir())) == 200
+    assert len(list(folder.iterdir())) == 40
