@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from jaxtl.console import console, metrics_text
     from jaxtl.data.sources import found_line, open_all, open_splits
-    from jaxtl.metrics import confusion
+    from jaxtl.metrics import class_results, confusion
     from jaxtl.runs.directory import RunDirectory
     from jaxtl.runs.report import write_report
     from jaxtl.training.predictor import load_run
@@ -54,10 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     table = Table("class")
     for column in ("images", "correct", "recall", "precision"):
         table.add_column(column, justify="right")
-    for index, name in enumerate(predictor.classes):
-        total, found, correct = counts[index].sum(), counts[:, index].sum(), counts[index, index]
-        fractions = (f"{correct / whole:.4f}" if whole else "-" for whole in (total, found))
-        table.add_row(name, str(total), str(correct), *fractions)
+    for name, (images, correct, *fractions) in zip(
+        predictor.classes, class_results(counts), strict=True
+    ):
+        shown = ("-" if fraction is None else f"{fraction:.4f}" for fraction in fractions)
+        table.add_row(name, str(images), str(correct), *shown)
     out.print(table)
     means = evaluation.sums.means(len(predictor.classes))
     out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.images} correct)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -127,3 +128,28 @@ def confusion(
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts
+
+
+class ClassResult(NamedTuple):
+    """How well one class is recognised.
+
+    Attributes:
+        images: the number of images of the class.
+        correct: the number of these that are classified as the class.
+        recall: the fraction of the images of the class that are correct; None without images.
+        precision: the fraction of the images classified as the class that are correct; None if no
+            image is.
+    """
+
+    images: int
+    correct: int
+    recall: float | None
+    precision: float | None
+
+
+def class_results(counts: Int[np.ndarray, "classes classes"]) -> Iterator[ClassResult]:
+    """Yields the result of each class, from the counts of `confusion`."""
+    sums = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    for images, predicted, correct in zip(*(part.tolist() for part in sums), strict=True):
+        recall, precision = (correct / all if all else None for all in (images, predicted))
+        yield ClassResult(images, correct, recall, precision)

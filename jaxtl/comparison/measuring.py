@@ -25,7 +25,7 @@ from jaxtl.config.phases import Phase, everything, head_only
 from jaxtl.data.sources import Source, Splits
 from jaxtl.errors import UserError
 from jaxtl.models import Network, output_spec, split
-from jaxtl.runs.directory import RunDirectory, WeightsMetadata
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.training.feature_cache import FrozenPass, stored_outputs
 from jaxtl.training.loop import Diverged
 from jaxtl.training.parallel import replicate
@@ -107,8 +107,8 @@ class Contender:
         """
         if not self.comparison.epochs or self.start.record is None:
             return
-        weights = WeightsMetadata(**dataclasses.asdict(self.start.record))
-        metadata = run_metadata(self.config, self.data).model_copy(update={"weights": weights})
+        metadata = run_metadata(self.config, self.data)
+        metadata = metadata.model_copy(update={"weights": self.start.record})
         run = RunDirectory(self._folder)
         with _named_by_out(), run.locked():
             if run.exists():

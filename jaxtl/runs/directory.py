@@ -11,15 +11,16 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import jax
 import pydantic
 
-from jaxtl.config import Config
+from jaxtl.config import Config, Phase
 from jaxtl.config.config_file import differences
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, write_json
+from jaxtl.weights import WeightsRecord
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -44,39 +45,30 @@ class DataMetadata(_Part):
     val: SplitMetadata
 
 
-class WeightsMetadata(_Part):
-    """Where the pretrained weights came from; see `jaxtl.weights.WeightsRecord`."""
-
-    source: str
-    sha256: str
-    convention: Literal["keras", "torch"]
-    revision: str | None = None
-
-
 class RunMetadata(_Part):
     """What `run.json` holds.
 
     Attributes:
         classes: the names of the classes, in the order of the logits.
-        data: fingerprints of the data.
-        source: the data source, as an absolute path where it is one.
-        weights: of the weights that the run began with; None for random parameters.
-        versions: of Python and of the packages, by name.
-        devices: that the run began on.
+        data: the fingerprints of the data.
+        source: the data source; an absolute path if it is a path.
+        weights: where the initial weights came from; None for random parameters.
+        versions: the versions of Python and of the packages, by name.
+        devices: the devices that the run began on.
         result: steps, best epoch and validation metrics; None until the run is complete.
     """
 
     classes: tuple[str, ...] = pydantic.Field(min_length=2)
     data: DataMetadata
     source: str = ""
-    weights: WeightsMetadata | None = None
+    weights: WeightsRecord | None = None
     versions: dict[str, str] = {}
     devices: tuple[str, ...] = ()
     result: dict[str, float] | None = None
 
     @property
     def convention(self) -> str:
-        """The convention of the weights that the run began with."""
+        """The convention of the initial weights: `keras` or `torch`."""
         return self.weights.convention if self.weights else "keras"
 
 
@@ -88,7 +80,7 @@ class RunDirectory:
         checkpoints, metrics, tensorboard, report: paths inside it.
 
     Raises:
-        UserError: Orbax can neither write to this path nor read from it.
+        UserError: the path is not UTF-8, as Orbax needs.
     """
 
     def __init__(self, path: Path):
@@ -111,7 +103,8 @@ class RunDirectory:
         A directory that stays empty is removed again.
 
         Raises:
-            UserError: another process trains here, or Orbax would take the path for a pattern.
+            UserError: another process trains here, or the path has characters that Orbax takes for
+                a pattern.
         """
         if set("[]*?") & set(str(self.path.resolve())):
             raise UserError(f"{self.path}: a --workdir cannot have any of [ ] * ? in its path")
@@ -138,7 +131,7 @@ class RunDirectory:
         """Refuses to begin a run among other files.
 
         Raises:
-            UserError: the directory holds files that no run writes.
+            UserError: the directory holds files that no run wrote.
         """
         # A run that died before its first checkpoint leaves these behind.
         own = {self._config, self._run, self.metrics, self.checkpoints, self.tensorboard}
@@ -154,7 +147,7 @@ class RunDirectory:
         """Refuses to continue a run with another config, other data or, if given, other weights.
 
         Raises:
-            UserError: it names the differences.
+            UserError: something differs, and the message names it; or there is no run.
         """
         if changed := differences(self.config(), config):
             raise UserError(
@@ -162,8 +155,8 @@ class RunDirectory:
                 "name another --workdir, or give the same command to continue it"
             )
         known, new = (m.model_dump(mode="json") for m in (self.metadata(), metadata))
-        fixed = ("classes", "data", *(["weights"] if metadata.weights else []))
-        if changed := [key for key in fixed if known[key] != new[key]]:
+        compared = ("classes", "data", *(["weights"] if metadata.weights else []))
+        if changed := [key for key in compared if known[key] != new[key]]:
             raise UserError(
                 f"{self.path} cannot be continued: its {' and '.join(changed)} changed since it "
                 "began; name another --workdir"
@@ -180,6 +173,17 @@ class RunDirectory:
             if not file.exists():
                 raise UserError(f"no run in {self.path}: it has no {file.name}")
         return _read(self._config, Config)
+
+    def phase(self, index: int) -> Phase:
+        """The phase that a checkpoint is in.
+
+        Raises:
+            UserError: the run has no phase `index`: the checkpoint is damaged.
+        """
+        phases = self.config().phases
+        if index not in range(len(phases)):
+            raise UserError(f"{self.path} is damaged: its checkpoint is in phase {index}")
+        return phases[index]
 
     def metadata(self) -> RunMetadata:
         """What `begin` and `finish` wrote.
@@ -199,17 +203,18 @@ def find_unfinished(folder: Path, config: Config, metadata: RunMetadata) -> Path
     """Finds the newest unfinished run of the same config and data that no process trains now.
 
     Args:
-        folder: the run directories lie in it.
-        config: of the run.
-        metadata: of the run; its classes and data count.
+        folder: the folder of the run directories.
+        config: the config to look for.
+        metadata: the classes and data to look for.
 
     Returns:
         Its directory, or None.
     """
-    candidates = sorted(
-        folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    for file in candidates:
+    candidates = []
+    for file in folder.glob("*/run.json"):
+        with contextlib.suppress(OSError):  # another process removed it
+            candidates.append((file.stat().st_mtime, file))
+    for _, file in sorted(candidates, reverse=True):
         with contextlib.suppress(UserError, OSError):
             run = RunDirectory(file.parent)
             run.check_same(config, metadata)

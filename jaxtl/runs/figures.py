@@ -1,4 +1,4 @@
-"""The figures of a run: its curves and its confusions."""
+"""Draws the figures of a run: curves and confusions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Int
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_NAMES, _LONGEST_NAME = 60, 24  # along an axis of the confusions
+_MOST_NAMES, _LONGEST_NAME = 60, 24  # on each axis of the confusion matrix
 _TRAIN, _VAL, _GRID = "#8a94a6", "#1f6feb", "#e6e8ec"
 
 
@@ -21,7 +21,7 @@ def curves(measurements: Sequence[dict[str, Any]]) -> str:
     """Loss and accuracy by epoch, as SVG; a line marks where a phase begins.
 
     Args:
-        measurements: from `metrics_log.read_metrics`.
+        measurements: the lines from `metrics_log.read_metrics`.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -57,8 +57,9 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
     """The fraction of each class (row) that was classified as each class (column), as SVG.
 
     Args:
-        counts: from `metrics.confusion`.
-        classes: their names; long ones are shortened, and of many only some are written.
+        counts: the counts from `metrics.confusion`.
+        classes: the names of the classes. Long names are shortened; with more than 60 classes some
+            names are left out.
     """
     side = min(3 + 0.35 * len(classes), 14)
     figure = _figure(side + 1, side)
@@ -81,13 +82,13 @@ def confusion_matrix(counts: Int[np.ndarray, "classes classes"], classes: Sequen
 
 
 def _shortened(name: str) -> str:
-    """A long name without its middle: its ends tell it from others."""
+    """A long name without its middle, since the ends tell names apart."""
     half = _LONGEST_NAME // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # takes a while, and training need not wait for it
+    from matplotlib.figure import Figure  # slow to import; training does not need it
 
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -96,7 +97,8 @@ def _svg(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
-    # Text as text: a browser has fonts for all scripts, matplotlib warns that its own has not.
+    # Text stays text: a browser has fonts for all scripts. Matplotlib's own font has not, hence
+    # its warning.
     with rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(buffer, format="svg", metadata={"Date": None})

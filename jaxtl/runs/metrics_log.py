@@ -29,14 +29,14 @@ def _hidden(package: str) -> Iterator[None]:
             del sys.modules[package]
 
 
-with _hidden("torch"):  # tensorboardX imports it where it is installed: 600 MB for nothing
+with _hidden("torch"):  # tensorboardX imports it if it is installed, which takes 600 MB
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.summary import scalar
 
 
-_SECONDS_BETWEEN_FLUSHES = 10.0  # of TensorBoard's file
+_SECONDS_BETWEEN_FLUSHES = 10.0  # for TensorBoard's file
 
 
 class MetricsLine(pydantic.BaseModel):
@@ -57,10 +57,10 @@ class MetricsLog:
     """Writes one JSON object a line, and the same to TensorBoard.
 
     Args:
-        path: of the JSON lines.
+        path: the file for the JSON lines.
         tensorboard: the folder for TensorBoard.
-        until: the training step at which the run was last saved. Lines after it are dropped: an
-            interrupted run measures them again.
+        until: the training step at which the run was last saved. Later lines are removed, since a
+            run that continues measures them again.
     """
 
     def __init__(self, path: Path, tensorboard: Path, *, until: int):
@@ -72,8 +72,9 @@ class MetricsLog:
         # Not a SummaryWriter, which starts a thread and a queue between processes for each run.
         self._tensorboard = EventsWriter(str(tensorboard / "events"))
         self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
-        forget = SessionLog(status=SessionLog.START)  # what comes from this step on
-        self._add(Event(step=until + 1, session_log=forget))
+        # Makes TensorBoard forget what it has from this step on.
+        restart = SessionLog(status=SessionLog.START)
+        self._add(Event(step=until + 1, session_log=restart))
 
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
@@ -81,11 +82,11 @@ class MetricsLog:
         """Logs the metrics of one split after an epoch.
 
         Args:
-            phase: its name.
-            epoch: complete epochs of the phase.
-            step: training steps since the run began.
+            phase: the name of the phase.
+            epoch: the number of complete epochs of the phase.
+            step: the number of training steps since the run began.
             split: `train` or `val`.
-            metrics: by name; at least `loss` and `accuracy`.
+            metrics: the metrics by name; at least `loss` and `accuracy`.
         """
         line = {"phase": phase, "epoch": epoch, "step": step, "split": split, **metrics}
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
@@ -98,7 +99,7 @@ class MetricsLog:
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._tensorboard.write_event(event)
-        if time.monotonic() >= self._flush_at:  # it waits for the disk
+        if time.monotonic() >= self._flush_at:  # a flush waits for the disk
             self._tensorboard.flush()
             self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
 

@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file without links to anything else."""
+"""Writes the page of a run: one HTML file that loads nothing else."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jaxtl.config.config_file import Phase
+from jaxtl.config import Phase
 from jaxtl.files import write_whole
-from jaxtl.metrics import Evaluation, confusion
+from jaxtl.metrics import Evaluation, class_results, confusion
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.figures import confusion_matrix, curves
 from jaxtl.runs.metrics_log import read_metrics
@@ -34,15 +34,15 @@ def write_report(run: RunDirectory, evaluation: Evaluation) -> None:
     """Writes `report.html`: the result, the curves, the confusions, and what the run was.
 
     Args:
-        run: a directory with config, metadata and metrics.
-        evaluation: the validation of its result.
+        run: a run directory with config, metadata and metrics.
+        evaluation: the validation of the result.
 
     Raises:
         UserError: one of these files is damaged.
     """
-    classes = run.metadata().classes
-    counts = confusion(evaluation.labels, evaluation.predicted, len(classes))
     sums, config, metadata = evaluation.sums, run.config(), run.metadata()
+    classes = metadata.classes
+    counts = confusion(evaluation.labels, evaluation.predicted, len(classes))
     about = {
         "network": f"{config.model.name}, width {config.model.width:g}, "
         f"{config.model.image_size} px",
@@ -86,16 +86,12 @@ def _rows(items: Iterable[tuple[str, str]]) -> str:
 
 def _class_table(counts: np.ndarray, classes: Sequence[str]) -> str:
     """Recall and precision of each class; a dash where there are no images to divide by."""
-
-    def fraction(part: np.integer, whole: np.integer) -> str:
-        return f"{int(part) / int(whole):.1%}" if whole else "-"
-
-    head = "<tr><th>class</th><th class=n>images</th><th class=n>recall</th>"
-    total, found, correct = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
-    lines = [
-        f"<tr><td>{html.escape(name)}</td><td class=n>{total[i]:,}</td>"
-        f"<td class=n>{fraction(correct[i], total[i])}</td>"
-        f"<td class=n>{fraction(correct[i], found[i])}</td></tr>"
-        for i, name in enumerate(classes)
-    ]
-    return f"<table>{head}<th class=n>precision</th></tr>{''.join(lines)}</table>"
+    rows = [("th", "class", "images", "recall", "precision")]
+    for name, (images, _, *fractions) in zip(classes, class_results(counts), strict=True):
+        shown = ("-" if fraction is None else f"{fraction:.1%}" for fraction in fractions)
+        rows.append(("td", html.escape(name), f"{images:,}", *shown))
+    lines = (
+        f"<tr><{tag}>{name}</{tag}>{''.join(f'<{tag} class=n>{n}</{tag}>' for n in numbers)}</tr>"
+        for tag, name, *numbers in rows
+    )
+    return f"<table>{''.join(lines)}</table>"

@@ -98,18 +98,18 @@ class FeatureStore:
         return self._folder / hashlib.sha256(words.encode()).hexdigest()
 
     def _make_room(self, size: int) -> None:
-        """Removes unfinished arrays of dead processes, and those used longest ago for `size` bytes."""
+        """Removes arrays left unfinished for a day, and then those used longest ago."""
         used, taken = {}, {}
         for path in self._folder.glob("*/"):
             with contextlib.suppress(OSError):  # another process removed it
                 used[path] = path.stat().st_mtime
                 taken[path] = sum(file.stat().st_size for file in path.rglob("*.bin"))
-        unfinished = [path for path in taken if is_unfinished(path)]
-        for path in unfinished:
+        parts = [path for path in taken if is_unfinished(path)]
+        for path in parts:
             if used[path] < time.time() - _DAY:
                 shutil.rmtree(path, ignore_errors=True)
                 del taken[path]
-        mine = sorted(taken.keys() - unfinished, key=used.__getitem__)
+        mine = sorted(taken.keys() - parts, key=used.__getitem__)
         if size >= shutil.disk_usage(self._folder).free + sum(taken[path] for path in mine):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
         for path in mine:

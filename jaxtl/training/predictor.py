@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from jaxtl.data.folders import FolderSource
 from jaxtl.data.loader import Loader
@@ -27,8 +27,8 @@ class Predictor:
 
     Attributes:
         classes: the names of the classes, in the order of the probabilities.
-        config: the run's config.
-        metadata: of the run: data, weights, versions, result.
+        config: the config of the run.
+        metadata: data, weights, versions and result of the run.
 
     Raises:
         UserError: there is no run, it is damaged, or it has no checkpoint yet.
@@ -52,9 +52,7 @@ class Predictor:
         newest = checkpoints.newest()
         if newest is None:
             raise UserError(f"{directory} has no checkpoint: its first epoch is not complete")
-        if newest.phase not in range(len(self.config.phases)):
-            raise UserError(f"{directory} is damaged: its checkpoint is in phase {newest.phase}")
-        step = newest.result_step(self.config.phases[newest.phase])
+        step = newest.result_step(run.phase(newest.phase))
         self._graph, shapes = split(network)
         variables = checkpoints.variables(step, shapes)
         checkpoints.close()
@@ -76,19 +74,20 @@ class Predictor:
 
     def predict(
         self,
-        images: str | Path | Sequence[str | Path] | UInt8[np.ndarray, "images height width 3"],
+        images: str | Path | Sequence[str | Path] | np.ndarray,
     ) -> Float[np.ndarray, "images classes"]:
         """The probability of each class for each image.
 
         Args:
-            images: one path or several to image files, or an array (N, H, W, 3), RGB, 0..255,
-                uint8.
+            images: a path to an image file, several of them, or an array (N, H, W, 3), uint8, RGB,
+                0..255.
 
         Returns:
             Probabilities (N, C), float32; each row adds up to 1.
 
         Raises:
-            UserError: a file is missing or is not an image; the message names it.
+            UserError: a file is missing or is not an image, and the message names it; or an array
+                has another shape or type.
         """
         source = _unlabelled([images] if isinstance(images, str | Path) else images)
         if not len(source):
@@ -116,7 +115,7 @@ def load_run(directory: str | Path) -> Predictor:
     """Loads a trained run from its directory alone.
 
     Args:
-        directory: what `--workdir` named.
+        directory: the directory that `--workdir` named.
 
     Raises:
         UserError: there is no run, it is damaged, or it has no checkpoint yet.
@@ -126,6 +125,11 @@ def load_run(directory: str | Path) -> Predictor:
 
 def _unlabelled(images: Sequence[str | Path] | np.ndarray) -> Source:
     labels = np.zeros(len(images), np.int32)
-    if isinstance(images, np.ndarray):
-        return ArraySource("images", images, labels, classes=())
-    return FolderSource(Path(), tuple(map(str, images)), labels, classes=())
+    if not isinstance(images, np.ndarray):
+        return FolderSource(Path(), tuple(map(str, images)), labels, classes=())
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(
+            f"predict takes no {images.dtype} array of shape {images.shape}: give images as uint8 "
+            "(N, H, W, 3); for one image: image[None]"
+        )
+    return ArraySource("images", images, labels, classes=())

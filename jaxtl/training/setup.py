@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -18,13 +17,7 @@ from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints, Progress
-from jaxtl.runs.directory import (
-    DataMetadata,
-    RunDirectory,
-    RunMetadata,
-    SplitMetadata,
-    WeightsMetadata,
-)
+from jaxtl.runs.directory import DataMetadata, RunDirectory, RunMetadata, SplitMetadata
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.report import write_report
 from jaxtl.training.feature_store import FeatureStore
@@ -32,7 +25,7 @@ from jaxtl.training.loop import Training
 from jaxtl.training.parallel import check_batch_size, check_single_process
 from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import Trainable, select_trainable
-from jaxtl.weights import load_weights, plan_network, with_convention
+from jaxtl.weights import WeightsRecord, load_weights, plan_network, with_convention
 from jaxtl.weights.sources import NoWeights
 
 
@@ -40,16 +33,16 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
     """Trains a classifier, or continues the run in `workdir`.
 
     Args:
-        config: of the run.
-        data: from `open_data`.
-        workdir: the run directory: a new one, or that of the same config and data.
+        config: the config of the run.
+        data: the data from `open_data`.
+        workdir: the run directory: a new one, or that of a run of the same config and data.
         out: the terminal.
 
     Returns:
         Steps, best epoch of the last phase, and validation metrics of the result.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: the user has to change something; the message says what.
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
@@ -82,14 +75,14 @@ def open_data(config: Config) -> Splits:
     """Opens the data of a run.
 
     Raises:
-        UserError: there is no such source, or it is not a proper data set.
+        UserError: there is no such source, or its images and labels cannot be used.
     """
     data = config.data
     return open_splits(data.source, val_fraction=data.val_fraction, seed=data.seed)
 
 
 def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]]:
-    """The structure of a run's network, and what trains in each phase.
+    """Plans the network of a run and what trains in each phase.
 
     Raises:
         UserError: there is no such network, or a phase's patterns do not fit it.
@@ -107,23 +100,21 @@ def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]
     return network, [select_trainable(network, p.train, p.batch_norm) for p in config.phases]
 
 
-def pretrained(
-    config: Config, network: Network
-) -> tuple[Network, Variables, WeightsMetadata | None]:
+def pretrained(config: Config, network: Network) -> tuple[Network, Variables, WeightsRecord | None]:
     """The variables that a new run begins with, with a new head.
 
     Args:
-        config: of the run.
-        network: from `plan_run`.
+        config: the config of the run.
+        network: the network from `plan_run`.
 
     Returns:
         The structure in the convention of the weights, the variables, and where they came from.
 
     Raises:
-        UserError: no weights can be had, or they do not fit.
+        UserError: no source has the weights, or they do not fit the network.
     """
     try:
-        network, variables, record = load_weights(
+        return load_weights(
             network,
             config.model.weights,
             image_size=config.model.image_size,
@@ -135,7 +126,6 @@ def pretrained(
             f"no weights can be had: {'; '.join(error.reasons)}. "
             "Try --cfg.model.weights=path/to/file.h5, or =None for random parameters"
         ) from error
-    return network, variables, WeightsMetadata(**dataclasses.asdict(record)) if record else None
 
 
 def run_metadata(config: Config, data: Splits) -> RunMetadata:
@@ -156,7 +146,7 @@ def result_of(progress: Progress, sums: Sums, num_classes: int) -> dict[str, flo
 
 
 def draw_report(run: RunDirectory, evaluation: Evaluation, out: Console) -> None:
-    """Draws `report.html`. The result is safe by now: a report that fails costs nothing else."""
+    """Draws `report.html`. An error here only prints a message, since the result is saved."""
     try:
         write_report(run, evaluation)
     except Exception as error:  # a drawing library may raise anything
@@ -175,16 +165,14 @@ def _open(
     trainables: list[Trainable],
     out: Console,
 ) -> Training:
-    """A new run, or the run in the directory where it was left."""
+    """Begins a new run, or continues the run in the directory from its last checkpoint."""
     metadata = run_metadata(config, data)
-    checkpoints = Checkpoints(run.checkpoints) if run.exists() else None
+    checkpoints = Checkpoints(run.checkpoints) if run.checkpoints.exists() else None
     progress = checkpoints.newest() if checkpoints else None
     if checkpoints and progress:
         run.check_same(config, metadata)
         network = with_convention(network, run.metadata().convention)
-        if progress.phase not in range(len(config.phases)):
-            raise UserError(f"{run.path} is damaged: its checkpoint is in phase {progress.phase}")
-        phase = config.phases[progress.phase]
+        phase = run.phase(progress.phase)
         step = progress.result_step(phase) if progress.finished(phase) else progress.step
         variables = checkpoints.variables(step, split(network)[1])
         out.print(f"continuing {run.path} in phase {phase.name} after epoch {progress.epoch}")
@@ -213,13 +201,13 @@ def _open(
 
 
 def feature_store(config: Config) -> FeatureStore:
-    """Where the outputs of frozen stages are kept: in the user's cache directory."""
+    """The store of frozen activations in the user's cache directory."""
     folder = platformdirs.user_cache_path("jaxtl") / "activations"
     return FeatureStore(folder, config.cache.disk_gb * 1e9)
 
 
 def loader(source: Source, config: Config, *, shuffle: bool) -> Loader:
-    """The images of one split, in the order of a run."""
+    """A loader of one split, in the order that the run's seed gives."""
     return Loader(
         source,
         image_size=config.model.image_size,

@@ -12,6 +12,7 @@ from PIL import Image
 from workplace import COLOURS, write_images
 
 import jaxtl
+from jaxtl.errors import UserError
 
 
 def classified(out):
@@ -134,6 +135,12 @@ def test_a_loaded_run_classifies_an_array_as_it_does_the_files(predictor, workpl
     assert images.shape == (9, 40, 40, 3)
     expected = [[as_json[path][name] for name in predictor.classes] for path in paths]
     np.testing.assert_allclose(predictor.predict(images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((40, 40, 3), "uint8"), ((1, 40, 40, 3), "float32")])
+def test_an_array_that_is_no_batch_of_images_is_refused(predictor, shape, dtype):
+    with pytest.raises(UserError, match=r"for one image: image\[None\]"):
+        predictor.predict(np.zeros(shape, dtype))
 
 
 def test_no_images_have_no_probabilities(predictor):

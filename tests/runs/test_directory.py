@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -14,9 +15,9 @@ from jaxtl.runs.directory import (
     RunDirectory,
     RunMetadata,
     SplitMetadata,
-    WeightsMetadata,
     find_unfinished,
 )
+from jaxtl.weights import WeightsRecord
 
 CONFIG = Config.model_validate({"phases": ({"name": "p", "epochs": 1, "train": {"head/.*": 1.0}},)})
 
@@ -24,7 +25,7 @@ SPLIT = SplitMetadata(images=3, sha256="0" * 64)
 METADATA = RunMetadata(
     classes=("a", "b"),
     data=DataMetadata(train=SPLIT, val=SPLIT),
-    weights=WeightsMetadata(source="keras", sha256="0" * 64, convention="keras"),
+    weights=WeightsRecord("keras", "a.h5", "0" * 64, "keras", "new", ("head",)),
 )
 
 
@@ -140,3 +141,34 @@ def test_the_newest_unfinished_run_of_the_same_config_and_data_is_found(tmp_path
     assert find_unfinished(tmp_path, CONFIG, METADATA) == newer.path
     with newer.locked():
         assert find_unfinished(tmp_path, CONFIG, METADATA) == older.path
+
+
+def test_runs_that_another_process_removes_meanwhile_are_passed_over(tmp_path):
+    runs = [RunDirectory(tmp_path / str(number)) for number in range(100)]
+    for run in runs:
+        run.path.mkdir()
+        run.begin(CONFIG, METADATA)
+    stop = threading.Event()
+
+    def move_back_and_forth():
+        while not stop.is_set():
+            for run in runs[1:]:
+                (run.path / "run.json").rename(run.path / "moved")
+                (run.path / "moved").rename(run.path / "run.json")
+
+    mover = threading.Thread(target=move_back_and_forth)
+    mover.start()
+    try:
+        for _ in range(30):
+            assert find_unfinished(tmp_path, CONFIG, METADATA) is not None
+    finally:
+        stop.set()
+        mover.join()
+
+
+def test_metadata_is_read_back_as_it_was_written(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    directory.finish({"step": 3})
+    assert directory.metadata().weights == METADATA.weights
+    assert directory.metadata().result == {"step": 3}

@@ -50,7 +50,14 @@ def written(path, classes, counts):
     metadata = {
         "classes": list(classes),
         "source": "folder <i>& \udce9",
-        "weights": {"source": "keras", "sha256": "c0ffee", "convention": "keras"},
+        "weights": {
+            "source": "keras",
+            "file": "a.h5",
+            "sha256": "c0ffee",
+            "convention": "keras",
+            "head": "new",
+            "left_out": [],
+        },
         "data": {
             "train": {"images": 1234, "sha256": "1"},
             "val": {"images": 10, "sha256": "2"},
