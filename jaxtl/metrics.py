@@ -80,7 +80,9 @@ def score(
         valid: False for padding (B,).
     """
     of_labels = log_probabilities[np.arange(len(labels)), labels][valid]
-    top1, top5 = (np.asarray(h)[valid] for h in _hits(log_probabilities, labels))
+    top1, top5 = (
+        np.asarray(correct)[valid] for correct in _correct_top_k(log_probabilities, labels)
+    )
     return Sums(
         -float(of_labels.sum(dtype=np.float64)), int(top1.sum()), int(top5.sum()), int(valid.sum())
     )
@@ -106,7 +108,7 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, targets)
 
 
-def hits(
+def correct_top_k(
     logits: Float[Array, "batch classes"], labels: Int[Array | np.ndarray, "batch"]
 ) -> tuple[Bool[Array, "batch"], Bool[Array, "batch"]]:
     """Whether the true class is the likeliest, and whether it is among the five likeliest.
@@ -118,7 +120,7 @@ def hits(
     return found[:, 0], jnp.any(found, axis=1)
 
 
-_hits = jax.jit(hits)
+_correct_top_k = jax.jit(correct_top_k)
 
 
 def confusion(

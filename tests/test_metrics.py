@@ -6,7 +6,7 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
-from jaxtl.metrics import NONE, Sums, confusion, cross_entropy, hits, score, to_host
+from jaxtl.metrics import NONE, Sums, confusion, correct_top_k, cross_entropy, score, to_host
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(40, 7)).astype(np.float32)
@@ -52,8 +52,8 @@ def test_top5_is_left_out_where_it_says_nothing():
     assert Sums(1.0, 1, 2, 2).means(num_classes=6)["top5"] == 1.0
 
 
-def test_hits_work_with_fewer_than_five_classes():
-    top1, top5 = hits(jnp.asarray([[0.1, 0.9], [0.8, 0.2]]), jnp.asarray([1, 1]))
+def test_top_5_works_with_fewer_than_five_classes():
+    top1, top5 = correct_top_k(jnp.asarray([[0.1, 0.9], [0.8, 0.2]]), jnp.asarray([1, 1]))
     assert top1.tolist() == [True, False]
     assert top5.tolist() == [True, True]
 

@@ -15,15 +15,13 @@ from jaxtl.training.feature_cache import Feed
 from jaxtl.training.parallel import lagging, shard
 from jaxtl.training.step import make_predict_step
 
-_LAG = 2  # batches under way on the device while the host reads the next
-
 
 class Evaluator:
     """A compiled network that takes its variables with each call.
 
     Args:
-        network: the structure, with a head.
-        devices: as for `shard`.
+        network: the structure of a network with a head.
+        devices: the devices, as for `shard`.
     """
 
     def __init__(self, network: Network, devices: Sequence[jax.Device]):
@@ -35,25 +33,25 @@ class Evaluator:
         self, variables: Variables, feed: Feed
     ) -> Iterator[tuple[Batch, Float[np.ndarray, "batch classes"]]]:
         """Yields each batch with its log probabilities, padding included."""
-        entry = (feed.stage, feed.dtype)
-        if entry not in self._steps:
-            self._steps[entry] = make_predict_step(
+        key = (feed.stage, feed.dtype)
+        if key not in self._steps:
+            self._steps[key] = make_predict_step(
                 self._graph, devices=self._devices, start=feed.stage, cached=feed.dtype
             )
-        step = self._steps[entry]
+        step = self._steps[key]
         outputs = (
             (batch, step(variables, feed.table, shard(batch.inputs, self._devices)))
             for batch in feed.epoch(0)
         )
-        for batch, output in lagging(outputs, _LAG):
+        for batch, output in lagging(outputs):
             yield batch, np.asarray(output).reshape(len(batch.labels), -1)
 
     def evaluate(self, variables: Variables, feed: Feed) -> Evaluation:
         """Classifies every image of a feed once.
 
         Args:
-            variables: of the network, on all devices.
-            feed: in the order of its source.
+            variables: the variables of the network, on all devices.
+            feed: the images or activations, in the order of their source.
         """
         sums, labels, predicted = NONE, [], []
         for batch, log_probabilities in self.log_probabilities(variables, feed):

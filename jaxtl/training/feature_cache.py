@@ -1,8 +1,7 @@
-"""The cache of frozen activations: what the stages left of a phase's frontier return, run once.
+"""Caches the outputs of the frozen stages.
 
-Where the stages left of the frontier are frozen and an image has finitely many views, the frozen
-stages are a fixed function of finitely many inputs. They run once, and training starts from their
-outputs (docs/frontier-cache.md).
+The stages left of the frontier are a fixed function. If each image has finitely many views, they
+run once on every view, and training starts from their outputs (docs/frontier-cache.md).
 """
 
 from __future__ import annotations
@@ -31,10 +30,9 @@ from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
 from jaxtl.training.step import make_feature_step
 
-_MOST_VIEWS = 8  # of `auto`
-_STEPS_PER_CALL = 64  # of training on features, which take less time than Python does
-_PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # their versions decide on numbers
-_LAG = 2  # batches under way on the device while earlier ones are written
+_MOST_VIEWS = 8  # the most that `views="auto"` chooses
+_STEPS_PER_CALL = 64  # steps on features take less time than a call from Python
+_PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # activations depend on their versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +40,11 @@ class Plan:
     """How the images of a phase reach the stages that train.
 
     Attributes:
-        views: of each image; 0 for a new one every epoch.
-        cached: run the frozen stages once for each view, and not in every step.
-        resident: keep their outputs on every device; else read them from disk.
-        why: in words.
-        size: of the outputs in bytes; 0 if they are not cached.
+        views: the number of views of each image; 0 for a new view every epoch.
+        cached: whether the frozen stages run once for each view, instead of in every step.
+        resident: whether every device keeps their outputs; else training reads them from disk.
+        why: the reason, for the user.
+        size: the size of the outputs in bytes; 0 if they are not cached.
     """
 
     views: int
@@ -62,11 +60,11 @@ class Feed:
 
     Attributes:
         loader: the images, and the order of an epoch.
-        views: of each image; 0 for a new one every epoch.
-        stage: where the activations come in; None for images.
-        dtype: type of the outputs of the stage before it; None for images.
-        rows: the activations, those of an image's views side by side.
-        table: the same on every device, where they fit.
+        views: the number of views of each image; 0 for a new view every epoch.
+        stage: the stage at which the activations come in; None for images.
+        dtype: the type of the outputs of the stage before it; None for images.
+        rows: cached activations; the views of one image are adjacent rows.
+        table: the same rows on every device, if they fit.
     """
 
     loader: Loader
@@ -77,7 +75,7 @@ class Feed:
     table: jax.Array | None = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the batches of an epoch, or the tail of the same sequence from `start_step` on."""
+        """Yields the batches of an epoch, from `start_step` on."""
         if self.rows is None:
             yield from self.loader.epoch(epoch, start_step, views=self.views)
             return
@@ -86,9 +84,9 @@ class Feed:
             yield batch._replace(inputs=places if self.table is not None else self.rows[places])
 
     def chunks(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Yields the same batches, many stacked in one (S, B, ...) where steps are short.
+        """Yields the same batches in stacks (S, B, ...); S is more than 1 where steps are short.
 
-        The chunks of an epoch begin at the same steps wherever one starts.
+        The boundaries of the chunks do not depend on `start_step`.
         """
         most = _STEPS_PER_CALL if self.table is not None and self.table.ndim == 2 else 1
         calls = -(-self.loader.steps_per_epoch // most)
@@ -113,17 +111,17 @@ def plan(
 ) -> Plan:
     """Decides how many views the images have, and whether activations are cached.
 
-    It depends on config and data alone, so the same command always does the same; and how many
-    views there are does not depend on `runs`.
+    The plan depends only on config and data, so the same command always does the same. The number
+    of views does not depend on `runs`.
 
     Args:
-        config: of the run.
-        row: what the frozen stages return for one image, from `models.output_spec`.
-        images: how many there are.
-        epochs: passes over the images.
-        runs: how many runs share the activations.
+        config: the config of the run.
+        row: shape and type of the activations of one image, from `models.output_spec`.
+        images: the number of images.
+        epochs: the number of passes over the images.
+        runs: the number of runs that share the activations.
         views: 1 for validation images, which are never augmented; None to decide for training.
-        beside: bytes of other activations that must stay on the disk as well.
+        beside: the size in bytes of other activations that must stay on the disk as well.
     """
     row_bytes = int(np.prod(row.shape)) * jnp.dtype(config.cache.dtype).itemsize
     why = ""
@@ -146,7 +144,7 @@ def plan(
 
 
 def _views(config: Config, epochs: int, size: int) -> tuple[int, str]:
-    """How many views, and why; `size` is that of the activations of one view of all images."""
+    """The number of views, and why; `size` is the size in bytes of one view of all images."""
     if config.views != "auto":
         if config.views == 0:
             return 0, "a new view of each image every epoch"
@@ -165,7 +163,7 @@ def _views(config: Config, epochs: int, size: int) -> tuple[int, str]:
 
 
 def has_parameters(network: Network, stop: str) -> bool:
-    """Whether the stages before `stop` have parameters, so that it pays to run them once."""
+    """Whether the stages before `stop` have parameters; without any, a cache saves no work."""
     before = network.between(None, stop)
     return any(stage_of(path) in before for path in split(network)[1])
 
@@ -175,15 +173,15 @@ class FrozenPass:
     """A run of the frozen stages over every view of every image.
 
     Attributes:
-        config: of the run.
-        network: its structure.
-        variables: of the network, on all devices.
+        config: the config of the run.
+        network: the structure of the network.
+        variables: the variables of the network, on all devices.
         loader: the images.
         stage: the frontier.
-        row: what the stages before it return for one image.
-        views: of each image.
-        augmentation: makes the views.
-        devices: as for `shard`.
+        row: shape and type of the activations of one image.
+        views: the number of views of each image.
+        augmentation: the augmentation that makes the views.
+        devices: the devices, as for `shard`.
     """
 
     config: Config
@@ -198,7 +196,7 @@ class FrozenPass:
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any]:
-        """Everything that the activations depend on; they are found again by it."""
+        """Everything that the activations depend on: the key in the store."""
         spec, left = self.network.spec, set(self.network.between(None, self.stage))
         inside = {p: value for p, value in self.variables.items() if stage_of(p) in left}
         changes = self.augmentation != Augment()
@@ -223,26 +221,26 @@ class FrozenPass:
             The number of images done, after each batch.
 
         Raises:
-            OSError: there is no room on the disk, or no right to write there.
+            OSError: the disk is full, or the store cannot be written to.
         """
         size = self.row.shape[1:]
         dtype = jnp.dtype(self.config.cache.dtype)
         shape = len(self.loader) * self.views, *size
         done = 0
         with store.writing(self.metadata, shape, dtype) as write:
-            for batch, outputs in lagging(self._outputs(), _LAG):
+            for batch, outputs in lagging(self._outputs()):
                 rows = np.stack([np.asarray(out).reshape(-1, *size) for out in outputs], axis=1)
                 write(rows[batch.valid].astype(dtype))
                 done += int(batch.valid.sum())
                 yield done
 
     def _outputs(self) -> Iterator[tuple[Batch, list[jax.Array]]]:
-        """Each batch with the outputs of the frozen stages, one array a view."""
+        """Yields each batch with the outputs of the frozen stages, one array for each view."""
         graph = split(self.network)[0]
         step = make_feature_step(
             graph, self.stage, augmentation=self.augmentation, devices=self.devices
         )
-        # Not the batch size of the config: runs that differ in it share activations.
+        # Not the config's batch size, so that runs with other batch sizes share activations.
         batch_size = (32 if on_cpu(self.devices) else 256) * len(self.devices)
         seed = replicate(np.int32(self.config.data.seed), self.devices)
         for batch in self.loader.once_through(batch_size).epoch(0):
@@ -259,17 +257,17 @@ def open_feed(
     out: Console,
     stop: Callable[[], bool],
 ) -> Feed | None:
-    """The inputs of a phase: images, or activations that are found or made now.
+    """The inputs of a phase: images, or activations from the store, computed if necessary.
 
     Args:
-        planned: whether activations are cached.
-        work: makes them.
-        store: keeps them.
+        planned: the plan from `plan`.
+        work: the pass that computes the activations.
+        store: the store to find them in or write them to.
         out: the terminal.
-        stop: whether to stop making them.
+        stop: a function that returns True to stop the pass.
 
     Returns:
-        The feed; None where `stop` said so.
+        The feed; None if `stop` ended the pass.
     """
     images = Feed(work.loader, planned.views)
     if not planned.cached:
@@ -289,13 +287,13 @@ def open_feed(
 def stored_outputs(
     work: FrozenPass, store: FeatureStore, out: Console, stop: Callable[[], bool] = lambda: False
 ) -> Num[np.ndarray, "rows ..."] | None:
-    """The outputs of a pass, memory-mapped: found in the store, or made now.
+    """The outputs of a pass, memory-mapped, from the store; computed if necessary.
 
     Returns:
-        The outputs, those of an image's views side by side; None where `stop` said so.
+        The outputs; the views of one image are adjacent rows. None if `stop` ended the pass.
 
     Raises:
-        OSError: they cannot be kept.
+        OSError: the outputs cannot be stored.
     """
     if (rows := store.find(work.metadata)) is not None:
         return rows
@@ -315,7 +313,7 @@ def stored_outputs(
 
 @functools.cache
 def _code() -> str:
-    """A hash of this package's own code, whose version does not change with every commit."""
+    """A hash of this package's code, since its version stays the same between releases."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())

@@ -33,9 +33,7 @@ from jaxtl.training.parallel import AXIS, lagging, replicate, shard
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
 
-_LAG = 2  # calls under way on the device before the host looks at the sums of an earlier one
-_PREFETCHED = 2  # chunks on their way to the devices
-_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # one every epoch would slow short epochs down
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # more would slow short epochs down
 
 
 class Interrupted(Exception):
@@ -51,17 +49,17 @@ class Training:
     """One run, from where it stands to its end.
 
     Attributes:
-        config: of the run.
-        network: its structure.
+        config: the config of the run.
+        network: the structure of the network.
         trainables: what trains, for each phase.
         variables: all variables where the run stands.
-        progress: where it stands.
+        progress: where the run stands.
         train_data, val_data: the images.
-        checkpoints: where the run is saved.
-        log: where its metrics go.
+        checkpoints: the checkpoints of the run.
+        log: the log of its metrics.
         out: the terminal.
-        devices: as for `shard`.
-        store: keeps the outputs of frozen stages.
+        devices: the devices, as for `shard`.
+        store: the store of frozen activations.
     """
 
     config: Config
@@ -84,14 +82,15 @@ class Training:
         self._unsaved_best: tuple[Progress, TrainState] | None = None
 
     def run(self) -> Evaluation:
-        """Trains what is left to train.
+        """Trains what is left of the run.
 
         Returns:
             The validation of the run's result.
 
         Raises:
-            Interrupted: a signal asked for it; the run is saved and can be continued.
+            Interrupted: a signal asked the run to stop; it is saved and can be continued.
             Diverged: a loss is not finite any more.
+            UserError: a checkpoint cannot be written.
         """
         with stop_signals() as stop:
             for index in range(self.progress.phase, len(self.config.phases)):
@@ -102,9 +101,15 @@ class Training:
         return self.evaluator.evaluate(self.variables, Feed(self.val_data))
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self.checkpoints.close()
-        self.log.close()
+        """Waits until everything is on disk.
+
+        Raises:
+            UserError: a checkpoint cannot be written.
+        """
+        try:
+            self.checkpoints.close()
+        finally:
+            self.log.close()
 
     def _phase(self, index: int, stop: threading.Event) -> None:
         phase, trainable = self.config.phases[index], self.trainables[index]
@@ -113,19 +118,21 @@ class Training:
         train, val = self._feeds(phase, trainable, stop)
         step = self._compile(phase, trainable, train)
         state = self._begin(phase, trainable)
-        fixed = partition(self.variables, trainable.variables)[1]
-        chex.assert_trees_all_equal_shapes_and_dtypes(fixed | state.variables, self.variables)
-        run = _PhaseRun(index, phase, train, val, step, fixed, self._hyperparameters(phase, train))
+        frozen = partition(self.variables, trainable.variables)[1]
+        chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
+        view_seed = self.config.data.seed if train.views else self.config.seed
+        hyper = replicate(hyperparameters(phase, self.config.seed, view_seed), self.devices)
+        run = _PhaseRun(index, phase, train, val, step, frozen, hyper)
         try:
             while not self.progress.finished(phase):
                 state = self._epoch(run, state, stop)
         except Exception:  # a run that diverges keeps its best epoch
             self._save_best(run)
             raise
-        self.variables = fixed | state.variables
+        self.variables = frozen | state.variables
 
     def _restore_best(self, phase: Phase) -> None:
-        """Ends a phase with its best variables, if it says so."""
+        """Returns to the phase's best variables, if `phase.restore_best`."""
         step = self.progress.result_step(phase)
         if step == self.progress.step:
             return
@@ -137,7 +144,7 @@ class Training:
     def _feeds(
         self, phase: Phase, trainable: Trainable, stop: threading.Event
     ) -> tuple[Feed, Feed]:
-        """What the phase trains on and is validated on: images, or cached activations."""
+        """The inputs of training and validation: images, or cached activations."""
         stage = trainable.frontier
         if not has_parameters(self.network, stage):
             views = 0 if self.config.views == "auto" else self.config.views
@@ -184,18 +191,14 @@ class Training:
             devices=self.devices,
         )
 
-    def _hyperparameters(self, phase: Phase, train: Feed) -> Hyperparameters:
-        view_seed = self.config.data.seed if train.views else self.config.seed
-        return replicate(hyperparameters(phase, self.config.seed, view_seed), self.devices)
-
     def _begin(self, phase: Phase, trainable: Trainable) -> TrainState:
-        """The state where the run stands in a phase: at its start, or at a checkpoint."""
+        """The state at the start of a phase, or at the checkpoint that the run continues from."""
         parameters = {path: self.variables[path] for path in trainable.labels}
         steps, hyper = self.train_data.steps_per_epoch, hyperparameters(phase, 0, 0)
         optimizer_state = jax.jit(optimizer(phase, trainable, steps, hyper).init)(parameters)
         if self.progress.epoch or self.progress.batch:
             optimizer_state = self.checkpoints.optimizer(self.progress.step, optimizer_state)
-        # Copies: the steps donate the state's arrays, and the variables must outlive them.
+        # Copies, since the steps donate the arrays of the state.
         trained = jax.tree.map(jnp.copy, partition(self.variables, trainable.variables)[0])
         state = TrainState(jnp.int32(self.progress.step), trained, optimizer_state)
         return replicate(state, self.devices)
@@ -203,8 +206,8 @@ class Training:
     def _epoch(self, run: _PhaseRun, state: TrainState, stop: threading.Event) -> TrainState:
         """Trains what is left of an epoch, validates, logs and saves, in this order.
 
-        A continued run measures again what was logged after its last checkpoint, so the log comes
-        before the checkpoint.
+        The log comes before the checkpoint: a continued run measures again what was logged after
+        its last checkpoint.
         """
         phase = run.phase
         title = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
@@ -212,7 +215,7 @@ class Training:
         with EpochProgress(self.out, title, batches, self.progress.batch) as shown:
             state = self._train_batches(run, state, shown, stop)
             shown.validating()
-            evaluation = self.evaluator.evaluate(run.fixed | state.variables, run.val)
+            evaluation = self.evaluator.evaluate(run.frozen | state.variables, run.val)
             num_classes = self.network.num_classes or 0
             train = self.progress.sums.means(num_classes)
             val = evaluation.sums.means(num_classes)
@@ -233,18 +236,18 @@ class Training:
     ) -> TrainState:
         past = sum(phase.epochs for phase in self.config.phases[: run.index])
         chunks = run.train.chunks(past + self.progress.epoch, self.progress.batch)
-        sharded = lagging((shard(chunk, self.devices, axis=1) for chunk in chunks), _PREFETCHED)
+        sharded = lagging(shard(chunk, self.devices, axis=1) for chunk in chunks)
 
-        def started() -> Iterator[Sums]:
+        def run_steps() -> Iterator[Sums]:
             nonlocal state
             for chunk in sharded:
                 if stop.is_set():
                     return
-                state, sums = run.step(state, run.fixed, run.train.table, run.hyper, chunk)
+                state, sums = run.step(state, run.frozen, run.train.table, run.hyper, chunk)
                 jax.tree.map(lambda array: array.copy_to_host_async(), sums)
                 yield sums
 
-        for sums in lagging(started(), _LAG):
+        for sums in lagging(run_steps()):
             self._count(sums, shown)
         if self.progress.batch < self.train_data.steps_per_epoch:
             self._save(run, state, at_once=True)
@@ -269,11 +272,11 @@ class Training:
     def _save(self, run: _PhaseRun, state: TrainState, *, at_once: bool) -> None:
         """Writes a checkpoint, unless the last one is recent.
 
-        A best epoch without a checkpoint of its own is kept in memory until the next one.
+        A best epoch that the phase may return to stays in memory until the next checkpoint.
         """
         if not at_once and time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS:
-            if self.progress.best_step == self.progress.step:
-                # A copy: the next step donates the state's arrays.
+            if run.phase.restore_best and self.progress.best_step == self.progress.step:
+                # A copy, since the next step donates the arrays of the state.
                 self._unsaved_best = self.progress, jax.tree.map(jnp.copy, state)
             return
         self._save_best(run)
@@ -289,20 +292,20 @@ class Training:
     def _write(self, run: _PhaseRun, progress: Progress, state: TrainState) -> None:
         so_far = self.trainables[: run.index + 1]
         changed = itertools.chain.from_iterable(trainable.variables for trainable in so_far)
-        everything = run.fixed | state.variables
+        everything = run.frozen | state.variables
         self.checkpoints.save(progress, partition(everything, changed)[0], state.optimizer)
 
 
 @dataclasses.dataclass(frozen=True)
 class _PhaseRun:
-    """What stays the same while a phase runs."""
+    """The values that stay the same while a phase runs."""
 
     index: int
     phase: Phase
     train: Feed
     val: Feed
     step: TrainStep
-    fixed: Variables
+    frozen: Variables
     hyper: Hyperparameters
 
 
@@ -310,7 +313,8 @@ def check_finite(kind: str, loss: float, step: int) -> None:
     """Stops a run whose loss is not finite.
 
     Raises:
-        Diverged: it says which loss, `training` or `validation`, and after which step.
+        Diverged: the loss is not finite; the message names `kind`, `training` or `validation`, and
+            the step.
     """
     if not math.isfinite(loss):
         raise Diverged(
@@ -321,12 +325,12 @@ def check_finite(kind: str, loss: float, step: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Sets an event on SIGINT or SIGTERM; a second signal stops at once, as usual."""
+    """Sets an event on SIGINT or SIGTERM; a second signal stops the process at once, as usual."""
     stop = threading.Event()
 
     def request(number: int, frame: object) -> None:
         stop.set()
-        print("stopping after this step; once more to stop at once", file=sys.stderr)
+        print("stopping as soon as the run can be saved; once more stops at once", file=sys.stderr)
         signal.signal(number, usual[number])
 
     usual = {int(n): signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}

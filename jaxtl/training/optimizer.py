@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxtl.config.config_file import Phase
+from jaxtl.config import Phase
 from jaxtl.training.trainable import FROZEN, Trainable
 
 
 class Hyperparameters(NamedTuple):
-    """The numbers that a compiled training step takes as arguments: runs that differ in them share
-    one program.
+    """The numbers that a compiled training step takes as arguments.
+
+    Runs that differ only in them share one program.
 
     Attributes:
-        lr, weight_decay, label_smoothing: of the phase.
-        seed: of dropout, and of views that are drawn anew every epoch.
-        view_seed: of the views of an image.
+        lr: the learning rate of the phase, before schedule and multipliers.
+        weight_decay: the decoupled weight decay of kernels.
+        label_smoothing: the fraction of each label that is spread over all classes.
+        seed: seeds dropout, and views that are drawn anew every epoch.
+        view_seed: seeds the finite views of each image.
     """
 
     lr: Float[Array | np.ndarray, ""]
@@ -41,20 +44,23 @@ def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
     )
 
 
+_SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
+    "constant": lambda steps: optax.constant_schedule(1.0),
+    # Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
+}
+"""The schedule after the warm-up, by `Phase.schedule`; each takes the number of steps left."""
+
+
 def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
     """The factor on the phase's learning rate at each step, before multipliers.
 
     It rises linearly over `warmup_epochs`, then stays at 1 (`constant`) or falls to 0 as half a
-    cosine (`cosine`; Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts). A new
-    schedule is a name in `Phase.schedule` and a case here.
+    cosine (`cosine`).
     """
     steps = phase.epochs * steps_per_epoch
     warmup = round(phase.warmup_epochs * steps_per_epoch)
-    after: optax.Schedule
-    if phase.schedule == "cosine":
-        after = optax.cosine_decay_schedule(1.0, max(steps - warmup, 1))
-    else:
-        after = optax.constant_schedule(1.0)
+    after = _SCHEDULES[phase.schedule](max(steps - warmup, 1))
     if not warmup:
         return after
     # Not from zero, where the first step would do nothing.
@@ -67,15 +73,15 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer of a phase over all of a network's parameters.
 
-    One group for each learning-rate multiplier, and `set_to_zero` for what is frozen, which has no
-    optimizer state and no decay. Clipping comes before the groups: the norm is that of all trained
+    There is one group for each learning-rate multiplier, and `set_to_zero` for frozen parameters,
+    which have no optimizer state and no decay. Clipping comes first, by the norm of all trained
     gradients together; frozen gradients are zeros there.
 
     Args:
-        phase: its optimizer, schedule and clipping.
+        phase: the phase, for its optimizer, schedule and clipping.
         trainable: what trains.
-        steps_per_epoch: of the schedule.
-        hyper: its learning rate and decay; they may be traced.
+        steps_per_epoch: the number of steps in an epoch of the schedule.
+        hyper: the learning rate and weight decay; they may be traced.
     """
     factor = schedule(phase, steps_per_epoch)
     groups = {

@@ -1,4 +1,4 @@
-"""Data parallelism over the local devices, and the only `jax.pmap`."""
+"""Runs functions data parallel over the local devices, by the only `jax.pmap`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtl.errors import UserError
 
 AXIS = "data"
-"""The mapped axis: sums over it are sums over the global batch."""
+"""The mapped axis. A sum over it is a sum over the global batch."""
 
 T = TypeVar("T")
 
@@ -29,12 +29,12 @@ def data_parallel(
     """Compiles a function for all devices; each runs it on its part of the batch.
 
     Args:
-        function: may use `jax.lax.psum` and the like over `AXIS`.
+        function: the function of one device; it may use `jax.lax.psum` and the like over `AXIS`.
         devices: D devices.
-        in_axes: for each argument, 0 for one from `shard`, with a leading device axis, and None for
-            one from `replicate`.
+        in_axes: one entry for each argument: 0 for arrays from `shard`, which have a leading device
+            axis, None for arrays from `replicate`.
         out_axes: the same for the results.
-        donate_argnums: arguments whose memory the results may take.
+        donate_argnums: the arguments whose memory the results may reuse.
     """
     return jax.pmap(
         function,
@@ -50,12 +50,12 @@ def shard(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
     """Splits every array of a global batch, or of a chunk of batches, over the devices.
 
     Args:
-        tree: arrays (B, ...), or (S, B, ...) with `axis` 1.
+        tree: arrays (B, ...), or (S, B, ...) with `axis=1`.
         devices: D devices.
         axis: the batch axis.
 
     Returns:
-        Arrays (D, B / D, ...) or (D, S, B / D, ...), on their way to the devices.
+        Arrays (D, B / D, ...) or (D, S, B / D, ...); the transfer may still be going on.
     """
 
     def split_up(x: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def shard(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Puts the same arrays on every device once, as `in_axes=None` wants them."""
+    """Copies arrays to every device, as arguments with `in_axes=None` need them."""
     return jax.device_put(tree, _sharding(devices))
 
 
@@ -74,11 +74,11 @@ def _sharding(devices: Sequence[jax.Device], *axes: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
 
 
-def lagging(items: Iterable[T], lag: int) -> Iterator[T]:
-    """Yields items in order, each once `lag` more have been made.
+def lagging(items: Iterable[T], lag: int = 2) -> Iterator[T]:
+    """Yields items in order, each after the next `lag` items have been made.
 
-    Making an item starts work on the devices or a transfer to them; by the time the host reads the
-    item, that work is done, and the devices have more to do meanwhile.
+    Making an item starts work on the devices, or a transfer to them. The lag keeps the devices busy
+    while the host reads an earlier item.
     """
     waiting: deque[T] = deque()
     for item in items:
@@ -89,7 +89,7 @@ def lagging(items: Iterable[T], lag: int) -> Iterator[T]:
 
 
 def on_cpu(devices: Sequence[jax.Device]) -> bool:
-    """Whether the devices are CPUs, real or simulated."""
+    """Whether the devices are CPUs, including simulated ones."""
     return devices[0].platform == "cpu"
 
 
@@ -97,7 +97,7 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
     """Refuses a global batch size that is not a multiple of the number of devices.
 
     Raises:
-        UserError: it names the nearest sizes that fit.
+        UserError: it is not; the message names the nearest multiples.
     """
     count = len(devices)
     lower = batch_size // count * count

@@ -1,11 +1,10 @@
-"""The compiled steps: training, prediction, scoring, and the pass over the frozen stages."""
+"""Compiles the steps: training, prediction, scoring, and the pass over the frozen stages."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxtl.config import Augment, Phase
 from jaxtl.data.augmentation import augment
 from jaxtl.data.loader import Batch
-from jaxtl.metrics import Sums, cross_entropy, hits
+from jaxtl.metrics import Sums, correct_top_k, cross_entropy
 from jaxtl.models import Context, Variables, merge, split, stage_of
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, data_parallel, on_cpu
@@ -27,18 +26,16 @@ from jaxtl.training.trainable import Trainable, partition
 _PIXELS_AT_A_TIME = 2 * 224 * 224  # on a CPU
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
+class TrainState(NamedTuple):
     """What a training step changes. It holds nothing that is frozen.
 
     Attributes:
-        step: training steps since the run began: an int32 scalar, or (N,) for N runs at once.
+        step: the number of training steps since the run began, int32; (N,) for N runs at once.
         variables: the trained parameters and batch statistics, by path.
-        optimizer: the optimizer's state.
+        optimizer: the state of the optimizer.
     """
 
-    step: Any
+    step: Int[Array, "*runs"]
     variables: Variables
     optimizer: optax.OptState
 
@@ -59,49 +56,45 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles training steps, many in one call, data parallel over `devices`.
 
-    Left of the frontier the network is a fixed function that is not differentiated. Gradients are
-    taken of the trained parameters alone, and they alone are summed over the devices.
-
     Args:
-        graph: from `trainable.training_graph`.
+        graph: the network's structure, from `trainable.training_graph`.
         trainable: what trains.
-        phase: its optimizer and schedule. The numbers in `Hyperparameters` are arguments instead.
-        steps_per_epoch: for the schedule.
-        augmentation: of images.
-        cached: type of the activations that come in at the frontier; None if the batches hold
+        phase: the phase, for its optimizer and schedule. The numbers in `Hyperparameters` are
+            arguments of the step instead.
+        steps_per_epoch: the number of steps in an epoch of the schedule.
+        augmentation: the augmentation of the images.
+        cached: the type of the activations that come in at the frontier; None if the batches hold
             images.
-        devices: as for `shard`.
-        runs_per_batch: train many runs at once, as many as this on each batch, see `_over_runs`;
-            0 for a single run.
+        devices: the devices, as for `shard`.
+        runs_per_batch: the number of runs that train on each batch, see `_over_runs`; 0 for a
+            single run.
 
     Returns:
         A function (state, frozen variables, table, hyperparameters, chunk) -> (state, sums). It
-        donates the state. The chunk holds S sharded batches; with a table of activations, their
-        inputs are rows of it, and the table is None otherwise. The sums (S,) are those of each
-        batch. Dropout depends on the seed, the step and the position in the global batch, and so
-        not on the number of devices.
+        donates the state. The chunk holds S sharded batches, and the sums (S,) are the metrics of
+        each. The table holds activations, and the inputs of a batch are row numbers in it; without
+        a table, the inputs are the images or activations themselves.
     """
+    frozen_stages = _frozen_stages(graph, trainable.frontier, augmentation, devices)
 
     def train_step(
-        fixed: Variables,
+        frozen: Variables,
         table: Array | None,
         hyper: Hyperparameters,
         state: TrainState,
         batch: Batch,
     ) -> tuple[TrainState, Sums]:
         inputs, labels, valid = map(jnp.asarray, batch[:3])
-        inputs = inputs if table is None else table[inputs]
         parameters, statistics = partition(state.variables, trainable.multipliers)
         if cached is None:
-            run = _frozen_stages(graph, fixed | state.variables, trainable.frontier, augmentation)
-            features = _in_pieces(run, (inputs, _view_keys(hyper.view_seed, batch)), devices)
+            features = frozen_stages(frozen | state.variables, hyper.view_seed, batch)
         else:
-            features = inputs.astype(cached)
+            features = (inputs if table is None else table[inputs]).astype(cached)
         context = Context(_dropout_keys(hyper.seed, state.step, len(labels)), valid)
         count = lax.psum(jnp.sum(valid), AXIS)
 
         def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
-            network = merge(graph, fixed | statistics | parameters)
+            network = merge(graph, frozen | statistics | parameters)
             logits = network(features, start=trainable.frontier, context=context)
             losses = cross_entropy(logits, labels, hyper.label_smoothing)
             updated_statistics = partition(split(network)[1], trainable.statistics)[0]
@@ -110,7 +103,7 @@ def make_train_step(
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (_, (logits, statistics)), gradients = gradient_fn(parameters)
         gradients = lax.psum(gradients, AXIS)
-        everything = {path: (fixed | parameters)[path] for path in trainable.labels}
+        everything = partition(frozen | parameters, trainable.labels)[0]
         transform = optimizer(phase, trainable, steps_per_epoch, hyper)
         parameters, optimizer_state = _update(transform, gradients, state.optimizer, everything)
         sums = lax.psum(_sums(logits, labels, valid), AXIS)
@@ -122,12 +115,12 @@ def make_train_step(
 
 
 def _in_chunks(one_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -> TrainStep:
-    """A step for each batch of a chunk, on all devices."""
+    """Compiles a step for each batch of a chunk, on all devices."""
 
     def train_steps(
-        state: TrainState, fixed: Variables, table: Any, hyper: Any, chunk: Batch
+        state: TrainState, frozen: Variables, table: Any, hyper: Any, chunk: Batch
     ) -> tuple[TrainState, Sums]:
-        step = partial(one_step, fixed, table, hyper)
+        step = partial(one_step, frozen, table, hyper)
         if len(chunk.labels) == 1:  # XLA's CPU backend is more than twice as slow within a loop
             state, sums = step(state, jax.tree.map(lambda array: array[0], chunk))
             return state, jax.tree.map(lambda array: array[None], sums)
@@ -147,10 +140,10 @@ def _over_runs(
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """The same step for N runs at once, which differ in the variables of `stage`.
 
-    State, hyperparameters and the variables of `stage` have a leading axis of N runs, batches one
-    of N / R, where R is `runs_per_batch`; all other variables and the table are shared. R runs in a
-    row agree in their step and seeds: they drop out the same features of the same images, and
-    their heads are one matrix product.
+    State, hyperparameters and the variables of `stage` have a leading axis of N runs. Batches have
+    a leading axis of N / R, where R is `runs_per_batch`. All other variables and the table are
+    shared. R consecutive runs have the same step and seeds: they drop the same features of the same
+    images, and their heads are one matrix product.
     """
 
     def fold(array: Array) -> Array:
@@ -160,20 +153,24 @@ def _over_runs(
         return array.reshape(-1, *array.shape[2:])
 
     def step(
-        fixed: Variables, table: Array | None, hyper: Hyperparameters, state: TrainState, batch: Any
+        frozen: Variables,
+        table: Array | None,
+        hyper: Hyperparameters,
+        state: TrainState,
+        batch: Any,
     ) -> tuple[TrainState, Sums]:
-        axes = _run_axes(fixed, stage)
-        fixed = {path: fold(v) if axes[path] == 0 else v for path, v in fixed.items()}
+        axes = _run_axes(frozen, stage)
+        frozen = {path: fold(v) if axes[path] == 0 else v for path, v in frozen.items()}
         seed, view_seed, done = (
             array[::runs_per_batch] for array in (hyper.seed, hyper.view_seed, state.step)
         )
         hyper = jax.tree.map(fold, hyper)._replace(seed=seed, view_seed=view_seed)
-        state = dataclasses.replace(jax.tree.map(fold, state), step=done)
-        of_hyper = Hyperparameters(0, 0, 0, None, None)
-        of_state = dataclasses.replace(jax.tree.map(lambda _: 0, state), step=None)
-        of_batch = jax.vmap(train_step, (axes, None, of_hyper, of_state, None))
-        of_all = jax.vmap(of_batch, (axes, None, 0, 0, 0))
-        return jax.tree.map(flatten, of_all(fixed, table, hyper, state, batch))
+        state = jax.tree.map(fold, state)._replace(step=done)
+        hyper_axes = Hyperparameters(0, 0, 0, None, None)
+        state_axes = jax.tree.map(lambda _: 0, state)._replace(step=None)
+        on_one_batch = jax.vmap(train_step, (axes, None, hyper_axes, state_axes, None))
+        on_all_batches = jax.vmap(on_one_batch, (axes, None, 0, 0, 0))
+        return jax.tree.map(flatten, on_all_batches(frozen, table, hyper, state, batch))
 
     return step
 
@@ -193,15 +190,14 @@ def make_predict_step(
     """Compiles inference, data parallel over `devices`.
 
     Args:
-        graph: from `models.split`; all BatchNorms use their running statistics.
-        devices: as for `shard`.
+        graph: the structure from `models.split`; all BatchNorms use their running statistics.
+        devices: the devices, as for `shard`.
         start: the stage at which activations come in; None for images.
-        cached: type of these activations.
+        cached: the type of these activations.
 
     Returns:
         A function of all variables, a table of activations or None, and sharded inputs (D, B / D,
-        ...), which are rows of the table if there is one. It returns log probabilities (D, B / D,
-        C).
+        ...), which are row numbers if there is a table. It returns log probabilities (D, B / D, C).
     """
 
     def predict_step(
@@ -227,14 +223,15 @@ def make_score_step(
     """Compiles the validation of N runs at once on cached activations.
 
     Args:
-        graph: from `models.split`; all BatchNorms use their running statistics.
-        stage: at which the activations come in; its variables have a leading axis of runs.
-        cached: type of the activations.
-        devices: as for `shard`.
+        graph: the structure from `models.split`; all BatchNorms use their running statistics.
+        stage: the stage at which the activations come in; its variables have a leading axis of
+            runs.
+        cached: the type of the activations.
+        devices: the devices, as for `shard`.
 
     Returns:
-        A function of all variables, a table of activations, and a sharded chunk of S batches, in
-        which the inputs are rows of the table. It returns the sums (S, N) of each batch.
+        A function of all variables, a table of activations, and a sharded chunk of S batches whose
+        inputs are row numbers in the table. It returns the metrics (S, N) of each batch.
     """
 
     def score_step(variables: Variables, table: Array, batch: Batch) -> Sums:
@@ -255,41 +252,40 @@ def make_feature_step(
     """Compiles the frozen stages of a network, data parallel over `devices`.
 
     Args:
-        graph: from `models.split`; all BatchNorms use their running statistics.
+        graph: the structure from `models.split`; all BatchNorms use their running statistics.
         stop: the stage to stop before.
-        augmentation: of the images, as their views say.
-        devices: as for `shard`.
+        augmentation: the augmentation that makes a view of each image.
+        devices: the devices, as for `shard`.
 
     Returns:
         A function of all variables, the seed of the views and a sharded batch of images. It returns
         the output of the last stage that runs (D, B / D, ...).
     """
-
-    def feature_step(variables: Variables, view_seed: Array, batch: Batch) -> Array:
-        run = _frozen_stages(graph, variables, stop, augmentation)
-        images = jnp.asarray(batch.inputs)
-        return _in_pieces(run, (images, _view_keys(view_seed, batch)), devices)
-
-    return data_parallel(feature_step, devices, in_axes=(None, None, 0))
+    step = _frozen_stages(graph, stop, augmentation, devices)
+    return data_parallel(step, devices, in_axes=(None, None, 0))
 
 
 def _frozen_stages(
-    graph: nnx.GraphDef, variables: Variables, stop: str, augmentation: Augment
-) -> Callable[[Array, Array], Array]:
-    """A function of images and their views' keys: augments, and runs the stages before `stop`."""
+    graph: nnx.GraphDef, stop: str, augmentation: Augment, devices: Sequence[jax.Device]
+) -> Callable[[Variables, Any, Batch], Array]:
+    """The step of `make_feature_step` on one device, not compiled."""
 
-    def run(images: Array, keys: Array) -> Array:
-        return merge(graph, variables)(augment(images, keys, augmentation), stop=stop)
+    def feature_step(variables: Variables, view_seed: Array, batch: Batch) -> Array:
+        def run(images: Array, keys: Array) -> Array:
+            return merge(graph, variables)(augment(images, keys, augmentation), stop=stop)
 
-    return run
+        images, keys = jnp.asarray(batch.inputs), _view_keys(view_seed, batch)
+        return _in_pieces(run, (images, keys), devices)
+
+    return feature_step
 
 
 def _in_pieces(
     function: Callable[..., Array], arrays: tuple[Array, ...], devices: Sequence[jax.Device]
 ) -> Array:
-    """Applies a function of single images; on a CPU to a few at a time.
+    """Applies a function to a batch of images; on a CPU to a few images at a time.
 
-    What lies between the layers then fits in the CPU's cache
+    The maps between the layers then fit in the CPU's cache
     (docs/decisions/0008-a-few-images-at-a-time.md).
     """
     count, height, width = arrays[0].shape[:3]
@@ -305,23 +301,23 @@ def _in_pieces(
 
 
 def _view_keys(seed: Int[Array | np.ndarray, ""], batch: Batch) -> Array:
-    """The key of each image's view: a function of seed, image and view alone."""
+    """The key of each image's view, which depends only on seed, image and view."""
     key = jax.random.split(jax.random.key(seed))[0]
-    of_image = jax.vmap(partial(jax.random.fold_in, key))(batch.indices)
-    return jax.vmap(jax.random.fold_in)(of_image, batch.views)
+    image_keys = jax.vmap(partial(jax.random.fold_in, key))(batch.indices)
+    return jax.vmap(jax.random.fold_in)(image_keys, batch.views)
 
 
 def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) -> Array:
-    """A key for each image of this device's part of the batch."""
+    """The key of each image on this device, from seed, step and position in the global batch."""
     key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
     positions = lax.axis_index(AXIS) * batch + jnp.arange(batch)
     return jax.vmap(partial(jax.random.fold_in, key))(positions)
 
 
 def _sums(logits: Array, labels: Array, valid: Array) -> Sums:
-    """Sums over the valid images, without label smoothing, comparable to the validation loss."""
-    top1, top5 = hits(logits, labels)
-    counts = (jnp.sum(hit & valid) for hit in (top1, top5, valid))
+    """The metrics of the valid images; the loss is without label smoothing, as in validation."""
+    top1, top5 = correct_top_k(logits, labels)
+    counts = (jnp.sum(chosen & valid) for chosen in (top1, top5, valid))
     return Sums(jnp.sum(cross_entropy(logits, labels), where=valid), *counts)
 
 
@@ -333,10 +329,10 @@ def _update(
 ) -> tuple[Variables, optax.OptState]:
     """Applies the optimizer and returns the trained parameters, which are those with a gradient.
 
-    `multi_transform` wants all parameters: the frozen ones get zeros for gradients, which the
-    compiler drops, and are not returned (adding a zero would turn -0.0 into 0.0).
+    `multi_transform` takes all parameters. The gradients of frozen parameters are zeros, which the
+    compiler removes. Frozen parameters are not returned: adding a zero turns -0.0 into 0.0.
     """
-    padded = {path: gradients.get(path, jnp.zeros_like(v)) for path, v in parameters.items()}
+    padded = jax.tree.map(jnp.zeros_like, parameters) | gradients
     updates, state = transform.update(padded, state, parameters)
     trained, moves = (partition(tree, gradients)[0] for tree in (parameters, updates))
     return optax.apply_updates(trained, moves), state

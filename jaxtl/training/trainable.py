@@ -53,19 +53,19 @@ def select_trainable(
     """Applies the rules of a phase to a network.
 
     Args:
-        network: its structure.
-        rules: regular expressions over whole parameter paths with learning-rate multipliers; the
-            first match wins, and what nothing matches is frozen. Or the stages that train.
+        network: the structure of the network.
+        rules: regular expressions over whole parameter paths, with learning-rate multipliers; the
+            first match counts, and a parameter without a match is frozen. Or the stages that train.
         batch_norm: `train` updates the statistics of BatchNorms with a trained scale or bias,
             `frozen` updates none.
 
     Raises:
-        UserError: a pattern is not a regular expression, matches nothing, or only what earlier
-            patterns match; no stage of that name has parameters; or `batch_norm="train"` would
-            update nothing.
+        UserError: a pattern is not a regular expression, matches nothing, or matches only what
+            earlier patterns match; no stage of that name has parameters; or `batch_norm="train"`
+            would update nothing.
     """
-    fixed = batch_statistics(network)
-    paths = [path for path in split(network)[1] if path not in fixed]
+    all_statistics = batch_statistics(network)
+    paths = [path for path in split(network)[1] if path not in all_statistics]
     if isinstance(rules, Stages):
         multipliers = _of_stages(network, paths, rules)
     else:
@@ -74,7 +74,7 @@ def select_trainable(
     statistics: frozenset[str] = frozenset()
     if batch_norm == "train":
         trained_layers = {layer_of(path) for path in multipliers}
-        statistics = frozenset(path for path in fixed if layer_of(path) in trained_layers)
+        statistics = frozenset(p for p in all_statistics if layer_of(p) in trained_layers)
         if not statistics:
             raise UserError(
                 "batch_norm='train' updates no statistics: no pattern trains a BatchNorm's scale "
@@ -91,9 +91,9 @@ def training_graph(
     """The network's structure, with the BatchNorms that train in training mode.
 
     Args:
-        network: the structure; it stays as it is.
+        network: the structure; it is not changed.
         trainable: what trains.
-        momentum: fraction of the running statistics that a training step keeps.
+        momentum: the fraction of the running statistics that a training step keeps.
         axis_name: the mapped axis over which batch statistics are shared.
     """
     copy = merge(*split(network))

@@ -11,7 +11,7 @@ import pytest
 from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, make_batch
 from step_setup import SmallSetup as Setup
 
-from jaxtl.config.config_file import Augment
+from jaxtl.config import Augment
 from jaxtl.errors import UserError
 from jaxtl.models import merge
 from jaxtl.training.parallel import check_batch_size, replicate, shard
