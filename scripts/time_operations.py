@@ -32,7 +32,7 @@ def main() -> None:
     for side, channels in ((56, 144), (28, 192), (14, 576)):
         x, kernel = _ones(side, channels), jnp.ones((3, 3, 1, channels))
         name = f"depthwise gradients {side}x{side}x{channels}"
-        ours = partial(depthwise._shifted_pull_back, stride=1, pads=_PADS)
+        ours = partial(depthwise._shifted_vjp, stride=1, pads=_PADS)
         autodiff = _pull_back(lambda x, kernel: depthwise._shifted(x, kernel, 1, _PADS))
         _compare(name, ours, "autodiff", autodiff, x, kernel, x)
 

@@ -1,6 +1,6 @@
 """The networks, by name.
 
-A new network is a file of its own and its name in `_FILES` (docs/adding-a-network.md).
+To add a network, write its file and add that to `_FILES` (docs/adding-a-network.md).
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ def definition(name: str) -> Definition:
     """Looks a network up in the registry.
 
     Raises:
-        UserError: no network has that name; the message names the nearest.
+        UserError: no network has that name; the message has a similar one, or all.
     """
     if name not in REGISTRY:
-        near = difflib.get_close_matches(name, REGISTRY, n=1) or sorted(REGISTRY)
-        raise UserError(f"no network is called {name!r}; did you mean {near[0]!r}?")
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(REGISTRY))}"
+        raise UserError(f"no network is called {name!r}; {hint}")
     return REGISTRY[name]
 
 
@@ -84,24 +85,28 @@ def structure(
 
     Args:
         name: a key of `REGISTRY`.
-        num_classes: number of logits; None for pooled features.
-        width: multiplier of the channel counts; one of those with published weights.
-        dropout: fraction of the features that training drops before the last dense layer.
-        top: build the whole published classifier where that is more than one dense layer (VGG).
+        num_classes: the number of logits; None for pooled features.
+        width: the multiplier of the channel counts; one of those with published weights.
+        dropout: the fraction of the features that training drops before the last dense layer.
+        top: whether to build the whole published classifier of a VGG, which has three dense layers.
         convention: `keras` or `torch`: how images are normalised and feature maps are padded.
-        dtype: `float32` or `bfloat16`: type of the feature maps.
+        dtype: the type of the feature maps, `float32` or `bfloat16`.
 
     Raises:
-        UserError: no network has that name, it does not come in that width, or `num_classes` is
-            below 1.
+        UserError: an argument has a value other than these; the message says which are possible.
     """
     found = definition(name)
     if num_classes is not None and (isinstance(num_classes, bool) or num_classes < 1):
         raise UserError(f"num_classes is {num_classes}: give at least 1, or None for no head")
     if width not in found.widths:
         raise UserError(f"{name} does not come in width {width}; take one of {found.widths}")
-    convention_of_weights = found.conventions[convention]
-    return found.build(Spec(name, num_classes, width, dropout, top, convention_of_weights, dtype))
+    if convention not in found.conventions:
+        known = " or ".join(found.conventions)
+        raise UserError(f"{name} has no convention {convention!r}; take {known}")
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"feature maps cannot have the type {dtype!r}; take float32 or bfloat16")
+    spec = Spec(name, num_classes, width, dropout, top, found.conventions[convention], dtype)
+    return found.build(spec)
 
 
 def build(name: str, *, seed: int = 0, **options: Any) -> Network:

@@ -24,21 +24,21 @@ INFERENCE = Context()
 
 Variables = dict[str, Any]
 """Parameters and batch statistics by path, such as `block_14/expand/kernel`: `jax.Array`s, or
-`jax.ShapeDtypeStruct`s of a structure."""
+`jax.ShapeDtypeStruct`s in a structure."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a network is built from, besides the values of its parameters.
+    """The arguments that a network is built from.
 
     Attributes:
-        name: the network's name in the registry.
-        num_classes: number of logits; None for pooled features.
-        width: multiplier of the channel counts.
-        dropout: fraction of the features that training drops before the last dense layer.
-        top: build the whole published classifier where that is more than one dense layer (VGG).
-        convention: that of the weights.
-        dtype: `float32` or `bfloat16`: type of the feature maps. Parameters, batch statistics,
+        name: the name of the network in the registry.
+        num_classes: the number of logits; None for pooled features.
+        width: the multiplier of the channel counts.
+        dropout: the fraction of the features that training drops before the last dense layer.
+        top: whether to build the whole published classifier of a VGG, which has three dense layers.
+        convention: the convention of the weights.
+        dtype: the type of the feature maps, `float32` or `bfloat16`. Parameters, batch statistics,
             pooled features and logits are float32.
     """
 
@@ -73,8 +73,8 @@ class Network(nnx.Module):
     """A chain of named stages, from RGB images to logits or pooled features.
 
     Attributes:
-        spec: of this network.
-        stage_names: the stages, in order.
+        spec: the arguments that the network was built from.
+        stage_names: the names of the stages, in order.
     """
 
     def __init__(self, stages: Mapping[str, nnx.Module], spec: Spec):
@@ -90,7 +90,7 @@ class Network(nnx.Module):
 
     @property
     def width(self) -> float:
-        """Multiplier of the channel counts."""
+        """The multiplier of the channel counts."""
         return self.spec.width
 
     @property
@@ -249,8 +249,8 @@ def initial_variables(
     platform, and nothing has to be compiled.
 
     Args:
-        network: a structure or a network with numbers.
-        seed: 0 or more.
+        network: a structure, or a network with parameters.
+        seed: an integer from 0.
         paths: the variables to draw; None for all.
     """
     shapes = {path: value.shape for path, value in split(network)[1].items()}

@@ -50,8 +50,8 @@ class Branch(NamedTuple):
 
     Attributes:
         chain: units that run one after the other.
-        ends: units that all take the output of the chain; their channels are joined.
-        pool: pooling before the chain: the average of 3x3, or the strided maximum.
+        ends: units that all take the output of the chain; their outputs are concatenated.
+        pool: the pooling before the chain: a 3x3 average, or a strided 3x3 maximum.
     """
 
     chain: tuple[Unit, ...] = ()
@@ -76,13 +76,15 @@ _POOLED = ("conv_2b", "conv_4a")  # followed by a strided maximum
 
 
 def _branch(name: str, *chain: tuple, ends: tuple[tuple, ...] = (), pool: Pooling = None) -> Branch:
-    """Names the units as torchvision does: those of the chain by number, the ends by letter."""
+    """Names the units as torchvision does: the chain by numbers, the ends by letters."""
     if len(chain) == 1 and not ends:
         return Branch((Unit(name, *chain[0]),), (), pool)
     last = len(chain) + 1
     units = tuple(Unit(f"{name}_{number}", *unit) for number, unit in enumerate(chain, 1))
-    beside = tuple(Unit(f"{name}_{last}{by}", *unit) for by, unit in zip("ab", ends, strict=False))
-    return Branch(units, beside, pool)
+    last_units = tuple(
+        Unit(f"{name}_{last}{letter}", *unit) for letter, unit in zip("ab", ends, strict=False)
+    )
+    return Branch(units, last_units, pool)
 
 
 def _at_35(pooled: int) -> Branches:
@@ -139,10 +141,11 @@ _MIXED: dict[str, Branches] = {
 
 
 def inception_v3(spec: Spec) -> Network:
-    """Builds Inception-V3 without numbers, without auxiliary classifier.
+    """Builds the structure of Inception-V3, without the auxiliary classifier.
 
     Returns:
-        The stages preprocess, conv_1a .. conv_4a, mixed_5b .. mixed_7c, pool and perhaps head.
+        The stages preprocess, conv_1a .. conv_4a, mixed_5b .. mixed_7c, pool and, with classes,
+        head.
     """
     convention = spec.convention
     stages: dict[str, nnx.Module] = {"preprocess": Preprocess(spec.convention, spec.dtype)}
@@ -171,23 +174,23 @@ def _unit(
         size=unit.size,
         stride=unit.stride,
         padding=unit.padding,
-        # Keras' weights have no scale: the next convolution can do its work.
+        # Keras' weights have no scale, since the next convolution can scale its inputs.
         scale=convention.name == "torch",
     )
 
 
 class PooledConvNorm(ConvNorm):
-    """The same, and a strided 3x3 maximum."""
+    """A `ConvNorm` and a strided 3x3 maximum."""
 
     def __call__(self, x: Maps, context: Context) -> Output:
         return nnx.max_pool(super().__call__(x, context), (3, 3), (2, 2))
 
 
 class MixedBlock(nnx.Module):
-    """Branches that take the same maps; the channels of their outputs are joined.
+    """Branches that take the same maps; their outputs are concatenated.
 
     Attributes:
-        out: the channels of what it returns.
+        out: the number of channels of the output.
     """
 
     def __init__(self, channels: int, branches: Branches, convention: Convention) -> None:
@@ -223,7 +226,7 @@ def average_pool(x: Maps, *, counts_padding: bool) -> Maps:
 
     Args:
         x: feature maps (B, H, W, C).
-        counts_padding: zeros stand for the neighbours beyond an edge, as in torch; else the mean
+        counts_padding: whether neighbours beyond an edge count as zeros, as in torch; else the mean
             leaves them out, as in Keras.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The layers of the networks, where Flax has none that does the same."""
+"""The layers of the networks that Flax does not have in this form."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from jaxtl.ops.windows import Maps, Output, Padding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a stage takes besides activations.
+    """The input of a stage besides activations.
 
     Attributes:
-        keys: one key for each image; dropout is on when they are given.
+        keys: one random key for each image; without keys dropout is off.
         valid: False for images that only pad a batch; batch statistics leave them out.
     """
 
@@ -39,9 +39,9 @@ class Convention:
 
     Attributes:
         name: `keras` or `torch`.
-        mean, std: of RGB images, 0..255.
-        epsilon: of the BatchNorms.
-        bgr: whether the first kernel takes blue, green, red in weight files; here it takes RGB.
+        mean, std: the mean and standard deviation of RGB images, 0..255.
+        epsilon: the epsilon of the BatchNorms.
+        bgr: whether the first kernel in weight files takes blue, green, red; here it takes RGB.
     """
 
     name: Literal["keras", "torch"]
@@ -53,7 +53,8 @@ class Convention:
     def padding(self, size: int) -> Padding:
         """The padding of a strided window of `size` x `size` pixels.
 
-        Keras pads as much as is needed, an odd row at the end; torch pads all sides alike.
+        Keras pads only as much as is needed, with an odd row at the end; torch pads all sides
+        equally.
         """
         return "SAME" if self.name == "keras" else ((size // 2,) * 2,) * 2
 
@@ -79,7 +80,7 @@ IMAGENET: Normalisation = {
 
 
 def array(*shape: int) -> jax.ShapeDtypeStruct:
-    """A float32 parameter without numbers."""
+    """The shape and type of a float32 parameter."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
@@ -87,8 +88,8 @@ class Preprocess(nnx.Module):
     """Normalises RGB images, 0..255, to the range that the weights were trained on.
 
     Args:
-        convention: that of the weights.
-        dtype: type of the result, and so of all feature maps.
+        convention: the convention of the weights.
+        dtype: the type of the result, and so of all feature maps.
     """
 
     def __init__(self, convention: Convention, dtype: str):
@@ -107,12 +108,12 @@ class Conv(nnx.Module):
     """A convolution; kernel (height, width, channels, out).
 
     Args:
-        channels: input channels.
-        out: output channels.
+        channels: the number of input channels.
+        out: the number of output channels.
         size: height and width of the window; one number for a square.
-        stride: along both axes.
+        stride: the step of the window along both axes.
         padding: `SAME`, `VALID`, or rows and columns of zeros before and after.
-        bias: add one number a channel.
+        bias: whether to add a learned number to each channel.
     """
 
     def __init__(
@@ -157,17 +158,18 @@ class DepthwiseConv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) that a phase can freeze.
 
-    Unlike `nnx.BatchNorm`, it is exact when padding falls unevenly on the devices: it adds up sums
-    and counts over `axis_name` and takes no mean of means.
+    Unlike `nnx.BatchNorm`, it is exact when the devices have different numbers of valid images: it
+    sums over images and devices before it divides.
 
     Args:
-        channels: of the feature maps.
-        epsilon: added to the variance.
-        scale: multiply each normalised channel by a learned number.
+        channels: the number of channels of the feature maps.
+        epsilon: a constant that is added to the variance.
+        scale: whether to multiply each normalised channel by a learned number.
 
     Attributes:
-        training: normalise by the batch and update the running statistics; else use those.
-        momentum: fraction of the running statistics that a training step keeps.
+        training: whether to normalise by the statistics of the batch and to update the running
+            statistics; else the running statistics normalise.
+        momentum: the fraction of the running statistics that a training step keeps.
         axis_name: the mapped axis over which training statistics are shared, if any.
     """
 
@@ -200,12 +202,12 @@ class ConvNorm(nnx.Module):
     """A convolution, its BatchNorm and an activation.
 
     Args:
-        channels: input channels.
-        out: output channels.
-        convention: that of the weights.
-        activation: such as `nnx.relu`.
-        size, stride, padding: of the convolution.
-        scale: of the BatchNorm.
+        channels: the number of input channels.
+        out: the number of output channels.
+        convention: the convention of the weights.
+        activation: the activation function, such as `nnx.relu`.
+        size, stride, padding: as for `Conv`.
+        scale: as for `BatchNorm`.
     """
 
     def __init__(
@@ -238,7 +240,7 @@ class Pool(nnx.Module):
 class Head(nnx.Module):
     """Dropout and one dense layer: features (B, F) -> logits (B, classes).
 
-    Dropout draws from each image's own key: how a batch is split over devices changes nothing.
+    Dropout uses a key for each image, so it does not depend on the number of devices.
     """
 
     def __init__(self, features: int, classes: int, *, dropout: float):

@@ -38,7 +38,7 @@ _CONVENTIONS = {
 
 
 def mobilenet_v2(spec: Spec) -> Network:
-    """Builds MobileNetV2 without numbers.
+    """Builds the structure of MobileNetV2.
 
     Returns:
         The stages preprocess, stem, block_0 .. block_16, top, pool and, with classes, head.
@@ -182,10 +182,10 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
     """The published weights file that suits a width and image size best.
 
     Args:
-        name: of the network.
-        width: one of the published ones.
-        image_size: pixels a side; the nearest size that weights were trained at is taken.
-        top: with the classifier of 1,000 ImageNet classes.
+        name: the name of the network.
+        width: one of the published widths.
+        image_size: pixels a side. The result is for the nearest size that has weights.
+        top: whether the file has the classifier of the 1,000 ImageNet classes.
     """
     sizes = (224,) if width > 1 else (96, 128, 160, 192, 224)
     size = min(sizes, key=lambda trained: (abs(trained - image_size), -trained))

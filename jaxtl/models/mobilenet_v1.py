@@ -41,7 +41,7 @@ _CONVENTIONS = {
 
 
 def mobilenet_v1(spec: Spec) -> Network:
-    """Builds MobileNet V1 without numbers.
+    """Builds the structure of MobileNet V1.
 
     Returns:
         The stages preprocess, stem, block_1 .. block_13, pool and, with classes, head.
@@ -128,10 +128,10 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
     """The published weights file that suits a width and image size best.
 
     Args:
-        name: of the network.
-        width: one of the published ones.
-        image_size: pixels a side; the nearest size that weights were trained at is taken.
-        top: with the classifier of 1,000 ImageNet classes.
+        name: the name of the network.
+        width: one of the published widths.
+        image_size: pixels a side. The result is for the nearest size that has weights.
+        top: whether the file has the classifier of the 1,000 ImageNet classes.
     """
     size = min((128, 160, 192, 224), key=lambda trained: (abs(trained - image_size), -trained))
     fraction = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[width]

@@ -40,7 +40,7 @@ _MD5 = {
 
 
 def resnet(spec: Spec) -> Network:
-    """Builds a ResNet of version 1 without numbers.
+    """Builds the structure of a ResNet of version 1.
 
     Its convolutions have no bias: the BatchNorm after each has one.
 
@@ -68,7 +68,7 @@ def resnet(spec: Spec) -> Network:
 class Stem(ConvNorm):
     """A strided 7x7 convolution, its BatchNorm and ReLU, and a strided 3x3 maximum.
 
-    Keras pads by hand here (its resnet.py), alike on all sides as torch does.
+    Keras pads explicitly here (its resnet.py), and equally on all sides, as torch does.
     """
 
     def __init__(self, out: int, convention: Convention) -> None:
@@ -120,7 +120,7 @@ class Bottleneck(nnx.Module):
 def keras_layers(network: Network) -> list[Layer]:
     """The layers with weights, in the order of Keras Applications' model.
 
-    Keras lists layers by their distance from the logits: a shortcut stands beside the last
+    Keras lists layers by their distance from the logits, so a shortcut comes next to the last
     convolution of its block.
     """
     layers = [_biased("conv1_conv", "stem/conv", "stem/bn")]

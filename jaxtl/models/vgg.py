@@ -41,7 +41,7 @@ SIDE = 7
 
 
 def vgg(spec: Spec) -> Network:
-    """Builds a VGG without numbers.
+    """Builds the structure of a VGG.
 
     Returns:
         The stages preprocess, block1_conv1 .. block5_conv3 (VGG-19: block5_conv4), then pool or,
@@ -54,8 +54,8 @@ def vgg(spec: Spec) -> Network:
             stages[f"block{block}_conv{number}"] = ConvRelu(channels, out, number == depth)
             channels = out
     if spec.top:
-        stages["fc1"] = FlatHidden(SIDE**2 * channels, _HIDDEN, dropout=0.0)
-        stages["fc2"] = Hidden(_HIDDEN, _HIDDEN, dropout=0.0)
+        stages["fc1"] = FlatDenseRelu(SIDE**2 * channels, _HIDDEN, dropout=0.0)
+        stages["fc2"] = DenseRelu(_HIDDEN, _HIDDEN, dropout=0.0)
         channels = _HIDDEN
     else:
         stages["pool"] = Pool()
@@ -76,8 +76,8 @@ class ConvRelu(nnx.Module):
         return nnx.max_pool(x, (2, 2), (2, 2)) if self.last else x
 
 
-class Hidden(Head):
-    """A dense layer and ReLU: float32 features (B, F) -> float32 features (B, F')."""
+class DenseRelu(Head):
+    """A `Head` as a hidden layer: dense and ReLU, features (B, F) -> features (B, F'), float32."""
 
     def __call__(
         self, x: Float[Array, "batch features"], context: Context
@@ -85,8 +85,8 @@ class Hidden(Head):
         return nnx.relu(super().__call__(x, context))
 
 
-class FlatHidden(Hidden):
-    """A `Hidden` layer on feature maps (B, H, W, C), pooled to 7x7 and flattened, channels last."""
+class FlatDenseRelu(DenseRelu):
+    """A `DenseRelu` on feature maps (B, H, W, C), pooled to 7x7 and flattened, channels last."""
 
     def __call__(self, x: Maps, context: Context) -> Float[Array, "batch out"]:
         x = adaptive_average_pool(x, SIDE)
@@ -97,11 +97,11 @@ def adaptive_average_pool(x: Maps, side: int) -> Float[Array, "batch {side} {sid
     """Pools maps of any size to side x side, as torch's `AdaptiveAvgPool2d` does.
 
     Cell (i, j) is the mean of the rows floor(i H / side) .. ceil((i + 1) H / side) - 1 and of the
-    columns alike: cells overlap where the sizes do not divide, and repeat pixels of smaller maps.
+    columns likewise. Cells overlap if `side` does not divide a size; smaller maps are repeated.
 
     Args:
         x: feature maps (B, H, W, C).
-        side: of the maps returned, which are float32.
+        side: height and width of the result, which is float32.
     """
     rows, columns = (_cells(length, side) for length in x.shape[1:3])
     x = x.astype(jnp.float32)

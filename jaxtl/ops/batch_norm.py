@@ -37,12 +37,12 @@ def batch_norm(
 
     Args:
         x: feature maps (B, H, W, C).
-        scale: gamma of the paper.
-        bias: beta of the paper.
+        scale: gamma in the paper.
+        bias: beta in the paper.
         center: an estimate of the mean, such as the running mean. Squares are summed around it in
             the same pass as the mean; the better it is, the smaller the rounding errors.
-        weights: 1 for the images that count, 0 for padding; padding is normalised all the same.
-        epsilon: added to the variance.
+        weights: 1 for valid images, 0 for padding, which is normalised as well.
+        epsilon: a constant that is added to the variance.
         axis_name: the mapped axis over which statistics are shared, if any.
 
     Returns:
@@ -84,7 +84,7 @@ def _backward(
 ) -> tuple[Array | None, ...]:
     """With xhat = (x - mean) * inverse: scale * inverse * (dy - mean(dy) - xhat * mean(dy * xhat)).
 
-    The means are over the images that count, on all devices. Padding does not change the
+    The means are over the valid images on all devices. Padding does not change the
     statistics, so its own gradient is that of a constant mean and variance.
     """
     x, scale, weights, mean, inverse, count = residuals

@@ -30,9 +30,9 @@ def conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = "SAME") ->
 
     Args:
         x: feature maps (B, H, W, C).
-        kernel: (h, w, C, O), rounded to the type of `x`.
-        stride: step of the window along both axes.
-        padding: of the feature maps.
+        kernel: the kernel (h, w, C, O); it is rounded to the type of `x`.
+        stride: the step of the window along both axes.
+        padding: the padding of the feature maps.
 
     Returns:
         Feature maps (B, H', W', O), of the type of `x`; with SAME padding H' is ceil(H / stride).
@@ -77,21 +77,21 @@ def _backward(
     return lax.platform_dependent(
         *residuals,
         gradient,
-        cpu=partial(_pull_back_by_image, stride=stride, pads=pads),
-        default=partial(_native_pull_back, stride=stride, pads=pads),
+        cpu=partial(_vjp_by_image, stride=stride, pads=pads),
+        default=partial(_native_vjp, stride=stride, pads=pads),
     )
 
 
 _on_large_maps.defvjp(_forward, _backward)
 
 
-def _native_pull_back(
+def _native_vjp(
     x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
 
 
-def _pull_back_by_image(
+def _vjp_by_image(
     x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     """The kernel's gradient is a product for each of its pixels, summed over the images."""

@@ -26,9 +26,9 @@ def depthwise_conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = 
 
     Args:
         x: feature maps (B, H, W, C).
-        kernel: (h, w, 1, C); it is rounded to the type of `x`, its gradient is not.
-        stride: step of the window along both axes.
-        padding: of the feature maps.
+        kernel: the kernel (h, w, 1, C). It is rounded to the type of `x`, but its gradient is not.
+        stride: the step of the window along both axes.
+        padding: the padding of the feature maps.
 
     Returns:
         Feature maps (B, H', W', C), of the type of `x`; with SAME padding H' is ceil(H / stride).
@@ -56,8 +56,8 @@ def _backward(
     return lax.platform_dependent(
         *residuals,
         gradient,
-        cpu=partial(_shifted_pull_back, stride=stride, pads=pads),
-        default=partial(_native_pull_back, stride=stride, pads=pads),
+        cpu=partial(_shifted_vjp, stride=stride, pads=pads),
+        default=partial(_native_vjp, stride=stride, pads=pads),
     )
 
 
@@ -75,7 +75,7 @@ def _native(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
     )
 
 
-def _native_pull_back(
+def _native_vjp(
     x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
@@ -87,7 +87,7 @@ def _shifted(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
     return reduce(jnp.add, (part * weight for part, weight in zip(parts, weights, strict=True)))
 
 
-def _shifted_pull_back(
+def _shifted_vjp(
     x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     """Takes both gradients image by image: intermediate results stay in the cache."""
@@ -96,8 +96,8 @@ def _shifted_pull_back(
         image, its_gradient = (array[None] for array in pair)
         products = (part * its_gradient for part in windows(image, kernel.shape, stride, pads))
         sums = [jnp.sum(product, axis=(0, 1, 2), dtype=kernel.dtype) for product in products]
-        pull_back = jax.vjp(lambda x: _shifted(x, kernel, stride, pads), image)[1]
-        return pull_back(its_gradient)[0][0], jnp.stack(sums).reshape(kernel.shape)
+        vjp = jax.vjp(lambda x: _shifted(x, kernel, stride, pads), image)[1]
+        return vjp(its_gradient)[0][0], jnp.stack(sums).reshape(kernel.shape)
 
     of_x, of_kernel = lax.map(of_one, (x, gradient))
     return of_x, jnp.sum(of_kernel, axis=0)

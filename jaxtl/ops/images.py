@@ -1,4 +1,4 @@
-"""Functions of single images: one image at a time on a CPU, all at once elsewhere."""
+"""Applies functions of single images to batches."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jax import lax
 def each_image(function: Callable[..., Any], *arrays: jax.Array) -> Any:
     """Applies a function to each image of a batch.
 
-    On a CPU the images are taken one after the other, so that intermediate results stay in the
-    processor's cache; elsewhere all at once.
+    On a CPU one image follows the other, so that intermediate results stay in the processor's
+    cache; other platforms take all images at once.
 
     Args:
-        function: of the arrays of one image, without the batch's axis; it returns arrays.
-        arrays: (B, ...).
+        function: a function from the arrays of one image, without batch axis, to arrays.
+        arrays: the arrays (B, ...) of the batch.
 
     Returns:
-        What the function returns, with the batch's axis in front.
+        The results of the function, with a leading batch axis.
     """
     return lax.platform_dependent(
         *arrays,

@@ -20,10 +20,10 @@ def pads_of(shape: tuple[int, ...], window: tuple[int, ...], stride: int, paddin
     """The rows and columns of zeros around maps.
 
     Args:
-        shape: of the maps, (B, H, W, C).
-        window: (height, width, ...).
-        stride: step of the window along both axes.
-        padding: as asked for.
+        shape: the shape of the maps, (B, H, W, C).
+        window: the shape of the window, (height, width, ...).
+        stride: the step of the window along both axes.
+        padding: the padding as for a convolution.
     """
     if isinstance(padding, str):
         return lax.padtype_to_pads(shape[1:3], window[:2], (stride, stride), padding)
@@ -31,13 +31,13 @@ def pads_of(shape: tuple[int, ...], window: tuple[int, ...], stride: int, paddin
 
 
 def windows(x: Maps, window: tuple[int, ...], stride: int, pads: Pads) -> Iterator[Array]:
-    """Yields, for each position in the window, the pixels that it meets as the window slides.
+    """Yields, for each position in the window, the pixels under it as the window slides.
 
     Args:
-        x: feature maps.
-        window: (height, width, ...).
-        stride: step of the window along both axes.
-        pads: zeros around the maps.
+        x: feature maps (B, H, W, C).
+        window: the shape of the window, (height, width, ...).
+        stride: the step of the window along both axes.
+        pads: the rows and columns of zeros around the maps.
 
     Yields:
         Feature maps (B, H', W', C), row by row of the window.

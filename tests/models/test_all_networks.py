@@ -9,7 +9,8 @@ import pytest
 from parity import network_of_zeros, quick_jit, random_images
 from step_setup import lively
 
-from jaxtl.models import REGISTRY, build, merge, split
+from jaxtl.errors import UserError
+from jaxtl.models import REGISTRY, build, definition, merge, split, structure
 
 NETWORKS = [
     pytest.param(name, marks=() if name.startswith("mobilenet") else pytest.mark.slow)
@@ -47,3 +48,26 @@ def test_every_array_has_one_name_in_each_library_that_has_the_network(name):
     for layers in (of_name.keras_layers(network), *filter(None, of_torch)):
         assert sorted(layer.path for layer in layers) == owners
         assert len({layer.name for layer in layers}) == len(owners)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("resnet5", "did you mean 'resnet50'\\?"), ("xyz", "there are inception_v3, .*, vgg19$")],
+)
+def test_an_unknown_name_is_refused_with_one_that_is_near_or_with_all(name, hint):
+    with pytest.raises(UserError, match=f"no network is called '{name}'; {hint}"):
+        definition(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"convention": "caffe"}, "no convention 'caffe'; take keras or torch"),
+        ({"dtype": "float99"}, "'float99'; take float32 or bfloat16"),
+        ({"width": 0.9}, "does not come in width 0.9"),
+        ({"num_classes": 0}, "num_classes is 0"),
+    ],
+)
+def test_options_that_a_network_does_not_have_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        structure("mobilenet_v2", **{"num_classes": 3, **options})

@@ -81,32 +81,6 @@ def test_batch_norm_of_bfloat16_maps_is_computed_in_float32(training):
     np.testing.assert_array_equal(norm.var[...], wide.var[...])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_pointwise_convolution_is_a_convolution_with_its_gradients(dtype):
-    conv = drawn(Conv(3, 5))
-    graph, state = nnx.split(conv)
-    x = jnp.asarray(RNG.normal(size=(2, 4, 7, 3)), dtype)
-
-    def reference(x, kernel):
-        kernel = kernel.astype(dtype)
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-    def ours(x, kernel):
-        return nnx.merge(graph, nnx.State({"kernel": nnx.Param(kernel)}))(x)
-
-    kernel, cotangent = state["kernel"][...], jnp.asarray(RNG.normal(size=(2, 4, 7, 5)), dtype)
-    (y, pull_back), (expected, reference_back) = (
-        jax.vjp(function, x, kernel) for function in (ours, reference)
-    )
-    pairs = zip((y, *pull_back(cotangent)), (expected, *reference_back(cotangent)), strict=True)
-    for got, want in pairs:
-        assert got.dtype == want.dtype
-        rounding = 1e-5 if dtype == "float32" else 2e-2
-        np.testing.assert_allclose(np.float32(got), np.float32(want), rtol=rounding, atol=rounding)
-
-
 def test_the_type_of_the_feature_maps_is_chosen_where_images_come_in():
     preprocess = Preprocess(Convention("keras", (127.5,) * 3, (127.5,) * 3, 1e-3), "float32")
     images = RNG.integers(0, 256, (2, 32, 32, 3), np.uint8)

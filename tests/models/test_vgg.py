@@ -9,7 +9,7 @@ import pytest
 from parity import drawn, network_of_zeros
 
 from jaxtl.models import Context, build, output_spec, split, structure
-from jaxtl.models.vgg import FlatHidden, adaptive_average_pool, keras_layers, torch_layers
+from jaxtl.models.vgg import FlatDenseRelu, adaptive_average_pool, keras_layers, torch_layers
 
 RNG = np.random.default_rng(0)
 VGG16 = [
@@ -81,7 +81,7 @@ def test_adaptive_pooling_averages_the_cells_of_its_definition(shape):
 
 
 def test_the_first_dense_layer_is_the_7x7_convolution_that_timm_has_there():
-    layer = drawn(FlatHidden(7 * 7 * 2, 3, dropout=0.0))
+    layer = drawn(FlatDenseRelu(7 * 7 * 2, 3, dropout=0.0))
     x = RNG.normal(size=(2, 7, 7, 2)).astype(np.float32)
     kernel = np.asarray(layer.kernel[...]).reshape(7, 7, 2, 3)
     expected = np.maximum(np.einsum("bhwc,hwco->bo", x, kernel), 0)

@@ -89,8 +89,8 @@ def test_bfloat16_maps_go_with_a_float32_kernel_whose_gradient_is_float32(loweri
         lambda x, k: lowered(depthwise._native, x, k, stride), x.astype("float32"), kernel
     )
     forward, pull_back = {
-        "cpu": (depthwise._shifted, depthwise._shifted_pull_back),
-        "default": (depthwise._native, depthwise._native_pull_back),
+        "cpu": (depthwise._shifted, depthwise._shifted_vjp),
+        "default": (depthwise._native, depthwise._native_vjp),
     }[lowering]
     y = lowered(forward, x, kernel, stride)
     assert y.dtype == "bfloat16"

@@ -32,7 +32,7 @@ from jaxtl.training.parallel import replicate
 
 HEAD = {"head/.*": 1.0}
 FEATURES = jax.ShapeDtypeStruct((1, 1280), np.float32)  # 5,120 bytes
-PICTURES = 1000  # so that one view of each takes 5.12 MB
+IMAGES = 1000  # so that one view of each takes 5.12 MB
 CHANGES = {"zoom": 0.2, "horizontal_flip": True}
 
 
@@ -43,7 +43,7 @@ def config(*, epochs=100, **sections):
 
 def planned(row=FEATURES, *, runs=1, **settings):
     made = config(**settings)
-    return plan(made, row, PICTURES, epochs=made.phases[0].epochs, runs=runs)
+    return plan(made, row, IMAGES, epochs=made.phases[0].epochs, runs=runs)
 
 
 def decided(*arguments, **settings):
@@ -142,7 +142,7 @@ def test_the_plan_says_why(settings, words):
 
 
 def test_validation_images_are_cached_where_they_fit():
-    size = PICTURES * int(np.prod(FEATURES.shape)) * 4
+    size = IMAGES * int(np.prod(FEATURES.shape)) * 4
     for cache, beside, cached, resident in (
         ({}, 0, True, True),
         ({"memory_gb": 0.005}, 0, True, False),
@@ -151,7 +151,7 @@ def test_validation_images_are_cached_where_they_fit():
         ({"disk_gb": 1.0}, int(1e9) - size + 1, False, False),
     ):
         wanted = config(augment=CHANGES, cache=cache)
-        found = plan(wanted, FEATURES, PICTURES, epochs=1, views=1, beside=beside)
+        found = plan(wanted, FEATURES, IMAGES, epochs=1, views=1, beside=beside)
         assert (found.views, found.cached, found.resident) == (1, cached, resident)
 
 
@@ -165,7 +165,7 @@ def test_a_frontier_with_nothing_to_run_before_it_has_no_work():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_is_what_the_frozen_stages_return_for_a_image(dtype):
+def test_a_row_is_what_the_frozen_stages_return_for_an_image(dtype):
     network = build("mobilenet_v2", num_classes=3, width=0.35, dtype=dtype)
     for stage, size in (("block_4", 96), ("head", 32)):
         spec = output_spec(network, size, stage)
@@ -295,7 +295,7 @@ def test_the_same_cache_is_found_whatever_changes_in(what, images):
     assert made_from(images, **SAME[what]) == made_from(images)
 
 
-def test_another_cache_is_made_for_a_image_that_changed_in_place(tmp_path):
+def test_another_cache_is_made_for_an_image_that_changed_in_place(tmp_path):
     folder = write(tmp_path / "images")
     image = folder / "a" / "03.bmp"
     before, fingerprint = made_from(folder), open_all(str(folder)).fingerprint
@@ -306,7 +306,7 @@ def test_another_cache_is_made_for_a_image_that_changed_in_place(tmp_path):
     assert made_from(folder) != before
 
 
-def test_another_cache_is_made_for_a_image_that_was_touched(tmp_path):
+def test_another_cache_is_made_for_an_image_that_was_touched(tmp_path):
     folder = write(tmp_path / "images")
     before = made_from(folder)
     assert made_from(folder) == before
@@ -343,7 +343,7 @@ def opened(work, store, *, resident=True, stop=lambda: False):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_the_views_of_a_image_lie_side_by_side_in_the_order_of_the_source(
+def test_the_views_of_an_image_lie_side_by_side_in_the_order_of_the_source(
     images, tmp_path, devices
 ):
     work = frozen_pass(images, views=3, devices=devices)
@@ -414,7 +414,7 @@ def test_a_pass_that_is_asked_to_stop_leaves_nothing(tmp_path):
     assert opened(work, store)[0].rows is not None
 
 
-def test_a_image_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
+def test_an_image_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
     folder = write(tmp_path / "images")
     (folder / "b" / "04.bmp").write_bytes(b"BM")
     with pytest.raises(Exception, match=r"b/04\.bmp: "):

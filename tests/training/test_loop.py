@@ -135,6 +135,26 @@ def test_how_often_checkpoints_are_written_changes_no_result(patient):
         )
 
 
+def test_a_phase_that_ends_with_its_last_epoch_saves_no_best_one_between(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    head = {"train": {"head/.*": 1.0}, "restore_best": False}
+    config = settings({**head, "lr": 1e-3}, {**head, "epochs": 4, "lr": 1e-12})
+    directory, checkpoints = run(config, tmp_path / "run")
+    newest = checkpoints.newest()
+    assert newest.best_step < newest.step
+    assert [path.name for path in (directory.checkpoints / "steps").iterdir()] == [str(newest.step)]
+
+
+def test_a_run_without_its_metadata_is_refused_and_keeps_its_checkpoints(tmp_path):
+    config = settings({"train": {"head/.*": 1.0}})
+    directory, checkpoints = run(config, tmp_path / "run")
+    newest = checkpoints.newest()
+    (directory.path / "run.json").unlink()
+    with pytest.raises(UserError, match=r"no run in .*: it has no run\.json"):
+        run(config, tmp_path / "run")
+    assert Checkpoints(directory.checkpoints, read_only=True).newest() == newest
+
+
 def test_a_phase_traces_its_steps_once_however_many_epochs_there_are(tmp_path, monkeypatch):
     limit_traces(monkeypatch, train_steps=2, predict_step=3, feature_step=4)
     phases = ({"train": {"head/.*": 1.0}}, {"train": RULES, "batch_norm": "train"})

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtl.config.config_file import Phase
+from jaxtl.config import Phase
 from jaxtl.training.optimizer import hyperparameters, optimizer, schedule
 from jaxtl.training.trainable import Trainable
 
@@ -123,6 +123,19 @@ def test_the_rate_warms_up_linearly_and_falls_as_half_a_cosine():
     assert rising == pytest.approx([0.04, 0.2, 0.4, 0.4])
     expected = [0.4 * 0.5 * (1 + np.cos(np.pi * (s - 10) / 40)) for s in (20, 30, 50)]
     assert [rate(settings, 5, s) for s in (20, 30, 50)] == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_a_warm_up_that_rounds_to_the_whole_phase_ends_at_the_rate(name):
+    settings = phase(lr=0.5, epochs=1, schedule=name, warmup_epochs=0.99)
+    rising = [rate(settings, 10, s) for s in range(10)]
+    assert rising == pytest.approx([0.05 * (s + 1) for s in range(10)])
+
+
+def test_an_unknown_schedule_is_an_error():
+    unknown = phase().model_copy(update={"schedule": "linear"})
+    with pytest.raises(KeyError, match="linear"):
+        schedule(unknown, 10)
 
 
 def test_the_multiplier_scales_the_schedule():

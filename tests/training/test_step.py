@@ -14,8 +14,9 @@ from step_setup import SmallSetup as Setup
 from jaxtl.config import Augment
 from jaxtl.errors import UserError
 from jaxtl.models import merge
+from jaxtl.training import step as step_module
 from jaxtl.training.parallel import check_batch_size, replicate, shard
-from jaxtl.training.step import make_predict_step
+from jaxtl.training.step import make_feature_step, make_predict_step
 
 
 def test_a_step_goes_down_the_gradient_of_the_mean_loss_of_real_images():
@@ -117,6 +118,25 @@ def test_the_seed_of_the_views_draws_them():
     options = {"augmentation": RANDOM, **STILL}
     of_seed = [losses(Setup(HEAD_ONLY, 1, view_seed=s, **options), make_batch()) for s in (4, 5, 4)]
     assert of_seed[0] == of_seed[2] != of_seed[1]
+
+
+def test_a_few_images_at_a_time_give_the_features_of_the_whole_batch(monkeypatch):
+    setup = Setup(HEAD_ONLY, 1)
+    batch = make_batch()._replace(views=np.arange(BATCH, dtype=np.int32) % 3)
+
+    def features(images_at_a_time):
+        pixels = images_at_a_time * batch.inputs[0, ..., 0].size
+        monkeypatch.setattr(step_module, "_PIXELS_AT_A_TIME", pixels)
+        step = make_feature_step(setup.graph, "head", augmentation=RANDOM, devices=setup.devices)
+        seed = replicate(np.int32(4), setup.devices)
+        arguments = setup.variables, seed, shard(batch, setup.devices)
+        loops = step.lower(*arguments).as_text().count("stablehlo.while")
+        return np.asarray(step(*arguments))[0], loops
+
+    (whole, whole_loops), (pieces, loops) = features(BATCH), features(5)  # 4 divide the batch
+    assert loops == whole_loops + 1
+    np.testing.assert_allclose(pieces, whole, rtol=1e-4, atol=1e-4)
+    assert np.ptp(whole, axis=0).max() > 0.1  # each image has its own
 
 
 def test_trained_batch_norms_move_and_frozen_ones_do_not():

@@ -97,6 +97,13 @@ def test_momentum_lets_the_statistics_settle_within_the_phase(steps):
         assert momentum**steps < 1e-8
 
 
+@pytest.mark.parametrize(
+    ("steps", "momentum"), [(1, 0.9), (200, 0.9), (1000, 0.98), (2000, 0.99), (9000, 0.99)]
+)
+def test_momentum_is_a_twentieth_of_the_phase_within_bounds(steps, momentum):
+    assert running_momentum(steps) == pytest.approx(momentum)
+
+
 def test_partition_loses_and_copies_nothing():
     variables = {"a": np.ones(1), "b": np.ones(2), "c": np.ones(3)}
     inside, outside = partition(variables, ["a", "c"])
