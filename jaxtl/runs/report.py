@@ -86,7 +86,7 @@ def _rows(items: Iterable[tuple[str, str]]) -> str:
 
 def _class_table(counts: np.ndarray, classes: Sequence[str]) -> str:
     """Recall and precision of each class; a dash where there are no images to divide by."""
-    rows = [("th", "class", "images", "recall", "precision")]
+    rows: list[tuple[str, ...]] = [("th", "class", "images", "recall", "precision")]
     for name, (images, _, *fractions) in zip(classes, class_results(counts), strict=True):
         shown = ("-" if fraction is None else f"{fraction:.1%}" for fraction in fractions)
         rows.append(("td", html.escape(name), f"{images:,}", *shown))

@@ -166,7 +166,7 @@ def _over_runs(
         )
         hyper = jax.tree.map(fold, hyper)._replace(seed=seed, view_seed=view_seed)
         state = jax.tree.map(fold, state)._replace(step=done)
-        hyper_axes = Hyperparameters(0, 0, 0, None, None)
+        hyper_axes = jax.tree.map(lambda _: 0, hyper)._replace(seed=None, view_seed=None)
         state_axes = jax.tree.map(lambda _: 0, state)._replace(step=None)
         on_one_batch = jax.vmap(train_step, (axes, None, hyper_axes, state_axes, None))
         on_all_batches = jax.vmap(on_one_batch, (axes, None, 0, 0, 0))
