@@ -241,7 +241,7 @@ def keras_layers(network: Network) -> list[Layer]:
     """The layers with weights, in the order of Keras Applications' model.
 
     Keras orders them by their distance to the end of the model (keras/src/ops/function.py), so that
-    convolutions side by side come before their BatchNorms, and numbers their names as it makes
+    parallel convolutions come before their BatchNorms, and numbers their names as it makes
     them: branch by branch.
     """
     layers: list[Layer] = []

@@ -15,7 +15,7 @@ from jaxtl.training.trainable import FROZEN, Trainable
 def stage_table(
     network: Network, phases: Sequence[Phase], trainables: Sequence[Trainable]
 ) -> Table:
-    """What each phase trains of each stage; neighbours that are treated alike share a row."""
+    """What each phase trains in each stage; adjacent stages with the same entries share a row."""
     table = Table(title=f"{network.name}, width {network.width:g}", title_justify="left")
     table.add_column("stage")
     table.add_column("parameters", justify="right")
@@ -51,5 +51,5 @@ def _treatment(sizes: dict[str, int], phase: Phase, trainable: Trainable) -> str
         return FROZEN
     multipliers = {trainable.multipliers[p] for p in sizes if p in trainable.multipliers}
     partly = "partly " if FROZEN in labels else ""
-    rates = ", ".join(f"{phase.lr * multiplier:g}" for multiplier in sorted(multipliers))
-    return f"{partly}trained, learning rate {rates}"
+    lrs = ", ".join(f"{phase.lr * multiplier:g}" for multiplier in sorted(multipliers))
+    return f"{partly}trained, learning rate {lrs}"

@@ -59,21 +59,17 @@ def make_train_step(
     Args:
         graph: the network's structure, from `trainable.training_graph`.
         trainable: what trains.
-        phase: the phase, for its optimizer and schedule. The numbers in `Hyperparameters` are
-            arguments of the step instead.
+        phase: the phase; the numbers in `Hyperparameters` are arguments of the step instead.
         steps_per_epoch: the number of steps in an epoch of the schedule.
         augmentation: the augmentation of the images.
-        cached: the type of the activations that come in at the frontier; None if the batches hold
-            images.
+        cached: the type of cached activations; None if the batches hold images.
         devices: the devices, as for `shard`.
-        runs_per_batch: the number of runs that train on each batch, see `_over_runs`; 0 for a
-            single run.
+        runs_per_batch: the number of runs that train on each batch (`_over_runs`); 0 for one run.
 
     Returns:
-        A function (state, frozen variables, table, hyperparameters, chunk) -> (state, sums). It
-        donates the state. The chunk holds S sharded batches, and the sums (S,) are the metrics of
-        each. The table holds activations, and the inputs of a batch are row numbers in it; without
-        a table, the inputs are the images or activations themselves.
+        A function (state, frozen variables, table, hyperparameters, chunk) -> (state, sums) that
+        donates the state. The chunk holds S sharded batches; the sums (S,) are their metrics. Inputs
+        are images or activations, or with a table of activations, row numbers in it.
     """
     frozen_stages = _frozen_stages(graph, trainable.frontier, augmentation, devices)
 
@@ -109,9 +105,8 @@ def make_train_step(
         sums = lax.psum(_sums(logits, labels, valid), AXIS)
         return TrainState(state.step + 1, parameters | statistics, optimizer_state), sums
 
-    if runs_per_batch:
-        return _in_chunks(_over_runs(train_step, trainable.frontier, runs_per_batch), devices)
-    return _in_chunks(train_step, devices)
+    over_runs = partial(_over_runs, stage=trainable.frontier, runs_per_batch=runs_per_batch)
+    return _in_chunks(over_runs(train_step) if runs_per_batch else train_step, devices)
 
 
 def _in_chunks(one_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -> TrainStep:
