@@ -68,8 +68,8 @@ def make_train_step(
 
     Returns:
         A function (state, frozen variables, table, hyperparameters, chunk) -> (state, sums) that
-        donates the state. The chunk holds S sharded batches; the sums (S,) are their metrics. Inputs
-        are images or activations, or with a table of activations, row numbers in it.
+        donates the state. The chunk holds S sharded batches; the sums (S,) are their metrics.
+        Inputs are images or activations or, with a table of activations, row numbers in it.
     """
     frozen_stages = _frozen_stages(graph, trainable.frontier, augmentation, devices)
 
