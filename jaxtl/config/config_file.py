@@ -259,7 +259,8 @@ def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], s
             if part not in node:
                 raise UserError(f"{said}: no phase is called {part!r}; there are {[*node]}")
         node = node.setdefault(part, {})
-        if not isinstance(node, dict | tuple):
+        phases = depth == 0 and part == "phases"
+        if not isinstance(node, tuple if phases else dict):
             raise UserError(f"{said}: {'.'.join(parents[: depth + 1])} has no keys below it")
     if isinstance(node, tuple):
         raise UserError(f"{said}: name one of its keys too, such as {said}.lr=0.001")

@@ -179,6 +179,11 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
     others: list[str] = []
     for name in _subfolders(root):
         files = sorted(_files(root / name, f"{name}/"))
+        if as_text(name) in images:
+            raise UserError(
+                f"{root} has two class folders that are both written {as_text(name)}, one of them "
+                "in bytes that are not UTF-8: rename one"
+            )
         images[as_text(name)] = [path for path in files if _is_image(path)]
         others += [path for path in files if not _is_image(path)]
     if not images:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from jaxtl.data.folders import open_folder
-from jaxtl.data.tfds import open_tfds
+from jaxtl.data.tfds import DESCRIPTION, open_tfds
 from jaxtl.errors import UserError
 
 
@@ -155,9 +156,8 @@ def open_splits(spec: str, *, val_fraction: float, seed: int) -> Splits:
     """
     train, val = _open(spec)
     if len(train.classes) < 2:
-        raise UserError(
-            f"{spec} has one class only, {train.classes[0]!r}: a classifier needs at least two"
-        )
+        there = f"one class only, {train.classes[0]!r}" if train.classes else "no classes"
+        raise UserError(f"{spec} has {there}: a classifier needs at least two")
     if val is not None:
         return Splits(train, val)
     kept, held_out = stratified_split(train, val_fraction, seed)
@@ -194,8 +194,9 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
 def absolute(spec: str) -> str:
     """The same source by a path that does not depend on the working directory."""
     kind, colon, name = spec.rpartition("tfds:")
-    path = Path(name).expanduser()
-    return f"{kind}{colon}{path.resolve()}" if spec != "digits" and path.exists() else spec
+    path = Path(os.path.expanduser(name))
+    there = (path / DESCRIPTION).is_file() if colon else spec != "digits" and path.exists()
+    return f"{kind}{colon}{path.resolve()}" if there else spec
 
 
 def found_line(source: Source) -> str:
@@ -240,7 +241,7 @@ def _open(spec: str) -> tuple[Source, Source | None]:
         return _digits(), None
     if spec.startswith("tfds:"):
         return open_tfds(spec.removeprefix("tfds:"))
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     try:
         path.stat()
     except OSError as error:

@@ -7,7 +7,6 @@ trained on.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +18,6 @@ _FRAMEWORKS: tuple[Framework, ...] = ("keras", "torch")
 
 CONVENTION_KEY = "jaxtl_convention"
 """An attribute of an HDF5 file, and a key of the metadata of safetensors."""
-
-_HEADER = 100_000_000  # bytes: the longest header of safetensors (safetensors/src/tensor.rs)
 
 
 def recorded_convention(data: bytes, file: Path) -> Framework | None:
@@ -38,10 +35,11 @@ def recorded_convention(data: bytes, file: Path) -> Framework | None:
             with opened(data) as (hdf5, _):
                 recorded = hdf5.attrs.get(CONVENTION_KEY)
         elif file.suffix == ".safetensors":
-            length = min(int.from_bytes(data[:8], "little"), _HEADER)
-            metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-            recorded = metadata.get(CONVENTION_KEY)
-    except Exception:  # h5py and json raise almost anything on damaged bytes
+            from safetensors import safe_open
+
+            with safe_open(file, framework="numpy") as tensors:
+                recorded = (tensors.metadata() or {}).get(CONVENTION_KEY)
+    except Exception:  # h5py and safetensors raise almost anything on damaged bytes
         return None
     if recorded is None:
         return None

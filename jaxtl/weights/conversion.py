@@ -20,7 +20,7 @@ def convert_source(
     image_size: int | None,
     classes: int | None,
     no_head: bool,
-) -> Written:
+) -> tuple[Written, bool]:
     """Writes the weights of a source as another kind of file.
 
     Args:
@@ -30,6 +30,9 @@ def convert_source(
         image_size: pixels a side of its images; None for its native ones.
         classes: of its head, which is written; None if it has none.
         no_head: leave its head out.
+
+    Returns:
+        What was written, and whether the source has a head that was left out.
 
     Raises:
         UserError: the source cannot be had, does not fit or cannot be written; or it has a head,
@@ -60,4 +63,4 @@ def convert_source(
             f"{source} has a head too ({left_out}): give its number of classes with --classes=N, "
             "or leave it out with --no-head"
         )
-    return write_weights(network, target, image_size=image_size)
+    return write_weights(network, target, image_size=image_size), bool(left_out)

@@ -24,7 +24,7 @@ from jaxtl.models import (
 from jaxtl.weights import sources
 from jaxtl.weights.convention import Framework
 from jaxtl.weights.keras import read_keras
-from jaxtl.weights.strict import AnotherNetwork, Mismatch, fits, load_into
+from jaxtl.weights.strict import AnotherNetwork, Mismatch, listed, load_into
 from jaxtl.weights.torch import read_torch
 
 _log = logging.getLogger("jaxtl")
@@ -217,7 +217,7 @@ def load_weights(
     missing = [path for path in split(network)[1] if path not in loaded.variables]
     variables = loaded.variables | initial_variables(network, seed, missing)
     digest = hashlib.sha256(found.data).hexdigest()
-    left_out = ", ".join(loaded.left_out) or "nothing"
+    left_out = listed(loaded.left_out) or "nothing"
     of = f"{found.source} ({found.file}, sha256 {digest})"
     _log.info("weights: %s, head: %s, left out: %s", of, loaded.head, left_out)
     whence = found.source, found.file, digest, found.convention
@@ -232,8 +232,9 @@ def _sibling(found: sources.WeightsFile, network: Network) -> str | None:
         if (name, width) != (network.name, network.width):
             trunk = structure(name, num_classes=None, width=width, convention=found.convention)
             with contextlib.suppress(UserError):
-                if fits(trunk, _READERS[found.layout](found.data, found.path, trunk)):
-                    return _label(name, width)
+                stored = _READERS[found.layout](found.data, found.path, trunk)
+                load_into(trunk, stored, file=str(found.path))
+                return _label(name, width)
     return None
 
 

@@ -85,10 +85,13 @@ def cached(
     import pooch
     import requests
 
+    damaged = path.exists()  # or else it is not fetched
+
     def replace(url: str, part: str, _: object) -> None:
-        if path.exists():
-            _log.warning("weights: %s has the wrong checksum and is removed", path)
-            path.unlink(missing_ok=True)
+        nonlocal damaged
+        if damaged:
+            _log.warning("weights: %s has the wrong checksum and is replaced", path)
+            damaged = False  # attempts that follow say nothing of it
         _log.info("weights: downloading %s", url)
         fetch(part)
 

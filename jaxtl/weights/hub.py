@@ -123,7 +123,14 @@ def _check(source: str, config: Path, architecture: str, convention: Convention)
         theirs, trained = whole["architecture"], whole["pretrained_cfg"]
         changes = _changes(whole.get("model_args") or {})
         mean, std = (np.asarray(trained[key], float).reshape(3) for key in ("mean", "std"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,  # an integer that no float holds
+        RecursionError,  # a list in a list in a list
+    ) as error:
         raise UserError(
             f"the {_CONFIG} of {source} does not say what network it is and how its images were "
             "normalised, as those of timm do; give the path of a file whose weights you know"

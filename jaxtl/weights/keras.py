@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import textwrap
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,8 @@ _CONFIG_BYTES = 16 << 20
 _SMALL_BYTES = 64 << 20
 _RATIO = 4
 
+_MESSAGE = 300  # characters of an error that a damaged file causes, names in the file included
+
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
@@ -99,7 +102,7 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     try:
         layers = _layers_of_zip(data) if file.suffix == ".keras" else _layers_of_hdf5(data, {})
     except Exception as error:  # h5py, zipfile and json raise almost anything on damaged bytes
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = textwrap.shorten(str(error), _MESSAGE) or type(error).__name__
         raise UserError(f"{file} is damaged, or is no Keras weights file: {message}") from error
     return _by_our_paths(layers, file, network)
 
@@ -131,7 +134,10 @@ def _own_names(config: dict[str, Any], group: str) -> Iterator[tuple[str, str]]:
         kind = _snake_case(layer["class_name"])
         key = f"{kind}_{seen[kind]}" if seen[kind] else kind
         seen[kind] += 1
-        yield f"{group}layers/{key}", layer["config"]["name"]
+        name = layer["config"]["name"]
+        if not isinstance(name, str):
+            raise ValueError(f"a layer is called {name!r} in its config")
+        yield f"{group}layers/{key}", name
         yield from _own_names(layer, f"{group}layers/{key}/")
 
 
@@ -154,10 +160,19 @@ def _layers_of_hdf5(data: bytes, own_names: dict[str, str]) -> list[_Layer]:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """A list of names, which Keras cuts into numbered attributes when it is long."""
-    parts = [group.attrs[attribute]] if attribute in group.attrs else []
-    while (part := f"{attribute}{len(parts)}") in group.attrs:
-        parts.append(group.attrs[part])
+    """A list of names, which Keras cuts into numbered attributes when it is long.
+
+    Raises:
+        ValueError: the names have no fixed length. They could all be one long text, which HDF5
+            reads once for each of them before anybody can count.
+    """
+    parts: list[np.ndarray] = []
+    name = attribute if attribute in group.attrs else f"{attribute}0"
+    while name in group.attrs:
+        if group.attrs.get_id(name).dtype.hasobject:
+            raise ValueError(f"{name} holds text of any length, and Keras writes bytes of a fixed one")
+        parts.append(group.attrs[name])
+        name = f"{attribute}{len(parts)}"
     names = [name for part in parts for name in part]
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
@@ -327,7 +342,7 @@ def _places(layers: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Lay
     def enough(places: dict[_Layer, Layer]) -> bool:
         return 2 * sum(place in trunk for place in places.values()) > len(trunk)
 
-    own = {layer.name: layer for layer in expected if not _automatic(layer.name, layer.kind)}
+    own = {layer.name: layer for layer in expected if _number(layer.name, layer.kind) is None}
     by_name = {layer: own[layer.name] for layer in inside if layer.name in own}
     if enough(by_name):
         return by_name
@@ -352,25 +367,17 @@ def _by_position(inside: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer
             for layer in theirs:
                 if layer.position in numbered:
                     places[layer] = numbered[layer.position]
-        elif all(_automatic(name, kind) for name in _names_of(theirs) + _names_of(ours)):
-            # Keras numbers layers as it makes them, which is not the order that a model has.
-            numbers = [_number(layer.name) for layer in theirs]
-            ours.sort(key=lambda layer: _number(layer.name))
-            numbered = dict(enumerate(ours, min(numbers, default=0)))
-            pairs = zip(theirs, numbers, strict=True)
-            places |= {layer: numbered[number] for layer, number in pairs if number in numbered}
+            continue
+        # Keras numbers layers as it makes them, which is not the order that a model has.
+        numbers = {layer: _number(layer.name, kind) for layer in theirs}
+        ranks = {layer: _number(layer.name, kind) for layer in ours}
+        if None not in numbers.values() and None not in ranks.values():
+            numbered = dict(enumerate(sorted(ours, key=ranks.get), min(numbers.values(), default=0)))
+            places |= {layer: numbered[n] for layer, n in numbers.items() if n in numbered}
     return places
 
 
-def _names_of(layers: Sequence[_Layer] | Sequence[Layer]) -> list[str]:
-    return [layer.name for layer in layers]
-
-
-def _automatic(name: str, kind: str) -> bool:
-    """Whether a name is one that Keras made up for a layer of this class."""
-    return re.fullmatch(rf"{kind}(_\d+)?", name) is not None
-
-
-def _number(name: str) -> int:
-    """The number at the end of such a name; the first layer of its class has none."""
-    return int(name.rpartition("_")[2]) if name[-1].isdigit() and "_" in name else 0
+def _number(name: str, kind: str) -> int | None:
+    """The number in a name that Keras made up for a layer of a class: 37 in `conv2d_37`."""
+    made_up = re.fullmatch(rf"{kind}(?:_(\d{{1,9}}))?", name)
+    return int(made_up[1] or 0) if made_up else None

@@ -155,7 +155,7 @@ def _get(source: str, spec: Spec, image_size: int) -> WeightsFile:
 
 
 def _local(source: str) -> WeightsFile:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         data = path.read_bytes()
     except FileNotFoundError:

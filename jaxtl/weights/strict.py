@@ -85,12 +85,12 @@ def load_into(
     if head != "loaded":
         loose |= {HEAD}
     left_out = [path for path in stored if stage_of(path) in loose]
-    used = {path: entry for path, entry in stored.items() if path not in left_out}
+    used = {path: entry for path, entry in stored.items() if stage_of(path) not in loose}
     expected = {path: spec for path, spec in expected.items() if stage_of(path) not in loose}
 
     _check_shapes(network, {p: spec.shape for p, spec in expected.items()}, used, file)
-    _check_values(used, file)
-    variables = {path: jnp.asarray(entry.value, jnp.float32) for path, entry in used.items()}
+    values = _float32(used, file)
+    variables = {path: jnp.asarray(value) for path, value in values.items()}
     return Loaded(variables, head, tuple(stored[path].name for path in left_out))
 
 
@@ -148,18 +148,16 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join([*names[:_LISTED], *more])
 
 
-def fits(trunk: Network, stored: Mapping[str, Stored]) -> bool:
-    """Whether a file holds exactly the arrays of a headless network, its classifier aside."""
-    found = {path: e.value.shape for path, e in stored.items() if stage_of(path) not in CLASSIFIER}
-    return found == {path: spec.shape for path, spec in split(trunk)[1].items()}
-
-
-def _check_values(used: Mapping[str, Stored], file: str) -> None:
-    wrong = []
+def _float32(used: Mapping[str, Stored], file: str) -> dict[str, np.ndarray]:
+    wrong, values = [], {}
     for path, entry in used.items():
         if not np.issubdtype(entry.value.dtype, np.floating):
             wrong.append(f"{path} holds {entry.value.dtype}")
-        elif not np.all(np.isfinite(entry.value)):
+            continue
+        with np.errstate(over="ignore"):
+            values[path] = entry.value.astype(np.float32, copy=False)
+        if not np.all(np.isfinite(values[path])):
             wrong.append(f"{path} is not finite")
     if wrong:
         raise UserError(f"{file} holds values that cannot be weights: {listed(wrong)}")
+    return values

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import pickletools
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -42,6 +44,16 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # The first version whose `weights_only=True` keeps a pickle from running code, as far as is known:
 # CVE-2025-32434 (up to 2.5.1) and CVE-2026-24747 (below 2.10).
 _SAFE_TORCH = "2.10"
+
+# What a pickle may call: all that states of modules, optimizers and schedules need. Torch allows
+# more, such as `bytearray`, and so any number of bytes (torch/_weights_only_unpickler.py).
+_CALLABLE = re.compile(
+    r"collections\.(OrderedDict|Counter)|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch\.(Size|device|[A-Z][A-Za-z0-9]*Storage|(b?float|u?int)\d+|bool)|(__)?builtins?(__)?\.set"
+)
+_NAMING = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # opcodes that name a callable
+_PICKLE_BYTES = 16 << 20  # without the numbers of its tensors
+_LEGACY_PICKLES = 5  # of a file that is no zip (`_legacy_load` of torch/serialization.py)
 
 
 def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Stored]:
@@ -139,11 +151,14 @@ def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
     """`.pth`: pickled tensors; anything else that a pickle can hold is refused unread."""
     torch = _torch(file)
     try:
-        if data.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                sizes = [member.file_size for member in archive.infolist()]
-            if sum(sizes) > len(data):
-                raise ValueError("it declares more than it holds")
+        for stream in _pickles(data):
+            for opcode, argument, _ in pickletools.genops(stream):
+                called = str(argument).replace(" ", ".")
+                if opcode.name in _NAMING and not _CALLABLE.fullmatch(called):
+                    raise UserError(
+                        f"{file} is no file of torch's weights alone, it calls {called[:100]}: "
+                        "torch.save(model.state_dict(), FILE) writes one"
+                    )
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return _arrays(torch, _unwrapped(loaded), file, len(data))
     except UserError:
@@ -153,6 +168,29 @@ def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
             f"{file} is damaged, or is no file of torch's weights alone: "
             "torch.save(model.state_dict(), FILE) writes one"
         ) from error
+
+
+def _pickles(data: bytes) -> Iterator[io.BytesIO]:
+    """The pickles of a file, each to be read before the next one.
+
+    Raises:
+        ValueError: it unpacks to more than it has, or a pickle is too long.
+    """
+    if not data.startswith(b"PK"):
+        legacy = io.BytesIO(data[:_PICKLE_BYTES])
+        for _ in range(_LEGACY_PICKLES):
+            yield legacy
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > len(data):
+            raise ValueError("it declares more than it holds")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                if member.file_size > _PICKLE_BYTES:
+                    raise ValueError(f"{member.filename} is too long")
+                yield io.BytesIO(archive.read(member))
 
 
 def _torch(file: PurePath) -> Any:
@@ -181,8 +219,6 @@ def _arrays(torch: Any, tensors: Any, file: PurePath, left: int) -> dict[str, np
             continue
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             wrong.append(str(name))
-        elif value.layout != torch.strided or value.is_meta or value.is_nested:
-            wrong.append(f"{name} (a tensor that is not dense)")
         else:
             left -= value.numel() * value.element_size()
             if left < 0:

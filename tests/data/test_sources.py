@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jaxtl.data.folders import image_files
-from jaxtl.data.sources import found_line, open_all, open_splits, stratified_split
+from jaxtl.data.sources import absolute, found_line, open_all, open_splits, stratified_split
 from jaxtl.errors import UserError
 
 
@@ -185,6 +185,17 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_images_without_class_folders_are_refused(tmp_path):
     make(tmp_path, "1.jpg", "2.jpg")
     assert f"{tmp_path} has images but no class folders" in refused(tmp_path)
+
+
+def test_two_class_folders_that_would_be_one_class_are_refused(tmp_path):
+    make(tmp_path, "a/1.png", "\udcff/1.png", r"\xff/1.png")
+    assert r"two class folders that are both written \xff" in refused(tmp_path)
+
+
+def test_the_home_folder_of_nobody_is_a_path_that_is_not_there():
+    assert "there is no data source '~no-such-user/images'" in refused("~no-such-user/images")
+    assert "is not prepared" in refused("tfds:~no-such-user/images")
+    assert absolute("~no-such-user/images") == "~no-such-user/images"
 
 
 def test_a_class_folder_without_images_is_refused(tmp_path):

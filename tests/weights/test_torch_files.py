@@ -332,18 +332,6 @@ def test_a_pth_without_torch_says_what_to_install_or_take(tmp_path, monkeypatch)
         load("mobilenet_v2", path)
 
 
-def test_a_safetensors_file_is_read_without_torch(state, tmp_path):
-    path = save(state, tmp_path)
-    code = (
-        "import json, sys\n"
-        "from jaxtl.weights import create_model\n"
-        f"create_model('mobilenet_v2', weights={str(path)!r}, width={WIDTH})\n"
-        "print(json.dumps(sorted({'tensorflow', 'keras', 'torch'} & set(sys.modules))))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == []
-
-
 @pytest.mark.peers
 class TestPth:
     @pytest.fixture

