@@ -160,19 +160,10 @@ def _layers_of_hdf5(data: bytes, own_names: dict[str, str]) -> list[_Layer]:
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    """A list of names, which Keras cuts into numbered attributes when it is long.
-
-    Raises:
-        ValueError: the names have no fixed length. They could all be one long text, which HDF5
-            reads once for each of them before anybody can count.
-    """
-    parts: list[np.ndarray] = []
-    name = attribute if attribute in group.attrs else f"{attribute}0"
-    while name in group.attrs:
-        if group.attrs.get_id(name).dtype.hasobject:
-            raise ValueError(f"{name} holds text of any length, and Keras writes bytes of a fixed one")
-        parts.append(group.attrs[name])
-        name = f"{attribute}{len(parts)}"
+    """A list of names, which Keras cuts into numbered attributes when it is long."""
+    parts = [group.attrs[attribute]] if attribute in group.attrs else []
+    while (part := f"{attribute}{len(parts)}") in group.attrs:
+        parts.append(group.attrs[part])
     names = [name for part in parts for name in part]
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -161,8 +162,14 @@ def test_a_list_of_names_may_not_be_one_long_text_many_times(trunks, tmp_path):
     path = tmp_path / "changed.h5"
     path.write_bytes((trunks / "whole.h5").read_bytes())
     with h5py.File(path, "r+") as file:
-        file.attrs["layer_names"] = ["x" * 4 * MEGABYTE] * 2
-    assert "text of any length" in refusal(path, megabytes=50)
+        file.attrs["layer_names"] = ["x" * 4 * MEGABYTE, *["y"] * 199]
+    data, length = bytearray(path.read_bytes()), (4 * MEGABYTE).to_bytes(4, "little")
+    first = re.search(re.escape(length) + b".{12}\1\0\0\0", data, re.DOTALL)
+    assert first is not None  # the place of the first text, before that of the second
+    data[first.start() : first.start() + 16 * 200] = data[first.start() :][:16] * 200
+    path.write_bytes(data)
+    del data
+    assert "texts that are too long" in refusal(path, megabytes=50)
 
 
 def test_a_name_that_is_damaged_is_cut_in_a_message(trunks, tmp_path):
