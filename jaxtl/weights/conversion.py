@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, definition
 from jaxtl.weights import sources
-from jaxtl.weights.create import create
+from jaxtl.weights.loading import create
 from jaxtl.weights.write import Written, check_target, write_weights
 
 

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Layer, Network, stage_of
+from jaxtl.models import REGISTRY, LayerNames, Network, stage_of
 from jaxtl.weights.hdf5 import Read, opened
-from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, listed, published
+from jaxtl.weights.strict import HEAD, AnotherNetwork, Stored, listed, published
 
 if TYPE_CHECKING:
     import h5py
@@ -241,8 +241,12 @@ def _numbered_layers(file: h5py.File, own_names: dict[str, str], read: Read) -> 
 
 
 def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dict[str, Stored]:
-    expected = REGISTRY[network.name].keras_layers(published(network))
-    places = _places(layers, expected)
+    known = REGISTRY[network.name]
+    expected = known.keras_layers(published(network))
+    if expected is None:
+        raise UserError(f"{file} cannot be read: Keras' names of {network.name} are not known")
+    trunk = [layer for layer in expected if stage_of(layer.path) not in known.classifier]
+    places = _places(layers, expected, trunk)
     if not places:
         found = ", ".join(layer.name for layer in layers[:3])
         raise AnotherNetwork(f"{file} does not hold {network.name}: its layers are {found}, ...")
@@ -266,7 +270,7 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
     return stored
 
 
-def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:
+def _our_layout(layer: LayerNames, value: np.ndarray, *, turned: bool) -> np.ndarray:
     """An array of a layer as it lies here; `turned` if it takes BGR.
 
     One of another rank is left for the check of shapes.
@@ -280,7 +284,7 @@ def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:
     return value[:, :, ::-1] if turned else value
 
 
-def _fold_biases(stored: dict[str, Stored], expected: Sequence[Layer]) -> list[str]:
+def _fold_biases(stored: dict[str, Stored], expected: Sequence[LayerNames]) -> list[str]:
     """Takes each bias that a BatchNorm follows from the mean that this one subtracts.
 
     What the BatchNorm computes stays the same, and there is one number less to train.
@@ -311,8 +315,8 @@ def _fold_biases(stored: dict[str, Stored], expected: Sequence[Layer]) -> list[s
 
 
 def _new_head(
-    layers: list[_Layer], places: dict[_Layer, Layer], file: PurePath
-) -> dict[_Layer, Layer]:
+    layers: list[_Layer], places: dict[_Layer, LayerNames], file: PurePath
+) -> dict[_Layer, LayerNames]:
     """The dense layer that somebody put on a network, if any."""
     new = [layer for layer in layers if layer.kind == "dense" and layer not in places]
     heads = new + [layer for layer, place in places.items() if place.path == HEAD]
@@ -321,16 +325,17 @@ def _new_head(
             f"{file} has {len(heads)} dense layers where one classifier is expected: "
             f"{', '.join(layer.name for layer in heads)}; take a file of the trunk alone"
         )
-    return {layer: Layer("dense", layer.name, HEAD) for layer in new}
+    return {layer: LayerNames("dense", layer.name, HEAD) for layer in new}
 
 
-def _places(layers: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Layer]:
+def _places(
+    layers: list[_Layer], expected: Sequence[LayerNames], trunk: Sequence[LayerNames]
+) -> dict[_Layer, LayerNames]:
     """Our layer for each that has a place here; empty if it is another network."""
     largest = Counter(layer.model for layer in layers).most_common(1)
     inside = [layer for layer in layers if largest and layer.model == largest[0][0]]
-    trunk = [layer for layer in expected if stage_of(layer.path) not in CLASSIFIER]
 
-    def enough(places: dict[_Layer, Layer]) -> bool:
+    def enough(places: dict[_Layer, LayerNames]) -> bool:
         return 2 * sum(place in trunk for place in places.values()) > len(trunk)
 
     own = {layer.name: layer for layer in expected if _number(layer.name, layer.kind) is None}
@@ -345,12 +350,12 @@ def _places(layers: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Lay
     return by_position if alike and enough(by_position) else {}
 
 
-def _by_position(inside: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Layer]:
+def _by_position(inside: list[_Layer], expected: Sequence[LayerNames]) -> dict[_Layer, LayerNames]:
     """Our layers for those of the same class and place in a model."""
-    places: dict[_Layer, Layer] = {}
+    places: dict[_Layer, LayerNames] = {}
     for kind in VARIABLES:
         theirs = [layer for layer in inside if layer.kind == kind]
-        ours = [layer for layer in expected if layer.kind.removeprefix("flat_") == kind]
+        ours = [layer for layer in expected if layer.kind == kind]
         if kind == "dense" and len(theirs) != len(ours):
             continue  # it is another classifier than the published one
         if all(layer.position is not None for layer in theirs):

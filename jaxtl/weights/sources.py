@@ -181,7 +181,10 @@ def _hub(source: str, spec: Spec) -> WeightsFile:
 
 
 def _keras(spec: Spec, image_size: int, cache: Path) -> WeightsFile:
-    file, md5 = definition(spec.name).keras_file(spec.name, spec.width, image_size, spec.top)
+    published = definition(spec.name).keras_file(spec.name, spec.width, image_size, spec.top)
+    if published is None:
+        raise Unavailable(f"has no {spec.name}")
+    file, md5 = published
     url = KERAS_ADDRESS + file
     path = download(url, cache / "keras" / Path(file).name, md5=md5)
     data = path.read_bytes()

@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import Network, split, stage_of
+from jaxtl.models import Network, definition, split, stage_of
 
 HEAD = "head"
 """The stage whose last dimension is the classes."""
-
-CLASSIFIER = frozenset({"fc1", "fc2", HEAD})
-"""Stages that a network may have or leave out, whatever the weights file holds."""
 
 _LISTED = 10  # names in a message; hundreds are wrong where a file holds another network
 
@@ -81,7 +78,7 @@ def load_into(
     _check_head(network, stored, file)
     head = _head(network, stored, fresh_head)
     # What a network has of the classifier is as strict as its trunk, but for a head that stays.
-    loose = CLASSIFIER - set(network.stage_names)
+    loose = set(definition(network.name).classifier) - set(network.stage_names)
     if head != "loaded":
         loose |= {HEAD}
     left_out = [path for path in stored if stage_of(path) in loose]
@@ -115,7 +112,8 @@ def _head(
         return "none"
     kernel = stored.get(f"{HEAD}/kernel")
     same = kernel is not None and kernel.value.shape[-1:] == (network.num_classes,)
-    hidden = {stage_of(path) for path in stored} & CLASSIFIER - set(network.stage_names)
+    not_here = set(definition(network.name).classifier) - set(network.stage_names)
+    hidden = not_here & {stage_of(path) for path in stored}
     return "loaded" if same and not hidden and not fresh else "new"
 
 

@@ -20,8 +20,7 @@ import numpy as np
 from packaging.version import Version
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Layer, Network
-from jaxtl.models.vgg import SIDE
+from jaxtl.models import REGISTRY, LayerNames, Network
 from jaxtl.weights.strict import AnotherNetwork, Stored, listed, published
 
 _LIBRARIES = ("timm", "torchvision")
@@ -79,6 +78,8 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
         if name.rpartition(".")[2] != _COUNTER and not name.startswith(_AUXILIARY)
     }
     places = _places(arrays, network)
+    if not places:
+        raise UserError(f"{file} cannot be read: torch's names of {network.name} are not known")
     if 2 * len(arrays.keys() & places.keys()) <= len(arrays):
         found = ", ".join(list(arrays)[:3]) or "none"
         raise AnotherNetwork(f"{file} does not hold {network.name}: its arrays are {found}, ...")
@@ -92,13 +93,14 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     return stored
 
 
-def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tuple[Layer, str]]:
+def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tuple[LayerNames, str]]:
     """The layer and our name of each array, by the names of the library that the file is from."""
-    best: dict[str, tuple[Layer, str]] = {}
+    best: dict[str, tuple[LayerNames, str]] = {}
+    layers_in = REGISTRY[network.name].torch_layers
     for library in _LIBRARIES:
         places = {
             f"{layer.name}.{theirs}": (layer, ours)
-            for layer in REGISTRY[network.name].torch_layers(published(network), library) or ()
+            for layer in layers_in(published(network), library) or ()
             for theirs, ours in variables_of(layer).items()
         }
         if not best or len(arrays.keys() & places.keys()) > len(arrays.keys() & best.keys()):
@@ -106,21 +108,22 @@ def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tup
     return best
 
 
-def variables_of(layer: Layer) -> dict[str, str]:
+def variables_of(layer: LayerNames) -> dict[str, str]:
     """Our names of a layer's arrays, by torch's."""
     return _BATCH_NORM if layer.kind == "batch_normalization" else _OTHER
 
 
-def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
+def _our_layout(layer: LayerNames, value: np.ndarray) -> np.ndarray:
     """An array of a layer as it lies here; one of another rank is left for the check of shapes."""
-    dense = layer.kind in ("dense", "flat_dense")
+    dense, side = layer.kind == "dense", layer.flattened
     if dense and value.ndim == 4 and value.shape[2:] == (1, 1):
         value = value[:, :, 0, 0]  # a dense layer that timm has as a convolution
-    flat = layer.kind == "flat_dense" and value.size
-    if flat and (
-        value.shape[2:] == (SIDE, SIDE) or (value.ndim == 2 and value.shape[1] % SIDE**2 == 0)
+    if (
+        side
+        and value.size
+        and (value.shape[2:] == (side, side) or (value.ndim == 2 and value.shape[1] % side**2 == 0))
     ):
-        maps = value.reshape(len(value), -1, SIDE, SIDE)
+        maps = value.reshape(len(value), -1, side, side)
         return maps.transpose(2, 3, 1, 0).reshape(-1, len(value))  # flattened channels last
     if dense:
         return value.T if value.ndim == 2 else value  # (O, I) -> (I, O)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Layer, Network, build, merge, split
+from jaxtl.models import REGISTRY, LayerNames, Network, build, merge, split
 from jaxtl.weights import WeightsRecord, create
 from jaxtl.weights.strict import AnotherNetwork
 from jaxtl.weights.torch import read_torch
@@ -51,7 +51,7 @@ def random_network(name: str, *, width: float = 1.0, classes: int | None = CLASS
     )
 
 
-def layers_of(network: Network, library: str) -> list[Layer]:
+def layers_of(network: Network, library: str) -> list[LayerNames]:
     layers = REGISTRY[network.name].torch_layers(network, library)
     assert layers is not None
     return layers

@@ -211,7 +211,7 @@ def load_weights(
         loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
     except Mismatch as error:
         if other := _sibling(found, network):
-            this = _label(network.name, network.width)
+            this = label(network.name, network.width)
             raise AnotherNetwork(f"{found.path} holds {other}, and not {this}") from error
         raise
     missing = [path for path in split(network)[1] if path not in loaded.variables]
@@ -234,9 +234,10 @@ def _sibling(found: sources.WeightsFile, network: Network) -> str | None:
             with contextlib.suppress(UserError):
                 stored = _READERS[found.layout](found.data, found.path, trunk)
                 load_into(trunk, stored, file=str(found.path))
-                return _label(name, width)
+                return label(name, width)
     return None
 
 
-def _label(name: str, width: float) -> str:
+def label(name: str, width: float) -> str:
+    """What to call a network in a message: with its width where there are several."""
     return f"{name} of width {width:g}" if len(definition(name).widths) > 1 else name
