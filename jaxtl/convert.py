@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
         written = write_weights(network, given.to, image_size=run.config.model.image_size)
         dropped = network.num_classes != run.network.num_classes
     else:
-        written, dropped = convert_source(given.source, given.to, no_head=given.no_head, **of_source)
+        written, dropped = convert_source(
+            given.source, given.to, no_head=given.no_head, **of_source
+        )
     left = "head left out" if dropped else "no head"
     print(
         f"{written.path}: {written.network}, "

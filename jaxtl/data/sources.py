@@ -64,8 +64,8 @@ class ArraySource:
 
     Attributes:
         name: what to call them in messages.
-        pixels: (images, height, width) or with a last axis of 1 or 3 channels.
-        labels: one an image, an index into `classes`.
+        pixels: all images, (images, height, width) or with a last axis of 1 or 3 channels.
+        labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -104,7 +104,7 @@ class Subset:
     Attributes:
         source: the source.
         indices: which of its images, in which order.
-        labels: one an image of the subset, an index into `classes`.
+        labels: the class of each image of the subset, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -127,14 +127,14 @@ class Subset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the source's fingerprint, the indices, labels and class names."""
-        return self._of(self.source.fingerprint)
+        return self._hash(self.source.fingerprint)
 
     @functools.cached_property
     def version(self) -> str:
         """SHA-256 over the source's version, the indices, labels and class names."""
-        return self._of(self.source.version)
+        return self._hash(self.source.version)
 
-    def _of(self, source: str) -> str:
+    def _hash(self, source: str) -> str:
         known = [source, self.classes, self.labels.tolist(), self.indices.tolist()]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -237,6 +237,7 @@ def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
 
 
 def _open(spec: str) -> tuple[Source, Source | None]:
+    # A new kind of source is a module with a class like `Source`, and a branch here.
     if spec == "digits":
         return _digits(), None
     if spec.startswith("tfds:"):

@@ -36,7 +36,7 @@ class TfdsSource:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
         num_bytes: size of the split, as the data set states it.
         read: gives the encoded image of an index.
-        labels: one an image, an index into `classes`.
+        labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
     """
 

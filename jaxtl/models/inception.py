@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtl.models.chain import Definition, LayerNames, ExternalNames, Network, Spec, one_keras_file
+from jaxtl.models.chain import Definition, ExternalNames, LayerNames, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     PLUS_MINUS_ONE,
     Context,
@@ -288,7 +288,9 @@ def _units() -> Iterator[list[tuple[str, int]]]:
 
 
 def _with_norm(conv: str, bn: str, path: str) -> tuple[LayerNames, LayerNames]:
-    return LayerNames("conv2d", conv, f"{path}/conv"), LayerNames("batch_normalization", bn, f"{path}/bn")
+    return LayerNames("conv2d", conv, f"{path}/conv"), LayerNames(
+        "batch_normalization", bn, f"{path}/bn"
+    )
 
 
 DEFINITION = Definition(

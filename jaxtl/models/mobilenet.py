@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, LayerNames, ExternalNames, Network, Spec
+from jaxtl.models.chain import Definition, ExternalNames, KerasFile, LayerNames, Network, Spec
 from jaxtl.models.layers import (
     IMAGENET,
     PLUS_MINUS_ONE,

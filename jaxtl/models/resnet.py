@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
-from jaxtl.models.chain import Definition, LayerNames, ExternalNames, Network, Spec, one_keras_file
+from jaxtl.models.chain import Definition, ExternalNames, LayerNames, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -141,7 +141,10 @@ def keras_layers(network: Network) -> list[LayerNames]:
 
 def torch_layers(network: Network, library: str) -> list[LayerNames]:
     """The layers with weights in the ResNets of timm and of torchvision, which name them alike."""
-    layers = [LayerNames("conv2d", "conv1", "stem/conv"), LayerNames("batch_normalization", "bn1", "stem/bn")]
+    layers = [
+        LayerNames("conv2d", "conv1", "stem/conv"),
+        LayerNames("batch_normalization", "bn1", "stem/bn"),
+    ]
     for stage in _blocks(network):
         group, block = (int(number) - 1 for number in stage.removeprefix("conv").split("_block"))
         names = {"reduce": ("conv1", "bn1"), "filter": ("conv2", "bn2"), "expand": ("conv3", "bn3")}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxtl.data.folders import FolderSource
+from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import ArraySource, Source
 from jaxtl.errors import UserError
@@ -128,4 +128,4 @@ def _unlabelled(images: Sequence[str | Path] | np.ndarray) -> Source:
     labels = np.zeros(len(images), np.int32)
     if isinstance(images, np.ndarray):
         return ArraySource("images", images, labels, classes=())
-    return FolderSource(Path(), tuple(map(str, images)), labels, classes=())
+    return FileSource(Path(), tuple(map(str, images)), labels, classes=())

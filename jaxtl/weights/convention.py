@@ -1,8 +1,9 @@
-"""What a file of weights says of the convention that they were trained in.
+"""The convention of weights: which framework trained them, `keras` or `torch`.
 
-The suffix of a file tells its layout, and mostly the convention too. A VGG can be written in the
-layout of the other framework, though, and read from there it must see the images that it was
-trained on.
+It decides how a network normalises images and pads feature maps, since the two differ there. The
+suffix of a file tells the framework whose names and shapes its arrays have, which is mostly the
+convention too. But a VGG can be written in the layout of the other framework, and its images must
+still be normalised as it was trained: such a file states its convention.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ CONVENTION_KEY = "jaxtl_convention"
 
 
 def recorded_convention(data: bytes, file: Path) -> Framework | None:
-    """The convention that a file says its weights have.
+    """The convention that a file states for its weights.
 
     Returns:
-        None where it says nothing, as in a damaged file: its reader tells what is wrong.
+        None where it states none, as in a damaged file: its reader tells what is wrong.
 
     Raises:
-        UserError: it says one that does not exist.
+        UserError: it states one that does not exist.
     """
     recorded = None
     try:

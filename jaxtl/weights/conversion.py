@@ -25,10 +25,10 @@ def convert_source(
 
     Args:
         source, target: as in `jaxtl.create_model` and `write_weights`.
-        name: of the network that the source holds; None is refused with the names that exist.
+        name: the network that the source holds; None is refused with the names that exist.
         width: the multiplier of its channel counts; None for 1.
         image_size: pixels a side of its images; None for its native ones.
-        classes: of its head, which is written; None if it has none.
+        classes: the number of classes of its head, which is written; None if it has no head.
         no_head: leave its head out.
 
     Returns:

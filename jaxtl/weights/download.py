@@ -72,7 +72,7 @@ def cached(
     It is moved into place once it is whole and checked, so processes may do this side by side.
 
     Args:
-        path: of the file in the cache.
+        path: place of the file in the cache.
         source: where it comes from, for messages.
         fetch: writes it to the path that it is given.
         checksum: `md5:HEX` or `sha256:HEX`; None if none is known.
@@ -91,7 +91,7 @@ def cached(
         nonlocal damaged
         if damaged:
             _log.warning("weights: %s has the wrong checksum and is replaced", path)
-            damaged = False  # attempts that follow say nothing of it
+            damaged = False  # log it once, whatever the attempts
         _log.info("weights: downloading %s", url)
         fetch(part)
 

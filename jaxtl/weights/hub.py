@@ -42,7 +42,7 @@ def names_repository(source: str) -> bool:
 
 
 def fetch(source: str, architecture: str, convention: Convention) -> tuple[Path, str]:
-    """Gets the weights of a repository, once what it says of their images has been checked.
+    """Gets the weights of a repository, once its config has been checked.
 
     Args:
         source: `hf:OWNER/NAME`, or `hf:OWNER/NAME@REVISION` with a branch, a tag or a commit.
@@ -164,4 +164,4 @@ def _changes(arguments: dict[str, Any]) -> list[str]:
 
 
 def _text(values: np.ndarray) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in values)})"
+    return str(tuple(np.round(values, 4).tolist()))

@@ -1,10 +1,10 @@
 """Reads the weights of Keras files by our paths, with h5py alone.
 
 Keras names layers in three ways: by their own names (legacy `.h5`), by class and position in the
-model (`.weights.h5`), or by class and position beside a `config.json` that holds their own names
+model (`.weights.h5`), or by class and position next to a `config.json` with their own names
 (`.keras`). Own names decide where the file has them and they are known; else position decides, as
-in Keras itself. A name that Keras made up, such as `conv2d_37`, is none: it depends on the models
-that were made before.
+in Keras itself. A name that Keras made up, such as `conv2d_37`, does not identify a layer: its
+number depends on the models that were made before.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
         name. A bias that a BatchNorm follows is in that one's mean.
 
     Raises:
-        UserError: it is no Keras file, is damaged, holds another network, has more dense layers
-            than a classifier, or lacks a bias that Keras has.
+        UserError: it is not a Keras file, is damaged, holds another network, has more dense layers
+            than a classifier, or does not have a bias that Keras has.
     """
     try:
         layers = _layers_of_zip(data) if file.suffix == ".keras" else _layers_of_hdf5(data, {})
@@ -116,7 +116,7 @@ def _layers_of_zip(data: bytes) -> list[_Layer]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A member of a zip that is no longer than a limit, whatever the zip says of its length."""
+    """A member of a zip that is no longer than a limit, whatever length the zip states."""
     member = archive.getinfo(name)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed by another method than deflate")
@@ -263,17 +263,22 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
                 path = f"{place.path}/{OURS[variable]}"
                 if path in stored:
                     raise UserError(f"{file} has both {stored[path].name} and {name} for {path}")
-                turned = place is expected[0] and network.spec.convention.bgr
-                stored[path] = Stored(name, _our_layout(place, value, turned=turned))
+                bgr = place is expected[0] and network.spec.convention.bgr
+                stored[path] = Stored(name, _our_layout(place, value, bgr=bgr))
     if wrong := _fold_biases(stored, expected):
         raise UserError(f"{file} does not fit {network.name}: {', '.join(wrong)}")
     return stored
 
 
-def _our_layout(layer: LayerNames, value: np.ndarray, *, turned: bool) -> np.ndarray:
-    """An array of a layer as it lies here; `turned` if it takes BGR.
+def _our_layout(layer: LayerNames, value: np.ndarray, *, bgr: bool) -> np.ndarray:
+    """An array of a layer in our layout, with input channels in the order RGB.
 
-    One of another rank is left for the check of shapes.
+    An array of another rank is left for the check of shapes.
+
+    Args:
+        layer: where the array belongs.
+        value: the array in Keras' layout.
+        bgr: whether the layer takes BGR images in Keras.
     """
     if value.ndim != 4:
         return value
@@ -281,7 +286,7 @@ def _our_layout(layer: LayerNames, value: np.ndarray, *, turned: bool) -> np.nda
         return value.swapaxes(2, 3)  # (H, W, C, 1) -> (H, W, 1, C)
     if layer.path == HEAD and value.shape[:2] == (1, 1):
         return value[0, 0]  # MobileNet V1 classifies by a convolution: (1, 1, C, O) -> (C, O)
-    return value[:, :, ::-1] if turned else value
+    return value[:, :, ::-1] if bgr else value
 
 
 def _fold_biases(stored: dict[str, Stored], expected: Sequence[LayerNames]) -> list[str]:
@@ -344,7 +349,7 @@ def _places(
         return by_name
     # The oldest published files name their layers otherwise.
     by_position = _by_position(inside, expected)
-    theirs, ours = (Counter(layer.kind for layer in of) for of in (inside, trunk))
+    theirs, ours = (Counter(layer.kind for layer in layers) for layers in (inside, trunk))
     # A layer may be missing or too many, which is told by its name later on.
     alike = all(abs(theirs[kind] - ours[kind]) <= 1 for kind in ours)
     return by_position if alike and enough(by_position) else {}
@@ -368,7 +373,9 @@ def _by_position(inside: list[_Layer], expected: Sequence[LayerNames]) -> dict[_
         numbers = {layer: _number(layer.name, kind) for layer in theirs}
         ranks = {layer: _number(layer.name, kind) for layer in ours}
         if None not in numbers.values() and None not in ranks.values():
-            numbered = dict(enumerate(sorted(ours, key=ranks.get), min(numbers.values(), default=0)))
+            numbered = dict(
+                enumerate(sorted(ours, key=ranks.get), min(numbers.values(), default=0))
+            )
             places |= {layer: numbered[n] for layer, n in numbers.items() if n in numbered}
     return places
 

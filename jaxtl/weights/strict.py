@@ -77,7 +77,7 @@ def load_into(
     expected = split(network)[1]
     _check_head(network, stored, file)
     head = _head(network, stored, fresh_head)
-    # What a network has of the classifier is as strict as its trunk, but for a head that stays.
+    # Classifier stages must match exactly like the trunk, unless a new head is drawn.
     loose = set(definition(network.name).classifier) - set(network.stage_names)
     if head != "loaded":
         loose |= {HEAD}

@@ -29,8 +29,8 @@ _LIBRARIES = ("timm", "torchvision")
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 _OTHER = {"weight": "kernel", "bias": "bias"}
 
-# What no network here has: the batches that a BatchNorm saw, and the classifier at half the depth
-# of Inception, which torchvision trains with and leaves out in inference.
+# Entries to ignore: the batches that a BatchNorm saw, and the classifier at half the depth of
+# Inception, which torchvision trains with and leaves out in inference.
 _COUNTER = "num_batches_tracked"
 _AUXILIARY = "AuxLogits."
 
@@ -68,7 +68,7 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
         network is there by the name that it has in the file.
 
     Raises:
-        UserError: it is no file of its kind, is damaged, holds something else than arrays or
+        UserError: it is not a file of its kind, is damaged, holds something else than arrays or
             another network, or needs torch, which is not installed.
     """
     read = _safetensors if file.suffix == ".safetensors" else _state_dict
@@ -93,19 +93,20 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     return stored
 
 
-def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tuple[LayerNames, str]]:
+def _places(
+    arrays: Mapping[str, np.ndarray], network: Network
+) -> dict[str, tuple[LayerNames, str]]:
     """The layer and our name of each array, by the names of the library that the file is from."""
-    best: dict[str, tuple[LayerNames, str]] = {}
     layers_in = REGISTRY[network.name].torch_layers
-    for library in _LIBRARIES:
-        places = {
+    candidates = [
+        {
             f"{layer.name}.{theirs}": (layer, ours)
             for layer in layers_in(published(network), library) or ()
             for theirs, ours in variables_of(layer).items()
         }
-        if not best or len(arrays.keys() & places.keys()) > len(arrays.keys() & best.keys()):
-            best = places
-    return best
+        for library in _LIBRARIES
+    ]
+    return max(candidates, key=lambda places: len(arrays.keys() & places.keys()))
 
 
 def variables_of(layer: LayerNames) -> dict[str, str]:

@@ -31,7 +31,7 @@ class NoWeights(UserError):
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """Does something that may hang on a thread of its own, which is left alone when it does.
+    """Runs something that may hang in a thread of its own, and stops waiting for it in time.
 
     The timeouts of HTTP libraries do not count the look-up of a host's name, and count anew for
     each of its addresses.

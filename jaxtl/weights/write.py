@@ -34,9 +34,9 @@ class Written:
     """A file of weights that was written.
 
     Attributes:
-        path: of the file.
+        path: the file.
         network: its name, with its width where that is not 1.
-        classes: of its head; None without one.
+        classes: the number of classes of its head; None without a head.
         parameters: the numbers in it, BatchNorm statistics included.
         load: Python that makes the network and loads the file.
         images: what the network that was loaded so takes.
@@ -187,7 +187,7 @@ def _named(layers: _Layers, convention: str) -> bytes:
     with h5py.File(data, "w") as file:
         file.attrs[CONVENTION_KEY] = convention
         file.attrs["layer_names"] = _fixed(layer.name for layer, _ in layers)
-        # Keras 2 flips the kernels of files from backends that it does not know.
+        # Keras 2 flips kernels of Theano, and leaves those of a backend that it does not know.
         file.attrs["backend"] = b"jax"
         file.attrs["keras_version"] = b"3.0.0"  # "1" and "2" would be converted
         for layer, arrays in layers:
@@ -285,7 +285,9 @@ def _keras_line(network: Network, path: Path, size: int) -> str:
 
 def _timm_line(network: Network, path: Path) -> str:
     names = definition(network.name).names[network.name]
-    made = f'timm.create_model("{names.timm[network.width]}", num_classes={network.num_classes or 0})'
+    made = (
+        f'timm.create_model("{names.timm[network.width]}", num_classes={network.num_classes or 0})'
+    )
     lines = [f"model = {made}"]
     if names.hidden and not network.spec.top:
         lines.append(f"model.{names.hidden} = torch.nn.Identity()")

@@ -144,7 +144,7 @@ def test_folders_that_are_splits_are_not_taken_for_classes(tmp_path, names):
 def test_folders_beside_a_split_that_are_not_looked_at_are_named(tmp_path, caplog):
     make(tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("train", "val", "test") for kind in "ab"))
     split(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: not looked at: test"]
+    assert caplog.messages == [f"{tmp_path}: ignored: test"]
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -5,8 +5,6 @@ Layouts are checked here, without torch; `test_torch_parity.py` checks the names
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 

