@@ -1,4 +1,4 @@
-"""Which network a source of weights holds, so that it can be written as another kind of file."""
+"""Converts the weights of a source to another kind of file."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ def _places(
     def enough(places: dict[_Layer, LayerNames]) -> bool:
         return 2 * sum(place in trunk for place in places.values()) > len(trunk)
 
-    own = {layer.name: layer for layer in expected if _number(layer.name, layer.kind) is None}
+    own = {layer.name: layer for layer in expected if _number(layer.name, layer.kind) < 0}
     by_name = {layer: own[layer.name] for layer in inside if layer.name in own}
     if enough(by_name):
         return by_name
@@ -372,15 +372,14 @@ def _by_position(inside: list[_Layer], expected: Sequence[LayerNames]) -> dict[_
         # Keras numbers layers as it makes them, which is not the order that a model has.
         numbers = {layer: _number(layer.name, kind) for layer in theirs}
         ranks = {layer: _number(layer.name, kind) for layer in ours}
-        if None not in numbers.values() and None not in ranks.values():
-            numbered = dict(
-                enumerate(sorted(ours, key=ranks.get), min(numbers.values(), default=0))
-            )
+        if min((*numbers.values(), *ranks.values()), default=0) >= 0:
+            first = min(numbers.values(), default=0)
+            numbered = dict(enumerate(sorted(ours, key=ranks.__getitem__), first))
             places |= {layer: numbered[n] for layer, n in numbers.items() if n in numbered}
     return places
 
 
-def _number(name: str, kind: str) -> int | None:
-    """The number in a name that Keras made up for a layer of a class: 37 in `conv2d_37`."""
+def _number(name: str, kind: str) -> int:
+    """The number in a name that Keras made up for a layer of a class: 37 in `conv2d_37`, or -1."""
     made_up = re.fullmatch(rf"{kind}(?:_(\d{{1,9}}))?", name)
-    return int(made_up[1] or 0) if made_up else None
+    return int(made_up[1] or 0) if made_up else -1

@@ -89,8 +89,15 @@ def create_model(
         UserError: the name, width or image size is impossible, no source can be had, or a file does
             not fit the network.
     """
-    options = {"weights": weights, "num_classes": num_classes, "width": width, "seed": seed}
-    return create(name, image_size=image_size, **options)[0]
+    network, _ = create(
+        name,
+        num_classes=num_classes,
+        weights=weights,
+        width=width,
+        image_size=image_size,
+        seed=seed,
+    )
+    return network
 
 
 def create(

@@ -237,12 +237,11 @@ def _tensors(layers: _Layers, convention: str) -> bytes:
     return save(state, {"format": "pt", CONVENTION_KEY: convention})
 
 
-_SAFETENSORS = ".safetensors"
 _Encode = Callable[[_Layers, str], bytes]
 _FORMATS: dict[str, tuple[Framework, _Encode]] = {
     ".weights.h5": ("keras", _numbered),  # before the shorter suffix
     ".h5": ("keras", _named),
-    _SAFETENSORS: ("torch", _tensors),
+    ".safetensors": ("torch", _tensors),
 }
 
 
@@ -267,7 +266,7 @@ def _stem(path: Path) -> str:
 
 
 def _keras_line(network: Network, path: Path, size: int) -> str:
-    """The size is said always: the head of each of Keras' models is made for one, and the padding
+    """It always states the size: the head of each of Keras' models is made for one, and the padding
     of its MobileNetV2 differs where the size is unknown (its `correct_pad`)."""
     known = definition(network.name)
     if network.spec.top and known.deep_top:
@@ -285,10 +284,8 @@ def _keras_line(network: Network, path: Path, size: int) -> str:
 
 def _timm_line(network: Network, path: Path) -> str:
     names = definition(network.name).names[network.name]
-    made = (
-        f'timm.create_model("{names.timm[network.width]}", num_classes={network.num_classes or 0})'
-    )
-    lines = [f"model = {made}"]
+    name, classes = names.timm[network.width], network.num_classes or 0
+    lines = [f'model = timm.create_model("{name}", num_classes={classes})']
     if names.hidden and not network.spec.top:
         lines.append(f"model.{names.hidden} = torch.nn.Identity()")
     lines.append(f"model.load_state_dict(safetensors.torch.load_file({str(path)!r}))")

@@ -403,6 +403,10 @@ def test_views_that_are_not_set_say_so():
     assert "'views' is not set; add --cfg.views=" in refused(config, views=None)
 
 
+def test_no_source_at_all_is_refused_and_not_the_working_directory():
+    assert "config key 'data.source'" in refused(config, data={"source": ""})
+
+
 def test_a_placeholder_must_be_filled_by_a_flag():
     needed = "config key 'data.source' is not set; add --cfg.data.source=..."
     assert refused(load, "seed.py", {}) == needed

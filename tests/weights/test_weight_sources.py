@@ -103,7 +103,7 @@ def test_a_published_checksum_is_checked(server, cache):
 
 def test_an_answer_that_is_no_weights_file_is_not_kept(server, cache, published):
     server.content = b"<html>log in to the network first</html>"
-    with pytest.raises(UserError, match="is no HDF5 file, and was thrown away: run it again"):
+    with pytest.raises(UserError, match="is not an HDF5 file, and was deleted: run it again"):
         make("keras")
     server.content = published[False]
     _, record = make("keras")
