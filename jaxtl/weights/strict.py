@@ -41,7 +41,7 @@ class Loaded:
     """The variables that a network takes from a file.
 
     Attributes:
-        variables: by path; those of a new head are not among them.
+        variables: arrays by path; those of a new head are not among them.
         head: `loaded` from the file, `new`, or `none` if the network has no head.
         left_out: parameters of the file's classifier that were not used, by their names there.
     """

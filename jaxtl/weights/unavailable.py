@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """A source cannot be had; the text follows its name: `could not be reached (...)`."""
+    """A source cannot be had. Messages put its name before this text: `could not be reached`."""
 
 
 class NoWeights(UserError):

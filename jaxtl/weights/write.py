@@ -105,7 +105,7 @@ def check_target(path: Path, *, network: str, width: float, convention: str) -> 
     if framework == "keras" and names.keras is None:
         raise UserError(f"Keras Applications has no {network} that could load {path}")
     if framework == "torch" and width not in names.timm:
-        known = ", ".join(f"{of:g}" for of in names.timm)
+        known = ", ".join(f"{other:g}" for other in names.timm)
         only = f" of width {width:g}, only of {known}" if known else f" that could load {path}"
         raise UserError(f"timm has no {network}{only}")
 
