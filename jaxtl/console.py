@@ -6,19 +6,29 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from jaxtl.errors import printable
 from jaxtl.metrics import Sums
+
+
+class _Console(Console):
+    """Shows names of images and classes as they are, but for what would move the cursor."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, keep="\n\t"), **options)
 
 
 def console() -> Console:
     """A console on stdout. Into a file or a pipe it writes plain lines that are never wrapped."""
-    out = Console(highlight=False, markup=False, emoji=False)  # names are what they are
+    out = _Console(highlight=False, markup=False, emoji=False)
     if out.is_terminal:
         return out
-    return Console(highlight=False, markup=False, emoji=False, width=10_000, no_color=True)
+    return _Console(highlight=False, markup=False, emoji=False, width=10_000, no_color=True)
 
 
 @contextlib.contextmanager

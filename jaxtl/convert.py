@@ -56,9 +56,12 @@ def main(arguments: Sequence[str]) -> int:
             raise UserError(f"{given.source} is a run, which knows these; leave --{flag} out")
         network = without_head(run.network) if given.no_head else run.network
         written = write_weights(network, given.to, image_size=run.config.model.image_size)
+        dropped = network.num_classes != run.network.num_classes
     else:
-        written = convert_source(given.source, given.to, no_head=given.no_head, **of_source)
-    left = "head left out" if given.no_head else "no head"
+        written, dropped = convert_source(
+            given.source, given.to, no_head=given.no_head, **of_source
+        )
+    left = "head left out" if dropped else "no head"
     print(
         f"{written.path}: {written.network}, "
         f"{left if written.classes is None else f'{written.classes} classes'}, "

@@ -1,5 +1,6 @@
 """The flags that set a config's keys, and how commands end."""
 
+import logging
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxtl.cli import COMMANDS, EXAMPLES, overrides, run
+from jaxtl.console import console
 from jaxtl.errors import UserError
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -76,6 +78,23 @@ def test_a_command_ends_with_its_code_and_one_line(capsys, command, code, last_w
     printed = capsys.readouterr()
     assert printed.err == last_words
     assert printed.out == ""
+
+
+def test_what_would_move_the_cursor_is_shown_and_not_done(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("jaxtl"), "handlers", [])
+
+    def command(arguments):
+        logging.getLogger("jaxtl").warning("left out: %s", "a\x1b[2Jb\x9b")
+        console().print("cat\x1b[2J", markup=False)
+        raise UserError("no class a\nerror: b\r\x7f")
+
+    with pytest.raises(SystemExit):
+        run(command, [])
+    printed = capsys.readouterr()
+    left_out, error = printed.err.splitlines()
+    assert left_out == r"left out: a\x1b[2Jb\x9b"
+    assert error == r"error: no class a\nerror: b\r\x7f"
+    assert printed.out == "cat\\x1b[2J\n"
 
 
 def test_debug_shows_where_an_error_comes_from():

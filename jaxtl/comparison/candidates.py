@@ -12,7 +12,7 @@ from jaxtl.comparison import AUTO, NARROW
 from jaxtl.config.config_file import Model
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, Network, build, definition, merge, split
-from jaxtl.weights.create import WeightsRecord, create
+from jaxtl.weights.loading import WeightsRecord, create
 from jaxtl.weights.sources import NoWeights, checked, likely_convention
 from jaxtl.weights.strict import AnotherNetwork
 

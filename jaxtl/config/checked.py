@@ -33,7 +33,8 @@ class Checked(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False
     )
-    place: ClassVar[str] = "{part}"  # its key in a whole config; `{name}` is the name it was given
+    # The prefix of dotted keys in error messages; `{name}` stands for the name of a phase.
+    place: ClassVar[str] = "{part}"
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -58,7 +59,7 @@ class Checked(pydantic.BaseModel):
 
 
 def _first_mistake(error: pydantic.ValidationError, known: Iterable[str]) -> tuple[str, str]:
-    """The key to mend first, and what is wrong with it."""
+    """The key to fix first, and what is wrong with it."""
     # A key that is misspelt is why another one is missing.
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key, value = _key(first["loc"]), first["input"]

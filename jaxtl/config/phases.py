@@ -38,7 +38,7 @@ class Stages(Checked):
 
 
 def _kind(rules: Any) -> str:
-    """Which of the two kinds of rules a value means, so that only the errors of that are told."""
+    """Chooses the union branch so that only its errors are reported."""
     named = isinstance(rules, Mapping) and "from_stage" in rules
     return "stages" if named or isinstance(rules, Stages) else "patterns"
 
@@ -114,7 +114,7 @@ def from_stage(name: str, decay: float = 0.9) -> Stages:
     """Trains a stage and all after it, each stage at a lower learning rate than the next.
 
     Args:
-        name: of the stage, such as `block_14`; the table at the start of a run lists them.
+        name: the stage, such as `block_14`; the table at the start of a run lists them.
         decay: see `Stages`, above 0 and at most 1, where all train at the same learning rate. The
             default is that of the largest ELECTRA.
     """
@@ -137,11 +137,11 @@ def gradual(
     Args:
         stages: where each phase after the first begins to train, the last stage of the network
             first; a stage that is not there is refused when a run begins.
-        epochs: of each phase.
-        lr: of each phase, before multipliers and schedule.
+        epochs: the epochs of each phase.
+        lr: the learning rate of each phase, before multipliers and schedule.
         decay: as in `from_stage`.
-        settings: any other field of `Phase`, for all of them; those of BatchNorms not for the
-            first, since a head has none.
+        settings: any other field of `Phase`, for all of them but those of BatchNorms,
+            which the first does not get, since a head has none.
 
     Raises:
         UserError: there are no stages, or they are not names that differ.
@@ -151,9 +151,11 @@ def gradual(
             f"gradual({stages!r}): give different stages after the head, the last one first, such "
             "as ('top', 'block_14')"
         )
-    of_head = {key: value for key, value in settings.items() if not key.startswith("batch_norm")}
+    head_settings = {
+        key: value for key, value in settings.items() if not key.startswith("batch_norm")
+    }
     rules = {f"from_{stage}": from_stage(stage, decay) for stage in stages}
     return (
-        Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **of_head),
+        Phase(name="head", train=head_only(), epochs=epochs, lr=lr, **head_settings),
         *(Phase(name=n, train=rule, epochs=epochs, lr=lr, **settings) for n, rule in rules.items()),
     )

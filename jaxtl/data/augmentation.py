@@ -1,8 +1,8 @@
 """Random changes to training images, on the device.
 
 Each image has a key of its own, so the result does not depend on how a batch is spread over
-devices. `draw_geometry` turns a key into numbers, `pull_matrix` turns the numbers into one matrix,
-and `warp` applies it.
+devices. `draw_geometry` turns a key into numbers, `inverse_affine` the numbers into one matrix, and
+`warp` applies it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from jaxtl.config.config_file import Augment
 
-# One key for each thing that is drawn, so that switching one on does not change the others.
+# One key for each thing that is drawn, so that switching one on does not change the others. A new
+# entry goes last: a key depends on its place here, and augmented views must stay as they are.
 _DRAWS = (
     "horizontal_flip",
     "vertical_flip",
@@ -39,7 +40,7 @@ class Geometry(NamedTuple):
     Attributes:
         corner: the top and left edge of the box that is kept, as fractions of height and width.
         box: the height and width of that box, as fractions of height and width.
-        shear: in degrees.
+        shear: the angle, in degrees.
         zoom: the scale of columns and that of rows (Keras' zx and zy); above 1 things get smaller.
         flip: whether rows and whether columns are mirrored.
     """
@@ -82,7 +83,7 @@ def _augment_one(
     if config.crop_scale or config.shear or config.zoom:
         height, width, _ = pixels.shape
         geometry = draw_geometry(key, config)
-        pixels = warp(pixels, pull_matrix(geometry, height, width))
+        pixels = warp(pixels, inverse_affine(geometry, height, width))
     elif config.horizontal_flip or config.vertical_flip:
         rows, columns = draw_geometry(key, config).flip
         pixels = jnp.where(rows, pixels[::-1], pixels)
@@ -122,7 +123,7 @@ def draw_geometry(key: Key[Array, ""], config: Augment) -> Geometry:
     return Geometry(corner, box, shear, zoom, jnp.stack([rows, columns]))
 
 
-def pull_matrix(geometry: Geometry, height: int, width: int) -> Float[Array, "3 3"]:
+def inverse_affine(geometry: Geometry, height: int, width: int) -> Float[Array, "3 3"]:
     """The matrix from (row, column, 1) of a pixel in the result to its place in the image.
 
     Coordinates are those of pixel centres: 0 is the centre of the first pixel. Shear and zoom are
@@ -154,8 +155,8 @@ def warp(
     """Resamples an image bilinearly; outside of it the nearest edge is repeated.
 
     Args:
-        pixels: of any range.
-        matrix: from a place in the result to one in the image, see `pull_matrix`.
+        pixels: an image, of any range of values.
+        matrix: maps a place in the result to one in the image, see `inverse_affine`.
     """
     # Not `dm_pix.affine_transform`: it interpolates over the channels too, which makes it fifty
     # times slower on a CPU, and it finds the places by a matrix product, which GPUs and TPUs round

@@ -1,4 +1,7 @@
-"""Decoding: from an encoded image to RGB pixels of a fixed size."""
+"""Decoding: from an encoded image to RGB pixels of a fixed size.
+
+Importing this changes the filters of Python's warnings: Pillow's of large images are silenced.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ Resize = Literal["stretch", "crop"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 MOST_PIXELS = 2**26
-"""Of an image file: 67 megapixels, more than most cameras take. Pillow holds them in 256 MiB, and
-up to 16 threads decode an image each."""
+"""The largest image file that is decoded: 67 megapixels, more than most cameras take. Pillow holds
+them in 256 MiB, and up to 16 threads decode an image each."""
 
 # Pillow warns of images that are larger still; here they are refused.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -119,7 +122,7 @@ def _too_large() -> UserError:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Applies the EXIF orientation; `ImageOps.exif_transpose` would fail on odd tags beside it."""
+    """Applies the EXIF orientation; `ImageOps.exif_transpose` would fail on other odd tags."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # the pixels are whole, and unreadable tags tell no orientation

@@ -18,7 +18,7 @@ from jaxtyping import Int32
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
 
-_LOG = logging.getLogger("jaxtl")
+_log = logging.getLogger("jaxtl")
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
@@ -26,13 +26,13 @@ _SPLITS = {"train", "training", *VALIDATION_FOLDERS, "testing", "eval"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FolderSource:
-    """The images of a folder of class folders.
+class FileSource:
+    """Image files below a folder.
 
     Attributes:
         root: the folder.
-        paths: one an image, relative to `root`, with slashes.
-        labels: one an image, an index into `classes`.
+        paths: the path of each image, relative to `root`, with slashes.
+        labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -58,31 +58,31 @@ class FolderSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over relative paths, sizes in bytes, labels and class names."""
-        return self._of([status.st_size for status in self._status])
+        return self._hash([status.st_size for status in self._status])
 
     @functools.cached_property
     def version(self) -> str:
         """The same over the folder's path and the times of the last change too."""
         times = [(status.st_size, status.st_mtime_ns) for status in self._status]
-        return self._of([str(self.root.resolve()), *times])
+        return self._hash([str(self.root.resolve()), *times])
 
     @functools.cached_property
     def _status(self) -> list[os.stat_result]:
         with _readable():
             return [(self.root / path).stat() for path in self.paths]
 
-    def _of(self, metadata: list) -> str:
+    def _hash(self, metadata: list) -> str:
         known = [self.classes, self.labels.tolist(), self.paths, metadata]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
+def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
     """Opens a folder of class folders, or one with `train/` and perhaps `val/` of class folders.
 
     Classes are the names of the class folders, sorted. Class folders are searched to any depth;
     hidden files and folders are passed over; files that are not images are reported in one
-    warning. Beside `train/` the first of `val/`, `valid/`, `validation/`, `test/` is for
-    validation, and the others are not looked at. A folder called `train` that holds no folders is
+    warning. Next to `train/` the first of `val/`, `valid/`, `validation/`, `test/` is for
+    validation, and the others are ignored. A folder called `train` that holds no folders is
     an ordinary class.
 
     Returns:
@@ -91,7 +91,7 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
 
     Raises:
         UserError: the folder is empty or cannot be read, a class has no images, or the validation
-            images have a class that the training images lack.
+            images have a class that the training images do not have.
     """
     with _readable():
         names = _subfolders(root)
@@ -105,7 +105,7 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
         train = _source(root / "train", _images_by_class(root / "train"))
         second = next((name for name in VALIDATION_FOLDERS if name in names), None)
         if ignored := [name for name in names if name not in ("train", second)]:
-            _LOG.warning("%s: not looked at: %s", root, ", ".join(ignored))
+            _log.warning("%s: ignored: %s", root, ", ".join(ignored))
         if second is None:
             return train, None
         found = _images_by_class(root / second)
@@ -117,7 +117,7 @@ def open_folder(root: Path) -> tuple[FolderSource, FolderSource | None]:
         )
     missing = sorted(set(train.classes) - set(found))
     if missing:
-        _LOG.warning("%s has no images of the class %s", root / second, ", ".join(missing))
+        _log.warning("%s has no images of the class %s", root / second, ", ".join(missing))
     return train, _source(root / second, found, train.classes)
 
 
@@ -164,12 +164,12 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _source(
     root: Path, found: dict[str, list[str]], classes: tuple[str, ...] | None = None
-) -> FolderSource:
+) -> FileSource:
     classes = classes or tuple(found)
     number = {name: index for index, name in enumerate(classes)}
     paths = [path for name in found for path in found[name]]
     labels = [number[name] for name in found for _ in found[name]]
-    return FolderSource(root, tuple(paths), np.asarray(labels, np.int32), classes)
+    return FileSource(root, tuple(paths), np.asarray(labels, np.int32), classes)
 
 
 def _images_by_class(root: Path) -> dict[str, list[str]]:
@@ -179,6 +179,11 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
     others: list[str] = []
     for name in _subfolders(root):
         files = sorted(_files(root / name, f"{name}/"))
+        if as_text(name) in images:
+            raise UserError(
+                f"{root} has two class folders that are both written {as_text(name)}, one of them "
+                "in bytes that are not UTF-8: rename one"
+            )
         images[as_text(name)] = [path for path in files if _is_image(path)]
         others += [path for path in files if not _is_image(path)]
     if not images:
@@ -190,14 +195,14 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
             f"{root / empty[0]}: add some or remove the folder"
         )
     if others:
-        _LOG.warning(
+        _log.warning(
             "skipped %d files that are not images, the first is %s", len(others), root / others[0]
         )
     return images
 
 
 def _refuse_or_report_loose_images(root: Path) -> None:
-    """Images beside the class folders have no class: they must not vanish without a word."""
+    """Images outside of the class folders have no class: ignoring them takes a warning."""
     with os.scandir(root) as entries:
         loose = sorted(
             e.name
@@ -210,7 +215,7 @@ def _refuse_or_report_loose_images(root: Path) -> None:
             "named after the class"
         )
     if loose:
-        _LOG.warning(
+        _log.warning(
             "skipped %d images outside of the class folders, the first is %s",
             len(loose),
             root / loose[0],

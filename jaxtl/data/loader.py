@@ -22,10 +22,11 @@ class Batch(NamedTuple):
     Attributes:
         inputs: images, RGB, 0..255, uint8 (B, H, W, 3); or their activations (B, ...); or the
             rows of these in a table (B,).
-        labels: indices into the classes of the source.
+        labels: the class of each image, an index into the classes of the source.
         valid: False for the zeros that fill up the last batch of an epoch.
-        indices: of the images in the source.
-        views: which random changes each image gets: the same number means the same changes.
+        indices: the index of each image in the source.
+        views: the number that picks the random changes to each image: the same number, the same
+            changes.
     """
 
     inputs: Num[np.ndarray, "batch ..."]
@@ -47,7 +48,7 @@ class Loader:
         image_size: the side of a decoded image, in pixels.
         resize: how images are brought to that size, see `decode`.
         batch_size: images a batch.
-        seed: of the order, at least 0.
+        seed: seeds the shuffling, at least 0.
         shuffle: draw a new order for every epoch; otherwise the order is that of the source.
         memory_bytes: how many bytes decoded images may take.
     """
@@ -97,8 +98,8 @@ class Loader:
         """Yields the batches of an epoch, or the tail of the same sequence from `start_step` on.
 
         Args:
-            epoch: since the run began.
-            start_step: batches to leave out.
+            epoch: the number of the epoch since the run began.
+            start_step: the number of batches to leave out.
             views: how many views of an image there are, see `rows`.
 
         Raises:
@@ -136,10 +137,10 @@ class Loader:
             )
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " images"]:
-        """The indices of an epoch. NumPy promises never to change the numbers of `RandomState`.
+        """The order of an epoch, drawn by `RandomState`, whose numbers NumPy promises to keep.
 
-        Not Grain's own shuffle: it would give seed 1 the epochs of seed 0, one later, and takes
-        some 20 ms an epoch however few images there are.
+        Grain's own shuffle would give epoch e of seed 1 the order of epoch e + 1 of seed 0, and
+        takes some 20 ms an epoch however few images there are.
         """
         if not self._shuffle:
             return np.arange(len(self))
@@ -154,7 +155,7 @@ class Loader:
     def _stream(
         self, order: Int64[np.ndarray, " images"]
     ) -> Generator[UInt8[np.ndarray, "size size 3"]]:
-        """Decodes on threads, in order: Pillow lets go of the interpreter's lock while it works."""
+        """Decodes on threads, in order: Pillow releases the GIL while it works."""
         threads = min(16, os.cpu_count() or 1)
         ahead = 2 * max(self.batch_size, threads)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from jaxtl.data.folders import open_folder
-from jaxtl.data.tfds import open_tfds
+from jaxtl.data.tfds import DESCRIPTION, open_tfds
 from jaxtl.errors import UserError
 
 
@@ -63,8 +64,8 @@ class ArraySource:
 
     Attributes:
         name: what to call them in messages.
-        pixels: (images, height, width) or with a last axis of 1 or 3 channels.
-        labels: one an image, an index into `classes`.
+        pixels: all images, (images, height, width) or with a last axis of 1 or 3 channels.
+        labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -103,7 +104,7 @@ class Subset:
     Attributes:
         source: the source.
         indices: which of its images, in which order.
-        labels: one an image of the subset, an index into `classes`.
+        labels: the class of each image of the subset, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -126,14 +127,14 @@ class Subset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the source's fingerprint, the indices, labels and class names."""
-        return self._of(self.source.fingerprint)
+        return self._hash(self.source.fingerprint)
 
     @functools.cached_property
     def version(self) -> str:
         """SHA-256 over the source's version, the indices, labels and class names."""
-        return self._of(self.source.version)
+        return self._hash(self.source.version)
 
-    def _of(self, source: str) -> str:
+    def _hash(self, source: str) -> str:
         known = [source, self.classes, self.labels.tolist(), self.indices.tolist()]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
@@ -155,9 +156,8 @@ def open_splits(spec: str, *, val_fraction: float, seed: int) -> Splits:
     """
     train, val = _open(spec)
     if len(train.classes) < 2:
-        raise UserError(
-            f"{spec} has one class only, {train.classes[0]!r}: a classifier needs at least two"
-        )
+        there = f"one class only, {train.classes[0]!r}" if train.classes else "no classes"
+        raise UserError(f"{spec} has {there}: a classifier needs at least two")
     if val is not None:
         return Splits(train, val)
     kept, held_out = stratified_split(train, val_fraction, seed)
@@ -194,8 +194,9 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
 def absolute(spec: str) -> str:
     """The same source by a path that does not depend on the working directory."""
     kind, colon, name = spec.rpartition("tfds:")
-    path = Path(name).expanduser()
-    return f"{kind}{colon}{path.resolve()}" if spec != "digits" and path.exists() else spec
+    path = Path(os.path.expanduser(name))
+    there = (path / DESCRIPTION).is_file() if colon else spec != "digits" and path.exists()
+    return f"{kind}{colon}{path.resolve()}" if there else spec
 
 
 def found_line(source: Source) -> str:
@@ -236,11 +237,12 @@ def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
 
 
 def _open(spec: str) -> tuple[Source, Source | None]:
+    # A new kind of source is a module with a class like `Source`, and a branch here.
     if spec == "digits":
         return _digits(), None
     if spec.startswith("tfds:"):
         return open_tfds(spec.removeprefix("tfds:"))
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     try:
         path.stat()
     except OSError as error:

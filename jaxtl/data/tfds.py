@@ -6,11 +6,14 @@ Only files in the array_record format allow random access. Writing them does nee
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxtl.errors import UserError
+
+DESCRIPTION = "dataset_info.json"
+"""The file that makes a folder a prepared version of a data set."""
 
 VALIDATION_SPLITS = ("validation", "val", "test")
 
@@ -30,7 +36,7 @@ class TfdsSource:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
         num_bytes: size of the split, as the data set states it.
         read: gives the encoded image of an index.
-        labels: one an image, an index into `classes`.
+        labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
     """
 
@@ -77,12 +83,25 @@ def open_tfds(name: str) -> tuple[TfdsSource, TfdsSource | None]:
         UserError: TFDS is not installed, the data set is not prepared in this format, it has no
             `train`, it has not exactly one image and one class label, or an image has no label.
     """
-    builder = _builder(name)
+    with _readable(name):
+        builder = _builder(name)
     if "train" not in builder.info.splits:
         raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
     second = next((s for s in VALIDATION_SPLITS if s in builder.info.splits), None)
     train = _source(builder, "train", name)
     return train, None if second is None else _source(builder, second, name)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns what TFDS and array_record raise on damaged or missing files into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # their errors are of every kind
+        reason = textwrap.shorten(str(error), 300) or type(error).__name__
+        raise UserError(f"tfds:{name} is damaged or incomplete: {reason}") from error
 
 
 def _builder(name: str) -> Any:
@@ -92,8 +111,8 @@ def _builder(name: str) -> Any:
         raise UserError(
             f"tfds:{name} needs TensorFlow Datasets: pip install 'jaxtl[tfds]'"
         ) from error
-    folder = Path(name).expanduser()
-    if (folder / "dataset_info.json").is_file():
+    folder = Path(os.path.expanduser(name))
+    if (folder / DESCRIPTION).is_file():
         return tfds.builder_from_directory(folder)
     try:
         # Not `tfds.builder`: that runs the data set's own code, which may want TensorFlow.
@@ -101,7 +120,7 @@ def _builder(name: str) -> Any:
     except ValueError as error:  # DatasetNotFoundError is one, and so are names that make no sense
         if folder.is_dir():
             raise UserError(
-                f"tfds:{name} has no dataset_info.json: give the folder of one version of a "
+                f"tfds:{name} has no {DESCRIPTION}: give the folder of one version of a "
                 f"prepared data set, such as tfds:{folder / '1.0.0'}"
             ) from error
         raise UserError(_not_prepared(name)) from error
@@ -132,11 +151,13 @@ def _source(builder: Any, split: str, name: str) -> TfdsSource:
     undecoded = {image_key: tfds.decode.SkipDecoding()}
 
     def read(index: int) -> bytes:
-        return image_alone.deserialize_example_np(records[index], decoders=undecoded)[image_key]
+        with _readable(name):
+            record = records[index]
+            return image_alone.deserialize_example_np(record, decoders=undecoded)[image_key]
 
-    labels = np.asarray(
-        [label_alone.deserialize_example_np(record)[label_key] for record in records], np.int32
-    )
+    with _readable(name):
+        parsed = [label_alone.deserialize_example_np(record) for record in records]
+    labels = np.asarray([example[label_key] for example in parsed], np.int32)
     if labels.size == 0 or labels.min() < 0:
         raise UserError(f"tfds:{name}: {split!r} has images without a label, or no images")
     info = builder.info.splits[split]

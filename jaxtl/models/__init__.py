@@ -12,9 +12,9 @@ from jaxtl.errors import UserError
 from jaxtl.models import inception, mobilenet, mobilenet_v1, resnet, vgg
 from jaxtl.models.chain import (
     Definition,
+    ExternalNames,
     KerasFile,
-    Layer,
-    Names,
+    LayerNames,
     Network,
     Spec,
     Variables,
@@ -33,9 +33,9 @@ __all__ = [
     "BatchNorm",
     "Context",
     "Definition",
+    "ExternalNames",
     "KerasFile",
-    "Layer",
-    "Names",
+    "LayerNames",
     "Network",
     "Spec",
     "Variables",

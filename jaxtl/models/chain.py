@@ -32,13 +32,14 @@ class Spec:
     """The arguments that a network is built from.
 
     Attributes:
-        name: the name of the network in the registry.
-        num_classes: the number of logits; None for pooled features.
-        width: the multiplier of the channel counts.
-        dropout: the fraction of the features that training drops before the last dense layer.
-        top: whether to build the whole published classifier of a VGG, which has three dense layers.
-        convention: the convention of the weights.
-        dtype: the type of the feature maps, `float32` or `bfloat16`. Parameters, batch statistics,
+        name: the network's name in the registry.
+        num_classes: number of logits; None for pooled features.
+        width: multiplier of the channel counts.
+        dropout: fraction of the features that training drops before the last dense layer.
+        top: build the whole published classifier where that is more than one dense layer (VGG).
+        convention: how images are normalised and feature maps padded: as the framework does that
+            trained the weights.
+        dtype: `float32` or `bfloat16`: type of the feature maps. Parameters, batch statistics,
             pooled features and logits are float32.
     """
 
@@ -51,30 +52,34 @@ class Spec:
     dtype: str = "float32"
 
 
-class Layer(NamedTuple):
-    """A layer with weights in a file of another framework.
+class LayerNames(NamedTuple):
+    """Where a layer with weights is here, and what a file of another library calls it.
 
     Attributes:
-        kind: `conv2d`, `depthwise_conv2d`, `batch_normalization`, `dense`, or `flat_dense`: a dense
-            layer on flattened feature maps, channels last here and channels first in torch.
+        kind: `conv2d`, `depthwise_conv2d`, `batch_normalization` or `dense`.
         name: the layer's name in that framework.
         path: the layer's path here.
         folds_into: path of the BatchNorm after a convolution that has a bias there and none here.
             The bias is subtracted from the running mean, which computes the same.
+        flattened: side of the feature maps that a dense layer takes flattened: channels last here
+            and in Keras, channels first in torch.
+        convolution: whether a dense layer is a convolution there.
     """
 
     kind: str
     name: str
     path: str
     folds_into: str | None = None
+    flattened: int | None = None
+    convolution: bool = False
 
 
 class Network(nnx.Module):
     """A chain of named stages, from RGB images to logits or pooled features.
 
     Attributes:
-        spec: the arguments that the network was built from.
-        stage_names: the names of the stages, in order.
+        spec: what the network is built from.
+        stage_names: the stages, in order.
     """
 
     def __init__(self, stages: Mapping[str, nnx.Module], spec: Spec):
@@ -144,33 +149,40 @@ class KerasFile(NamedTuple):
 
 def one_keras_file(
     folder: str, md5: Mapping[str, tuple[str, str]]
-) -> Callable[[str, float, int, bool], KerasFile]:
+) -> Callable[[str, float, int, bool], KerasFile | None]:
     """The `keras_file` of a network whose weights are published once for all image sizes.
 
     Args:
         folder: below the base address; `{name}` stands for the network's name.
-        md5: with and without top, by the network's name (Keras Applications).
+        md5: checksums with and without top, by the network's name (Keras Applications); a network
+            that is not in it has no file there.
     """
 
-    def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile:
+    def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile | None:
+        if name not in md5:
+            return None
         file = f"{name}_weights_tf_dim_ordering_tf_kernels{'' if top else '_notop'}.h5"
         return KerasFile(f"{folder.format(name=name)}/{file}", md5[name][0 if top else 1])
 
     return keras_file
 
 
-class Names(NamedTuple):
+class ExternalNames(NamedTuple):
     """A network's names in other libraries.
 
     Attributes:
-        keras: its function in `keras.applications` (keras/api/applications/__init__.py).
+        keras: its function in `keras.applications` (keras/api/applications/__init__.py); None if
+            there is none.
         module: the module there that has its `preprocess_input`.
-        timm: its name for `timm.create_model`, by width (timm/models).
+        timm: its name for `timm.create_model`, by width (timm/models); empty if there is none.
+        hidden: the module of timm's network that holds the hidden layers of its classifier, which
+            `num_classes=0` leaves in place.
     """
 
-    keras: str
-    module: str
-    timm: Mapping[float, str]
+    keras: str | None = None
+    module: str | None = None
+    timm: Mapping[float, str] = {}
+    hidden: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,32 +190,40 @@ class Definition:
     """What the file of a network provides.
 
     Attributes:
-        names: the networks it builds, with their names in Keras and timm.
+        names: the networks that it builds, with their names in Keras and timm.
         build: makes the structure of a network.
-        conventions: that of Keras' weights and that of torch's, by name.
-        keras_layers: the layers with weights, in the order of Keras Applications' model.
+        conventions: `keras` and `torch`: how a network normalises images and pads feature maps for
+            weights that one or the other trained; twice the same where only one has the network.
+        keras_layers: the layers with weights, in the order of Keras' model; None where no names
+            are known, so that no Keras file can be read.
         torch_layers: those of `timm` or `torchvision`; None where that library has no such network.
         keras_file: the published Keras file for a network's name, width, image size, and with or
-            without top.
+            without top; None where there is none.
         widths: the widths with published weights.
         native: image size in pixels that the published weights were trained at.
         smallest: smallest image size in pixels.
-        deep_top: whether the published classifier is more than one dense layer.
+        classifier: the stages of the published classifier; the last one is `head`. A network has
+            all of them or the head alone, or none.
         portable: whether weights compute the same under both conventions once images are
             normalised for them.
     """
 
-    names: Mapping[str, Names]
+    names: Mapping[str, ExternalNames]
     build: Callable[[Spec], Network]
     conventions: Mapping[str, Convention]
-    keras_layers: Callable[[Network], list[Layer]]
-    torch_layers: Callable[[Network, str], list[Layer] | None]
-    keras_file: Callable[[str, float, int, bool], KerasFile]
+    keras_layers: Callable[[Network], list[LayerNames] | None] = lambda network: None
+    torch_layers: Callable[[Network, str], list[LayerNames] | None] = lambda network, library: None
+    keras_file: Callable[[str, float, int, bool], KerasFile | None] = lambda *which: None
     widths: tuple[float, ...] = (1.0,)
     native: int = 224
     smallest: int = 32
-    deep_top: bool = False
+    classifier: tuple[str, ...] = ("head",)
     portable: bool = False
+
+    @property
+    def deep_top(self) -> bool:
+        """Whether the published classifier is more than one dense layer."""
+        return len(self.classifier) > 1
 
 
 def stage_of(path: str) -> str:

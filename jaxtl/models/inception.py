@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
+from jaxtl.models.chain import Definition, ExternalNames, LayerNames, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     PLUS_MINUS_ONE,
     Context,
@@ -237,17 +237,17 @@ def average_pool(x: Maps, *, counts_padding: bool) -> Maps:
     return means.astype(x.dtype)
 
 
-def keras_layers(network: Network) -> list[Layer]:
+def keras_layers(network: Network) -> list[LayerNames]:
     """The layers with weights, in the order of Keras Applications' model.
 
     Keras orders them by their distance to the end of the model (keras/src/ops/function.py), so that
     parallel convolutions come before their BatchNorms, and numbers their names as it makes
     them: branch by branch.
     """
-    layers: list[Layer] = []
+    layers: list[LayerNames] = []
     created = 0
     for units in _units():
-        depths: list[tuple[int, Layer]] = []
+        depths: list[tuple[int, LayerNames]] = []
         for number, (path, left) in enumerate(units, created):
             suffix = f"_{number}" if number else ""
             conv, bn = _with_norm(f"conv2d{suffix}", f"batch_normalization{suffix}", path)
@@ -255,23 +255,23 @@ def keras_layers(network: Network) -> list[Layer]:
         created += len(units)
         layers += [layer for _, layer in sorted(depths, key=lambda pair: -pair[0])]
     if network.num_classes is not None:
-        layers.append(Layer("dense", "predictions", "head"))
+        layers.append(LayerNames("dense", "predictions", "head"))
     return layers
 
 
-def torch_layers(network: Network, library: str) -> list[Layer]:
+def torch_layers(network: Network, library: str) -> list[LayerNames]:
     """The layers with weights in `inception_v3`, which timm and torchvision name alike."""
     stem = {
         unit.name: f"Conv2d_{unit.name.removeprefix('conv_')}_{unit.size}x{unit.size}"
         for unit in _STEM
     }
-    layers: list[Layer] = []
+    layers: list[LayerNames] = []
     for units in _units():
         for path, _ in units:
             name = stem.get(path) or path.capitalize().replace("/", ".")
             layers += _with_norm(f"{name}.conv", f"{name}.bn", path)
     if network.num_classes is not None:
-        layers.append(Layer("dense", "fc", "head"))
+        layers.append(LayerNames("dense", "fc", "head"))
     return layers
 
 
@@ -290,12 +290,14 @@ def _units() -> Iterator[list[tuple[str, int]]]:
         yield units
 
 
-def _with_norm(conv: str, bn: str, path: str) -> tuple[Layer, Layer]:
-    return Layer("conv2d", conv, f"{path}/conv"), Layer("batch_normalization", bn, f"{path}/bn")
+def _with_norm(conv: str, bn: str, path: str) -> tuple[LayerNames, LayerNames]:
+    return LayerNames("conv2d", conv, f"{path}/conv"), LayerNames(
+        "batch_normalization", bn, f"{path}/bn"
+    )
 
 
 DEFINITION = Definition(
-    names={"inception_v3": Names("InceptionV3", "inception_v3", {1.0: "inception_v3"})},
+    names={"inception_v3": ExternalNames("InceptionV3", "inception_v3", {1.0: "inception_v3"})},
     build=inception_v3,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
+from jaxtl.models.chain import Definition, ExternalNames, KerasFile, LayerNames, Network, Spec
 from jaxtl.models.layers import (
     IMAGENET,
     PLUS_MINUS_ONE,
@@ -106,36 +106,36 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def keras_layers(network: Network) -> list[Layer]:
+def keras_layers(network: Network) -> list[LayerNames]:
     """The layers with weights, in the order of Keras Applications' model."""
-    layers = [Layer("conv2d", "Conv1", "stem/conv")]
-    layers += [Layer("batch_normalization", "bn_Conv1", "stem/bn")]
+    layers = [LayerNames("conv2d", "Conv1", "stem/conv")]
+    layers += [LayerNames("batch_normalization", "bn_Conv1", "stem/bn")]
     for stage in network.stage_names:
         if not stage.startswith("block_"):
             continue
         prefix = "expanded_conv" if stage == "block_0" else stage
         for part in _parts(network, stage):
             name, path = f"{prefix}_{part}", f"{stage}/{part}"
-            layers.append(Layer(_kind(part), name, path))
-            layers.append(Layer("batch_normalization", f"{name}_BN", f"{path}_bn"))
-    layers += [Layer("conv2d", "Conv_1", "top/conv")]
-    layers += [Layer("batch_normalization", "Conv_1_bn", "top/bn")]
+            layers.append(LayerNames(_kind(part), name, path))
+            layers.append(LayerNames("batch_normalization", f"{name}_BN", f"{path}_bn"))
+    layers += [LayerNames("conv2d", "Conv_1", "top/conv")]
+    layers += [LayerNames("batch_normalization", "Conv_1_bn", "top/bn")]
     if network.num_classes is not None:
-        layers.append(Layer("dense", "predictions", "head"))
+        layers.append(LayerNames("dense", "predictions", "head"))
     return layers
 
 
-def torch_layers(network: Network, library: str) -> list[Layer]:
+def torch_layers(network: Network, library: str) -> list[LayerNames]:
     """The layers with weights in timm's or torchvision's `mobilenetv2` (there: `mobilenet_v2`)."""
     names = _timm_names(network) if library == "timm" else _torchvision_names(network)
     layers = []
     for path, (conv, bn) in names.items():
         kind = _kind(path.rpartition("/")[2])
         bn_path = path.replace("/conv", "/bn") if path.endswith("/conv") else f"{path}_bn"
-        layers += [Layer(kind, conv, path), Layer("batch_normalization", bn, bn_path)]
+        layers += [LayerNames(kind, conv, path), LayerNames("batch_normalization", bn, bn_path)]
     if network.num_classes is not None:
         head = "classifier" if library == "timm" else "classifier.1"
-        layers.append(Layer("dense", head, "head"))
+        layers.append(LayerNames("dense", head, "head"))
     return layers
 
 
@@ -198,7 +198,7 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
 
 DEFINITION = Definition(
     names={
-        "mobilenet_v2": Names(
+        "mobilenet_v2": ExternalNames(
             "MobileNetV2",
             "mobilenet_v2",
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
-from jaxtl.models.chain import Definition, KerasFile, Layer, Names, Network, Spec
+from jaxtl.models.chain import Definition, ExternalNames, KerasFile, LayerNames, Network, Spec
 from jaxtl.models.layers import (
     PLUS_MINUS_ONE,
     BatchNorm,
@@ -84,43 +84,43 @@ class SeparableBlock(nnx.Module):
         return nnx.relu6(self.pointwise_bn(self.pointwise(x), context))
 
 
-def keras_layers(network: Network) -> list[Layer]:
+def keras_layers(network: Network) -> list[LayerNames]:
     """The layers with weights, in the order of Keras Applications' model."""
-    layers = [Layer("conv2d", "conv1", "stem/conv")]
-    layers += [Layer("batch_normalization", "conv1_bn", "stem/bn")]
+    layers = [LayerNames("conv2d", "conv1", "stem/conv")]
+    layers += [LayerNames("batch_normalization", "conv1_bn", "stem/bn")]
     for number in range(1, len(_BLOCKS) + 1):
         for kind, short, part in (
             ("depthwise_conv2d", "dw", "depthwise"),
             ("conv2d", "pw", "pointwise"),
         ):
             name, path = f"conv_{short}_{number}", f"block_{number}/{part}"
-            layers.append(Layer(kind, name, path))
-            layers.append(Layer("batch_normalization", f"{name}_bn", f"{path}_bn"))
+            layers.append(LayerNames(kind, name, path))
+            layers.append(LayerNames("batch_normalization", f"{name}_bn", f"{path}_bn"))
     if network.num_classes is not None:
-        layers.append(Layer("conv2d", "conv_preds", "head"))
+        layers.append(LayerNames("conv2d", "conv_preds", "head"))
     return layers
 
 
-def torch_layers(network: Network, library: str) -> list[Layer] | None:
+def torch_layers(network: Network, library: str) -> list[LayerNames] | None:
     """The layers with weights in timm's `mobilenetv1`; torchvision has none."""
     if library != "timm":
         return None
-    layers = [Layer("conv2d", "conv_stem", "stem/conv")]
-    layers += [Layer("batch_normalization", "bn1", "stem/bn")]
+    layers = [LayerNames("conv2d", "conv_stem", "stem/conv")]
+    layers += [LayerNames("batch_normalization", "bn1", "stem/bn")]
     group = place = 0
     for number, (_, stride) in enumerate(_BLOCKS, 1):
         if stride == 2:  # where timm's groups begin
             group, place = group + 1, 0
         name, path = f"blocks.{group}.{place}", f"block_{number}"
         layers += [
-            Layer("depthwise_conv2d", f"{name}.conv_dw", f"{path}/depthwise"),
-            Layer("batch_normalization", f"{name}.bn1", f"{path}/depthwise_bn"),
-            Layer("conv2d", f"{name}.conv_pw", f"{path}/pointwise"),
-            Layer("batch_normalization", f"{name}.bn2", f"{path}/pointwise_bn"),
+            LayerNames("depthwise_conv2d", f"{name}.conv_dw", f"{path}/depthwise"),
+            LayerNames("batch_normalization", f"{name}.bn1", f"{path}/depthwise_bn"),
+            LayerNames("conv2d", f"{name}.conv_pw", f"{path}/pointwise"),
+            LayerNames("batch_normalization", f"{name}.bn2", f"{path}/pointwise_bn"),
         ]
         place += 1
     if network.num_classes is not None:
-        layers.append(Layer("dense", "classifier", "head"))
+        layers.append(LayerNames("dense", "classifier", "head"))
     return layers
 
 
@@ -140,7 +140,7 @@ def keras_file(name: str, width: float, image_size: int, top: bool) -> KerasFile
 
 
 DEFINITION = Definition(
-    names={"mobilenet_v1": Names("MobileNet", "mobilenet", {1.0: "mobilenetv1_100"})},
+    names={"mobilenet_v1": ExternalNames("MobileNet", "mobilenet", {1.0: "mobilenetv1_100"})},
     build=mobilenet_v1,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import nnx
 
-from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
+from jaxtl.models.chain import Definition, ExternalNames, LayerNames, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -117,14 +117,14 @@ class Bottleneck(nnx.Module):
         return nnx.relu(x + y)
 
 
-def keras_layers(network: Network) -> list[Layer]:
+def keras_layers(network: Network) -> list[LayerNames]:
     """The layers with weights, in the order of Keras Applications' model.
 
     Keras lists layers by their distance from the logits, so a shortcut comes next to the last
     convolution of its block.
     """
     layers = [_biased("conv1_conv", "stem/conv", "stem/bn")]
-    layers += [Layer("batch_normalization", "conv1_bn", "stem/bn")]
+    layers += [LayerNames("batch_normalization", "conv1_bn", "stem/bn")]
     for stage in _blocks(network):
         shortcut = [(0, "shortcut")] if getattr(network, stage).projects else []
         for parts in ([(1, "reduce")], [(2, "filter")], [*shortcut, (3, "expand")]):
@@ -133,15 +133,18 @@ def keras_layers(network: Network) -> list[Layer]:
                 layers.append(_biased(f"{stage}_{n}_conv", path, f"{path}_bn"))
             for n, part in parts:
                 name, path = f"{stage}_{n}_bn", f"{stage}/{part}_bn"
-                layers.append(Layer("batch_normalization", name, path))
+                layers.append(LayerNames("batch_normalization", name, path))
     if network.num_classes is not None:
-        layers.append(Layer("dense", "predictions", "head"))
+        layers.append(LayerNames("dense", "predictions", "head"))
     return layers
 
 
-def torch_layers(network: Network, library: str) -> list[Layer]:
+def torch_layers(network: Network, library: str) -> list[LayerNames]:
     """The layers with weights in the ResNets of timm and of torchvision, which name them alike."""
-    layers = [Layer("conv2d", "conv1", "stem/conv"), Layer("batch_normalization", "bn1", "stem/bn")]
+    layers = [
+        LayerNames("conv2d", "conv1", "stem/conv"),
+        LayerNames("batch_normalization", "bn1", "stem/bn"),
+    ]
     for stage in _blocks(network):
         group, block = (int(number) - 1 for number in stage.removeprefix("conv").split("_block"))
         names = {"reduce": ("conv1", "bn1"), "filter": ("conv2", "bn2"), "expand": ("conv3", "bn3")}
@@ -149,15 +152,15 @@ def torch_layers(network: Network, library: str) -> list[Layer]:
             names["shortcut"] = ("downsample.0", "downsample.1")
         for part, (conv, bn) in names.items():
             name, path = f"layer{group}.{block}", f"{stage}/{part}"
-            layers.append(Layer("conv2d", f"{name}.{conv}", path))
-            layers.append(Layer("batch_normalization", f"{name}.{bn}", f"{path}_bn"))
+            layers.append(LayerNames("conv2d", f"{name}.{conv}", path))
+            layers.append(LayerNames("batch_normalization", f"{name}.{bn}", f"{path}_bn"))
     if network.num_classes is not None:
-        layers.append(Layer("dense", "fc", "head"))
+        layers.append(LayerNames("dense", "fc", "head"))
     return layers
 
 
-def _biased(name: str, path: str, bn: str) -> Layer:
-    return Layer("conv2d", name, path, folds_into=bn)
+def _biased(name: str, path: str, bn: str) -> LayerNames:
+    return LayerNames("conv2d", name, path, folds_into=bn)
 
 
 def _blocks(network: Network) -> list[str]:
@@ -166,9 +169,9 @@ def _blocks(network: Network) -> list[str]:
 
 DEFINITION = Definition(
     names={
-        "resnet50": Names("ResNet50", "resnet", {1.0: "resnet50"}),
-        "resnet101": Names("ResNet101", "resnet", {1.0: "resnet101"}),
-        "resnet152": Names("ResNet152", "resnet", {1.0: "resnet152"}),
+        "resnet50": ExternalNames("ResNet50", "resnet", {1.0: "resnet50"}),
+        "resnet101": ExternalNames("ResNet101", "resnet", {1.0: "resnet101"}),
+        "resnet152": ExternalNames("ResNet152", "resnet", {1.0: "resnet152"}),
     },
     build=resnet,
     conventions=_CONVENTIONS,

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxtl.models.chain import Definition, Layer, Names, Network, Spec, one_keras_file
+from jaxtl.models.chain import Definition, ExternalNames, LayerNames, Network, Spec, one_keras_file
 from jaxtl.models.layers import (
     CAFFE,
     IMAGENET,
@@ -115,20 +115,21 @@ def _cells(length: int, cells: int) -> np.ndarray:
     return (((first <= pixel) & (pixel < end)) / (end - first)).astype(np.float32)
 
 
-def keras_layers(network: Network) -> list[Layer]:
+def keras_layers(network: Network) -> list[LayerNames]:
     """The layers with weights, in the order of Keras Applications' model."""
-    layers = [Layer("conv2d", stage, f"{stage}/conv") for stage in _blocks(network)]
+    layers = [LayerNames("conv2d", stage, f"{stage}/conv") for stage in _blocks(network)]
     return layers + _dense_layers(network, "fc1", "fc2", "predictions")
 
 
-def torch_layers(network: Network, library: str) -> list[Layer]:
+def torch_layers(network: Network, library: str) -> list[LayerNames]:
     """The layers with weights in timm's or torchvision's VGG."""
     layers, place = [], 0
     for stage in _blocks(network):
-        layers.append(Layer("conv2d", f"features.{place}", f"{stage}/conv"))
+        layers.append(LayerNames("conv2d", f"features.{place}", f"{stage}/conv"))
         place += 3 if getattr(network, stage).last else 2  # ReLU and maximum count there
     if library == "timm":
-        return layers + _dense_layers(network, "pre_logits.fc1", "pre_logits.fc2", "head.fc")
+        dense = _dense_layers(network, "pre_logits.fc1", "pre_logits.fc2", "head.fc")
+        return layers + [layer._replace(convolution=layer.path != "head") for layer in dense]
     return layers + _dense_layers(network, "classifier.0", "classifier.3", "classifier.6")
 
 
@@ -136,25 +137,25 @@ def _blocks(network: Network) -> list[str]:
     return [stage for stage in network.stage_names if stage.startswith("block")]
 
 
-def _dense_layers(network: Network, fc1: str, fc2: str, head: str) -> list[Layer]:
+def _dense_layers(network: Network, fc1: str, fc2: str, head: str) -> list[LayerNames]:
     layers = []
     if network.spec.top:
-        layers += [Layer("flat_dense", fc1, "fc1"), Layer("dense", fc2, "fc2")]
+        layers += [LayerNames("dense", fc1, "fc1", flattened=SIDE), LayerNames("dense", fc2, "fc2")]
     if network.num_classes is not None:
-        layers.append(Layer("dense", head, "head"))
+        layers.append(LayerNames("dense", head, "head"))
     return layers
 
 
 DEFINITION = Definition(
     names={
-        "vgg16": Names("VGG16", "vgg16", {1.0: "vgg16"}),
-        "vgg19": Names("VGG19", "vgg19", {1.0: "vgg19"}),
+        "vgg16": ExternalNames("VGG16", "vgg16", {1.0: "vgg16"}, "pre_logits"),
+        "vgg19": ExternalNames("VGG19", "vgg19", {1.0: "vgg19"}, "pre_logits"),
     },
     build=vgg,
     conventions=_CONVENTIONS,
     keras_layers=keras_layers,
     torch_layers=torch_layers,
     keras_file=one_keras_file("{name}", _MD5),
-    deep_top=True,
+    classifier=("fc1", "fc2", "head"),
     portable=True,
 )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxtl.data.folders import FolderSource
+from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import ArraySource, Source
 from jaxtl.errors import UserError
@@ -126,7 +126,7 @@ def load_run(directory: str | Path) -> Predictor:
 def _unlabelled(images: Sequence[str | Path] | np.ndarray) -> Source:
     labels = np.zeros(len(images), np.int32)
     if not isinstance(images, np.ndarray):
-        return FolderSource(Path(), tuple(map(str, images)), labels, classes=())
+        return FileSource(Path(), tuple(map(str, images)), labels, classes=())
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise UserError(
             f"predict takes no {images.dtype} array of shape {images.shape}: give images as uint8 "

@@ -1,6 +1,6 @@
 """Pretrained weights: where they come from, strict loading, and writing them for others."""
 
-from jaxtl.weights.create import (
+from jaxtl.weights.loading import (
     WeightsRecord,
     create,
     create_model,

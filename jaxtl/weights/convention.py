@@ -1,13 +1,13 @@
-"""What a file of weights says of the convention that they were trained in.
+"""The convention of weights: which framework trained them, `keras` or `torch`.
 
-The suffix of a file tells its layout, and mostly the convention too. A VGG can be written in the
-layout of the other framework, though, and read from there it must see the images that it was
-trained on.
+It decides how a network normalises images and pads feature maps, since the two differ there. The
+suffix of a file tells the framework whose names and shapes its arrays have, which is mostly the
+convention too. But a VGG can be written in the layout of the other framework, and its images must
+still be normalised as it was trained: such a file states its convention.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -20,17 +20,15 @@ _FRAMEWORKS: tuple[Framework, ...] = ("keras", "torch")
 CONVENTION_KEY = "jaxtl_convention"
 """An attribute of an HDF5 file, and a key of the metadata of safetensors."""
 
-_HEADER = 100_000_000  # bytes: the longest header of safetensors (safetensors/src/tensor.rs)
-
 
 def recorded_convention(data: bytes, file: Path) -> Framework | None:
-    """The convention that a file says its weights have.
+    """The convention that a file states for its weights.
 
     Returns:
-        None where it says nothing, as in a damaged file: its reader tells what is wrong.
+        None where it states none, as in a damaged file: its reader tells what is wrong.
 
     Raises:
-        UserError: it says one that does not exist.
+        UserError: it states one that does not exist.
     """
     recorded = None
     try:
@@ -38,10 +36,11 @@ def recorded_convention(data: bytes, file: Path) -> Framework | None:
             with opened(data) as (hdf5, _):
                 recorded = hdf5.attrs.get(CONVENTION_KEY)
         elif file.suffix == ".safetensors":
-            length = min(int.from_bytes(data[:8], "little"), _HEADER)
-            metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-            recorded = metadata.get(CONVENTION_KEY)
-    except Exception:  # h5py and json raise almost anything on damaged bytes
+            from safetensors import safe_open
+
+            with safe_open(file, framework="numpy") as tensors:
+                recorded = (tensors.metadata() or {}).get(CONVENTION_KEY)
+    except Exception:  # h5py and safetensors raise almost anything on damaged bytes
         return None
     if recorded is None:
         return None

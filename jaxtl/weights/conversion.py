@@ -1,4 +1,4 @@
-"""Which network a source of weights holds, so that it can be written as another kind of file."""
+"""Converts the weights of a source to another kind of file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtl.errors import UserError
 from jaxtl.models import REGISTRY, definition
 from jaxtl.weights import sources
-from jaxtl.weights.create import create
+from jaxtl.weights.loading import create
 from jaxtl.weights.write import Written, check_target, write_weights
 
 
@@ -20,16 +20,19 @@ def convert_source(
     image_size: int | None,
     classes: int | None,
     no_head: bool,
-) -> Written:
+) -> tuple[Written, bool]:
     """Writes the weights of a source as another kind of file.
 
     Args:
         source, target: as in `jaxtl.create_model` and `write_weights`.
-        name: of the network that the source holds; None is refused with the names that exist.
+        name: the network that the source holds; None is refused with the names that exist.
         width: the multiplier of its channel counts; None for 1.
         image_size: pixels a side of its images; None for its native ones.
-        classes: of its head, which is written; None if it has none.
+        classes: the number of classes of its head, which is written; None if it has no head.
         no_head: leave its head out.
+
+    Returns:
+        What was written, and whether the source has a head that was left out.
 
     Raises:
         UserError: the source cannot be had, does not fit or cannot be written; or it has a head,
@@ -60,4 +63,4 @@ def convert_source(
             f"{source} has a head too ({left_out}): give its number of classes with --classes=N, "
             "or leave it out with --no-head"
         )
-    return write_weights(network, target, image_size=image_size)
+    return write_weights(network, target, image_size=image_size), bool(left_out)

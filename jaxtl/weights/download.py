@@ -72,7 +72,7 @@ def cached(
     It is moved into place once it is whole and checked, so processes may do this side by side.
 
     Args:
-        path: of the file in the cache.
+        path: place of the file in the cache.
         source: where it comes from, for messages.
         fetch: writes it to the path that it is given.
         checksum: `md5:HEX` or `sha256:HEX`; None if none is known.
@@ -85,10 +85,13 @@ def cached(
     import pooch
     import requests
 
+    damaged = path.exists()  # or else it is not fetched
+
     def replace(url: str, part: str, _: object) -> None:
-        if path.exists():
-            _log.warning("weights: %s has the wrong checksum and is removed", path)
-            path.unlink(missing_ok=True)
+        nonlocal damaged
+        if damaged:
+            _log.warning("weights: %s has the wrong checksum and is replaced", path)
+            damaged = False  # log it once, whatever the attempts
         _log.info("weights: downloading %s", url)
         fetch(part)
 

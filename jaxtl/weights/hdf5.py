@@ -1,4 +1,4 @@
-"""Reads HDF5 files that strangers made: nothing beside the file, and no more than it holds.
+"""Reads untrusted HDF5 files safely: no external links, no oversized data, no deep nesting.
 
 The format lets a dataset lie in any other file, be any number of bytes that nobody wrote, or be
 compressed a thousandfold; Keras does none of that
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,14 @@ import numpy as np
 
 if TYPE_CHECKING:
     import h5py
+
+_DEEPEST = 32  # levels of groups; a model in a model takes two, and the parsers are quadratic
+
+# Texts of any length lie in heaps, each as long as its header says, and a list of texts may name
+# one of them many times ("Global Heap" of the file format specification).
+_HEAP = re.compile(rb"GCOL\x01\x00\x00\x00(.{8})", re.DOTALL)
+_TEXT_BYTES = 64 << 20  # that a list of texts may take, or _RATIO times the file
+_RATIO = 4
 
 Read = Callable[["h5py.Dataset"], np.ndarray]
 """Reads a dataset; together they have no more bytes than their file, or it raises ValueError."""
@@ -46,8 +55,22 @@ def opened(data: bytes) -> Iterator[tuple[h5py.File, Read]]:
             raise ValueError(f"{dataset.name} does not hold numbers")
         return dataset[()]
 
+    heaps = (int.from_bytes(heap[1], "little") for heap in _HEAP.finditer(data))
+    longest = min(max(heaps, default=0), len(data))
+
+    def wrong_text(name: str, item: h5py.Group | h5py.Dataset) -> str | None:
+        for attribute in map(item.attrs.get_id, item.attrs):
+            bytes_of_text = math.prod(attribute.shape or ()) * longest
+            if attribute.dtype.hasobject and bytes_of_text > max(_TEXT_BYTES, _RATIO * len(data)):
+                return f"{name} lists texts that are too long"
+        return None
+
     with h5py.File(io.BytesIO(data)) as file:
-        wrong = file.visititems_links(_wrong_link) or file.visititems(_wrong_item)
+        wrong = (
+            file.visititems_links(_wrong_link)
+            or file.visititems(lambda *item: _wrong_item(*item) or wrong_text(*item))
+            or wrong_text("/", file)
+        )
         if wrong:
             raise ValueError(wrong)
         yield file, read
@@ -56,6 +79,8 @@ def opened(data: bytes) -> Iterator[tuple[h5py.File, Read]]:
 def _wrong_link(name: str, link: object) -> str | None:
     import h5py
 
+    if name.count("/") > _DEEPEST:
+        return f"{name[:30]}... is nested too deeply"
     inside = isinstance(link, h5py.HardLink)
     return None if inside else f"{name} is a link that may lead out of the file"
 

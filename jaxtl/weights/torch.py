@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import pickletools
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -18,8 +20,7 @@ import numpy as np
 from packaging.version import Version
 
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Layer, Network
-from jaxtl.models.vgg import SIDE
+from jaxtl.models import REGISTRY, LayerNames, Network
 from jaxtl.weights.strict import AnotherNetwork, Stored, listed, published
 
 _LIBRARIES = ("timm", "torchvision")
@@ -28,8 +29,8 @@ _LIBRARIES = ("timm", "torchvision")
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 _OTHER = {"weight": "kernel", "bias": "bias"}
 
-# What no network here has: the batches that a BatchNorm saw, and the classifier at half the depth
-# of Inception, which torchvision trains with and leaves out in inference.
+# Entries to ignore: the batches that a BatchNorm saw, and the classifier at half the depth of
+# Inception, which torchvision trains with and leaves out in inference.
 _COUNTER = "num_batches_tracked"
 _AUXILIARY = "AuxLogits."
 
@@ -42,6 +43,16 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 # The first version whose `weights_only=True` keeps a pickle from running code, as far as is known:
 # CVE-2025-32434 (up to 2.5.1) and CVE-2026-24747 (below 2.10).
 _SAFE_TORCH = "2.10"
+
+# What a pickle may call: all that states of modules, optimizers and schedules need. Torch allows
+# more, such as `bytearray`, and so any number of bytes (torch/_weights_only_unpickler.py).
+_CALLABLE = re.compile(
+    r"collections\.(OrderedDict|Counter)|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch\.(Size|device|[A-Z][A-Za-z0-9]*Storage|(b?float|u?int)\d+|bool)|(__)?builtins?(__)?\.set"
+)
+_NAMING = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # opcodes that name a callable
+_PICKLE_BYTES = 16 << 20  # without the numbers of its tensors
+_LEGACY_PICKLES = 5  # of a file that is no zip (`_legacy_load` of torch/serialization.py)
 
 
 def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Stored]:
@@ -57,7 +68,7 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
         network is there by the name that it has in the file.
 
     Raises:
-        UserError: it is no file of its kind, is damaged, holds something else than arrays or
+        UserError: it is not a file of its kind, is damaged, holds something else than arrays or
             another network, or needs torch, which is not installed.
     """
     read = _safetensors if file.suffix == ".safetensors" else _state_dict
@@ -67,6 +78,8 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
         if name.rpartition(".")[2] != _COUNTER and not name.startswith(_AUXILIARY)
     }
     places = _places(arrays, network)
+    if not places:
+        raise UserError(f"{file} cannot be read: torch's names of {network.name} are not known")
     if 2 * len(arrays.keys() & places.keys()) <= len(arrays):
         found = ", ".join(list(arrays)[:3]) or "none"
         raise AnotherNetwork(f"{file} does not hold {network.name}: its arrays are {found}, ...")
@@ -80,35 +93,38 @@ def read_torch(data: bytes, file: PurePath, network: Network) -> dict[str, Store
     return stored
 
 
-def _places(arrays: Mapping[str, np.ndarray], network: Network) -> dict[str, tuple[Layer, str]]:
+def _places(
+    arrays: Mapping[str, np.ndarray], network: Network
+) -> dict[str, tuple[LayerNames, str]]:
     """The layer and our name of each array, by the names of the library that the file is from."""
-    best: dict[str, tuple[Layer, str]] = {}
-    for library in _LIBRARIES:
-        places = {
+    layers_in = REGISTRY[network.name].torch_layers
+    candidates = [
+        {
             f"{layer.name}.{theirs}": (layer, ours)
-            for layer in REGISTRY[network.name].torch_layers(published(network), library) or ()
+            for layer in layers_in(published(network), library) or ()
             for theirs, ours in variables_of(layer).items()
         }
-        if not best or len(arrays.keys() & places.keys()) > len(arrays.keys() & best.keys()):
-            best = places
-    return best
+        for library in _LIBRARIES
+    ]
+    return max(candidates, key=lambda places: len(arrays.keys() & places.keys()))
 
 
-def variables_of(layer: Layer) -> dict[str, str]:
+def variables_of(layer: LayerNames) -> dict[str, str]:
     """Our names of a layer's arrays, by torch's."""
     return _BATCH_NORM if layer.kind == "batch_normalization" else _OTHER
 
 
-def _our_layout(layer: Layer, value: np.ndarray) -> np.ndarray:
+def _our_layout(layer: LayerNames, value: np.ndarray) -> np.ndarray:
     """An array of a layer as it lies here; one of another rank is left for the check of shapes."""
-    dense = layer.kind in ("dense", "flat_dense")
+    dense, side = layer.kind == "dense", layer.flattened
     if dense and value.ndim == 4 and value.shape[2:] == (1, 1):
         value = value[:, :, 0, 0]  # a dense layer that timm has as a convolution
-    flat = layer.kind == "flat_dense" and value.size
-    if flat and (
-        value.shape[2:] == (SIDE, SIDE) or (value.ndim == 2 and value.shape[1] % SIDE**2 == 0)
+    if (
+        side
+        and value.size
+        and (value.shape[2:] == (side, side) or (value.ndim == 2 and value.shape[1] % side**2 == 0))
     ):
-        maps = value.reshape(len(value), -1, SIDE, SIDE)
+        maps = value.reshape(len(value), -1, side, side)
         return maps.transpose(2, 3, 1, 0).reshape(-1, len(value))  # flattened channels last
     if dense:
         return value.T if value.ndim == 2 else value  # (O, I) -> (I, O)
@@ -139,11 +155,14 @@ def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
     """`.pth`: pickled tensors; anything else that a pickle can hold is refused unread."""
     torch = _torch(file)
     try:
-        if data.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                sizes = [member.file_size for member in archive.infolist()]
-            if sum(sizes) > len(data):
-                raise ValueError("it declares more than it holds")
+        for stream in _pickles(data):
+            for opcode, argument, _ in pickletools.genops(stream):
+                called = str(argument).replace(" ", ".")
+                if opcode.name in _NAMING and not _CALLABLE.fullmatch(called):
+                    raise UserError(
+                        f"{file} is no file of torch's weights alone, it calls {called[:100]}: "
+                        "torch.save(model.state_dict(), FILE) writes one"
+                    )
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return _arrays(torch, _unwrapped(loaded), file, len(data))
     except UserError:
@@ -153,6 +172,29 @@ def _state_dict(data: bytes, file: PurePath) -> dict[str, np.ndarray]:
             f"{file} is damaged, or is no file of torch's weights alone: "
             "torch.save(model.state_dict(), FILE) writes one"
         ) from error
+
+
+def _pickles(data: bytes) -> Iterator[io.BytesIO]:
+    """The pickles of a file, each to be read before the next one.
+
+    Raises:
+        ValueError: it unpacks to more than it has, or a pickle is too long.
+    """
+    if not data.startswith(b"PK"):
+        legacy = io.BytesIO(data[:_PICKLE_BYTES])
+        for _ in range(_LEGACY_PICKLES):
+            yield legacy
+        return
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > len(data):
+            raise ValueError("it declares more than it holds")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                if member.file_size > _PICKLE_BYTES:
+                    raise ValueError(f"{member.filename} is too long")
+                yield io.BytesIO(archive.read(member))
 
 
 def _torch(file: PurePath) -> Any:
@@ -181,8 +223,6 @@ def _arrays(torch: Any, tensors: Any, file: PurePath, left: int) -> dict[str, np
             continue
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             wrong.append(str(name))
-        elif value.layout != torch.strided or value.is_meta or value.is_nested:
-            wrong.append(f"{name} (a tensor that is not dense)")
         else:
             left -= value.numel() * value.element_size()
             if left < 0:

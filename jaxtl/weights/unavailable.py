@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """A source cannot be had; the text follows its name: `could not be reached (...)`."""
+    """A source cannot be had. Messages put its name before this text: `could not be reached`."""
 
 
 class NoWeights(UserError):
@@ -31,7 +31,7 @@ class NoWeights(UserError):
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """Does something that may hang on a thread of its own, which is left alone when it does.
+    """Runs something that may hang in a thread of its own, and stops waiting for it in time.
 
     The timeouts of HTTP libraries do not count the look-up of a host's name, and count anew for
     each of its addresses.

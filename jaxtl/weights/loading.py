@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,12 +24,10 @@ from jaxtl.models import (
 from jaxtl.weights import sources
 from jaxtl.weights.convention import Framework
 from jaxtl.weights.keras import read_keras
-from jaxtl.weights.strict import AnotherNetwork, Mismatch, fits, load_into
+from jaxtl.weights.strict import AnotherNetwork, Mismatch, Stored, listed, load_into
 from jaxtl.weights.torch import read_torch
 
 _log = logging.getLogger("jaxtl")
-
-_READERS = {"keras": read_keras, "torch": read_torch}
 
 Weights = sources.Source | Sequence[sources.Source] | None
 
@@ -41,7 +39,7 @@ class WeightsRecord:
     Attributes:
         source: the source that was used, as it was asked for.
         file: the path of the file, or its address below the source.
-        sha256: of the file's bytes, in hexadecimal.
+        sha256: checksum of the file's bytes, in hexadecimal.
         convention: how the network normalises images and pads feature maps.
         head: `loaded` from the file, `new`, or `none` if the network has no head.
         left_out: parameters of the file that were not used, by their names there.
@@ -72,7 +70,7 @@ def create_model(
     (B, C) or pooled features (B, F), float32.
 
     Args:
-        name: of the network, such as `mobilenet_v2`.
+        name: the network, such as `mobilenet_v2`.
         num_classes: number of logits; None for the network without its head. The head of the
             weights is loaded when it has as many classes; else the head is new. With the 1,000
             classes of ImageNet, VGG has its published classifier of three dense layers; else its
@@ -85,7 +83,7 @@ def create_model(
             normalises images and pads feature maps.
         width: multiplier of the channel counts.
         image_size: pixels a side that the images will have; published weights are chosen by it.
-        seed: of the random parameters.
+        seed: seeds the random parameters.
 
     Raises:
         UserError: the name, width or image size is impossible, no source can be had, or a file does
@@ -93,8 +91,8 @@ def create_model(
     """
     network, _ = create(
         name,
-        weights=weights,
         num_classes=num_classes,
+        weights=weights,
         width=width,
         image_size=image_size,
         seed=seed,
@@ -141,7 +139,7 @@ def plan_network(
     dtype: str = "float32",
     fresh_head: bool = False,
 ) -> Network:
-    """The structure that weights are probably meant for, before anything is fetched.
+    """Builds the network in the convention its first weights source implies, without fetching.
 
     Args:
         name, num_classes, weights, width: as in `create_model`.
@@ -184,7 +182,7 @@ def load_weights(
         network: from `plan_network`.
         weights, image_size: as in `create_model`.
         fresh_head: draw a new head even when the file's has as many classes.
-        seed: of what is drawn.
+        seed: seeds what is drawn.
 
     Returns:
         The structure in the convention of the weights, all its variables, and the record of the
@@ -206,23 +204,34 @@ def load_weights(
 
     found = sources.first_available(weights, spec, image_size=image_size)
     network = with_convention(network, found.convention)
-    stored = _READERS[found.layout](found.data, found.path, network)
+    stored = _reader(found)(found.data, found.path, network)
     try:
         loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
     except Mismatch as error:
         if other := _sibling(found, network):
-            this = _label(network.name, network.width)
+            this = label(network.name, network.width)
             raise AnotherNetwork(f"{found.path} holds {other}, and not {this}") from error
         raise
     missing = [path for path in split(network)[1] if path not in loaded.variables]
     variables = loaded.variables | initial_variables(network, seed, missing)
     digest = hashlib.sha256(found.data).hexdigest()
-    left_out = ", ".join(loaded.left_out) or "nothing"
-    of = f"{found.source} ({found.file}, sha256 {digest})"
-    _log.info("weights: %s, head: %s, left out: %s", of, loaded.head, left_out)
-    whence = found.source, found.file, digest, found.convention
-    record = WeightsRecord(*whence, loaded.head, loaded.left_out, found.revision)
+    left_out = listed(loaded.left_out) or "nothing"
+    place = f"{found.source} ({found.file}, sha256 {digest})"
+    _log.info("weights: %s, head: %s, left out: %s", place, loaded.head, left_out)
+    record = WeightsRecord(
+        source=found.source,
+        file=found.file,
+        sha256=digest,
+        convention=found.convention,
+        head=loaded.head,
+        left_out=loaded.left_out,
+        revision=found.revision,
+    )
     return network, variables, record
+
+
+def _reader(found: sources.WeightsFile) -> Callable[..., dict[str, Stored]]:
+    return {"keras": read_keras, "torch": read_torch}[sources.convention_of(found.source)]
 
 
 def _sibling(found: sources.WeightsFile, network: Network) -> str | None:
@@ -232,10 +241,12 @@ def _sibling(found: sources.WeightsFile, network: Network) -> str | None:
         if (name, width) != (network.name, network.width):
             trunk = structure(name, num_classes=None, width=width, convention=found.convention)
             with contextlib.suppress(UserError):
-                if fits(trunk, _READERS[found.layout](found.data, found.path, trunk)):
-                    return _label(name, width)
+                stored = _reader(found)(found.data, found.path, trunk)
+                load_into(trunk, stored, file=str(found.path))
+                return label(name, width)
     return None
 
 
-def _label(name: str, width: float) -> str:
+def label(name: str, width: float) -> str:
+    """What to call a network in a message: with its width where there are several."""
     return f"{name} of width {width:g}" if len(definition(name).widths) > 1 else name
