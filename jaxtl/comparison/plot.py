@@ -29,9 +29,9 @@ def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditi
     """Draws the networks with an accuracy as numbered circles, and below them those without.
 
     Args:
-        path: of a PNG file; one that is there is replaced.
+        path: a PNG file; one that is there is replaced.
         rows: the networks; at least one was measured.
-        conditions: what they were measured on.
+        conditions: the images and the device.
     """
     from matplotlib.figure import Figure  # takes a while, and nothing else needs it
 
@@ -70,8 +70,9 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
         # Neighbours in time have their numbers on different sides.
         side, align = (5, "left") if place % 2 else (-5, "right")
         axes.annotate(str(place), at, (side, 4), "data", "offset points", ha=align, weight="bold")
-    of = "validation accuracy after fine-tuning" if by_tuning(rows) else "accuracy of linear probe"
-    axes.set_ylabel(f"{of}, %")
+    tuned = by_tuning(rows)
+    name = "validation accuracy after fine-tuning" if tuned else "accuracy of linear probe"
+    axes.set_ylabel(f"{name}, %")
     axes.margins(y=0.1)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8.5)
 
@@ -79,7 +80,9 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
 def _draw_costs(axes: Axes, rows: Sequence[Row]) -> None:
     places = range(len(rows), 0, -1)
     axes.scatter([row.cost.latency_ms for row in rows], places, s=20, color=_OTHER, zorder=2)
-    axes.set_yticks(places, [f"{row.model} ({row.lack})" for row in rows], fontsize=8, color=_OTHER)
+    axes.set_yticks(
+        places, [f"{row.model} ({row.missing})" for row in rows], fontsize=8, color=_OTHER
+    )
     axes.set_ylim(0.3, len(rows) + 0.7)
     axes.set_ylabel("no accuracy", color=_OTHER)
     axes.tick_params(axis="y", length=0)

@@ -1,4 +1,4 @@
-"""A comparison as a table on a terminal: as many whole columns as there is room for."""
+"""A comparison as a table on a terminal: as many whole columns as there is space for."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from jaxtl.comparison.results import (
 class _Column(NamedTuple):
     heading: str
     cell: Callable[[Row], str]
-    name: str = ""  # in a list of the columns that there is no room for
-    leaves: int = 0  # its place among those that leave where there is no room; 0 if it stays
+    name: str = ""  # in the list of columns that are left out
+    leaves: int = 0  # columns are left out in this order where there is no space; 0: never
 
 
 def _percent(score: Probe | Tuned) -> str:
@@ -40,7 +40,7 @@ def _percent(score: Probe | Tuned) -> str:
 def _tuned(row: Row) -> str:
     if isinstance(row.tuned, Tuned):
         return _percent(row.tuned)
-    return row.lack if row.probe else ""
+    return row.missing if row.probe else ""
 
 
 def _of_tuned(text: Callable[[Tuned], str]) -> Callable[[Row], str]:
@@ -70,13 +70,13 @@ _COSTS = (
 def comparison_table(
     rows: Sequence[Row | Unmeasured], conditions: Conditions, *, width: int, rest: Path
 ) -> Table:
-    """All networks as a table of whole columns: as many as a terminal of this width has room for.
+    """All networks as a table of whole columns: as many as a terminal has space for.
 
     Args:
-        rows: at least one.
-        conditions: of all of them.
-        width: in characters.
-        rest: the file that holds what there is no room for.
+        rows: at least one network.
+        conditions: the images and the device.
+        width: the width of the terminal, in characters.
+        rest: the file that holds the other columns.
     """
     several = len({row.image_size for row in rows}) > 1
     tuned = _TUNED if by_tuning(measured(rows)) else ()

@@ -26,7 +26,7 @@ from rich.console import Console
 from jaxtl.config import Augment, Config
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.models import Network, Variables, split, stage_of
+from jaxtl.models import Network, Variables, output_spec, split, stage_of
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
 from jaxtl.training.step import make_feature_step
@@ -180,7 +180,6 @@ class FrozenPass:
         variables: of the network, on all devices.
         loader: the images.
         stage: the frontier.
-        row: what the stages before it return for one image.
         views: of each image.
         augmentation: makes the views.
         devices: as for `shard`.
@@ -191,10 +190,14 @@ class FrozenPass:
     variables: Variables
     loader: Loader
     stage: str
-    row: jax.ShapeDtypeStruct
-    views: int
-    augmentation: Augment
-    devices: Sequence[jax.Device]
+    views: int = 1
+    augmentation: Augment = Augment()  # noqa: RUF009
+    devices: Sequence[jax.Device] = dataclasses.field(default_factory=lambda: jax.local_devices())
+
+    @functools.cached_property
+    def row(self) -> jax.ShapeDtypeStruct:
+        """What the stages before the frontier return for one image."""
+        return output_spec(self.network, self.config.model.image_size, self.stage)
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def row(model, accuracy, ms, *, mb=10.0, tuning_ms=100.0, tuning_mb=500.0, **mor
         inference_memory_mb=100.0,
         finetuning_memory_mb=tuning_mb,
     )
-    probe = None if accuracy is None else Probe(accuracy, 0.8, 5)
+    probe = None if accuracy is None else Probe(accuracy, 0.8)
     weights, tried = ("", "keras could not be reached") if probe is None else ("keras 0123", "")
     return Row(model, 96, cost, probe, weights, tried, **more)
 
@@ -119,8 +119,8 @@ def test_each_network_is_told_by_what_it_is_best_and_worst_at():
 
 def test_a_network_between_all_others_is_told_by_its_best_and_worst_rank():
     assert said(ROWS)["middle"] == (
-        "at best 2nd of 4 in accuracy, accuracy per parameter; "
-        "at worst 3rd of 5 in latency, speed of fine-tuning, size, memory of fine-tuning"
+        "at best rank 2 of 4 in accuracy, accuracy per parameter; "
+        "at worst rank 3 of 5 in latency, speed of fine-tuning, size, memory of fine-tuning"
     )
 
 
