@@ -1,5 +1,5 @@
-"""The exception for mistakes that a user can mend."""
+"""The exception for mistakes that a user can fix."""
 
 
 class UserError(Exception):
-    """Something the user can mend: a command prints it as one line and exits with code 2."""
+    """Something the user can fix: a command prints it as one line and exits with code 2."""

@@ -12,25 +12,15 @@ from jaxtl.errors import UserError
 _Value = Callable[[Row], float | None]
 _MEASURES: tuple[tuple[str, str, str, _Value], ...] = (  # name, best, worst, value: more is better
     ("accuracy", "most accurate", "least accurate", lambda row: row.accuracy),
-    (
-        *("latency", "fastest at inference", "slowest at inference"),
-        lambda row: -row.cost.latency_ms,
-    ),
-    (
-        *("speed of fine-tuning", "fastest to fine-tune", "slowest to fine-tune"),
-        lambda row: row.cost.finetuning_images_per_second,
-    ),
+    ("latency", "fastest at inference", "slowest at inference", lambda row: -row.cost.latency_ms),
+    ("speed of fine-tuning", "fastest to fine-tune", "slowest to fine-tune",
+     lambda row: row.cost.finetuning_images_per_second),
     ("size", "smallest", "largest", lambda row: -row.cost.weights_mb),
-    (
-        "memory of fine-tuning",
-        *("needs least memory to fine-tune", "needs most memory to fine-tune"),
-        lambda row: -row.cost.finetuning_memory_mb,
-    ),
-    (
-        *("accuracy per parameter", "most accuracy per parameter", "least accuracy per parameter"),
-        lambda row: row.density,
-    ),
-)
+    ("memory of fine-tuning", "needs least memory to fine-tune", "needs most memory to fine-tune",
+     lambda row: -row.cost.finetuning_memory_mb),
+    ("accuracy per parameter", "most accuracy per parameter", "least accuracy per parameter",
+     lambda row: row.density),
+)  # fmt: skip
 _LIMITS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "ms": ("ms an image", lambda row: row.cost.latency_ms),
     "mb": ("MB of weights", lambda row: row.cost.weights_mb),
