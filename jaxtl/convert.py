@@ -62,8 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     if written.classes is not None:
         head_text = f"{written.classes} classes"
     print(
-        f"{written.path}: {written.network}, {head_text}, {written.parameters:,} parameters with BatchNorm statistics; "
-        f"load: {written.load}; images: {written.images}"
+        f"{written.path}: {written.network}, {head_text}, {written.parameters:,} parameters "
+        f"with BatchNorm statistics; load: {written.load}; images: {written.images}"
     )
     return 0
 
