@@ -76,9 +76,7 @@ def advice(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[str]:
     front = pareto_front(rows)
     if not front:
         return ["no network has an accuracy, so none can be recommended"]
-    names = [
-        f"{row.model} ({row.accuracy_text}, {number(row.cost.latency_ms)} ms)" for row in front
-    ]
+    names = [f"{r.model} ({r.accuracy_text}, {number(r.cost.latency_ms)} ms)" for r in front]
     alike = _alike(_best(front), rows)
     if len(front) == 1:
         return [f"take {names[0]}, alone on the Pareto front{alike}"]
@@ -105,9 +103,7 @@ def _within(budgets: Sequence[Budget], rows: Sequence[Row]) -> str:
 
 def _best(rows: Sequence[Row]) -> Row:
     """The most accurate; of equals the fastest, and of those the smallest."""
-    return max(
-        rows, key=lambda row: (row.accuracy or 0.0, -row.cost.latency_ms, -row.cost.weights_mb)
-    )
+    return max(rows, key=lambda r: (r.accuracy or 0.0, -r.cost.latency_ms, -r.cost.weights_mb))
 
 
 def _alike(best: Row, rows: Sequence[Row]) -> str:
@@ -120,18 +116,15 @@ def _alike(best: Row, rows: Sequence[Row]) -> str:
         and best.score
         and row.score.accuracy + max(row.score.spread, best.score.spread) >= best.score.accuracy
     ]
-    return (
-        f"; not distinguishable from {best.model} in accuracy: {', '.join(close)}" if close else ""
-    )
+    names = ", ".join(close)
+    return f"; not distinguishable from {best.model} in accuracy: {names}" if close else ""
 
 
 def _traits(row: Row, rows: Sequence[Row]) -> list[str]:
     traits = _ranks(row, rows)
     if not row.score:
-        failed = isinstance(row.tuned, Failure)
-        traits.append(
-            f"{row.missing} when fine-tuned" if failed else f"{row.missing}, so no accuracy"
-        )
+        when = " when fine-tuned" if isinstance(row.tuned, Failure) else ", so no accuracy"
+        traits.append(row.missing + when)
     tuned, probe = row.tuned, row.probe
     if isinstance(tuned, Tuned) and probe and probe.accuracy >= tuned.accuracy < 100:
         traits.append("no better than its linear probe: more epochs of --finetune may help")

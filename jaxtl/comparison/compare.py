@@ -19,11 +19,9 @@ from jaxtl.comparison.measuring import Comparison, Contender
 from jaxtl.comparison.plot import write_plot
 from jaxtl.comparison.results import (
     Conditions,
-    Failure,
     Row,
     Unmeasured,
     measured,
-    number,
     write_comparison,
 )
 from jaxtl.comparison.table import comparison_table
@@ -54,8 +52,8 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
         announce = functools.partial(out.print, f"[{place}/{len(comparison.candidates)}] {name}:")
         announce("weights")
         loaded = load(candidate, conditions.classes, comparison.weights, announce)
-        folds = conditions.folds
-        contenders.append(Contender(comparison, candidate, loaded, data, folds, out, announce))
+        given = (comparison, candidate, loaded, data, conditions.folds)
+        contenders.append(Contender(*given, out, announce))
     for contender in contenders:
         contender.check_run()
 
@@ -68,11 +66,7 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
             write_comparison(table, rows, conditions)
             rows[-1] = row = contender.fine_tuned(rows[-1])
             write_comparison(table, rows, conditions)
-            if isinstance(row, Unmeasured):
-                contender.announce(str(row.failure))
-            else:
-                latency = number(row.cost.latency_ms)
-                contender.announce(f"{row.accuracy_text}, {latency} ms an image")
+            contender.announce(row.summary if isinstance(row, Row) else row.problem)
     except (KeyboardInterrupt, Interrupted) as error:
         if rows:
             out.print(comparison_table(rows, conditions, width=out.width, rest=table))
@@ -101,8 +95,8 @@ def _open(comparison: Comparison, out: Console) -> tuple[Splits, Conditions]:
         out.print(f"{folds} folds and not {FOLDS}: the rarest class has {folds} images")
     ranking = data.val.labels if comparison.epochs else labels
     largest = 100 * max(Counter(ranking.tolist()).values()) / len(ranking)
-    kind = f"one {devices[0].device_kind}"
-    device = f"a CPU of {os.cpu_count()} cores" if on_cpu(devices) else kind
+    cpu = f"a CPU of {os.cpu_count()} cores"
+    device = cpu if on_cpu(devices) else f"one {devices[0].device_kind}"
     return data, Conditions(len(labels), len(data.train.classes), largest, folds, device)
 
 
@@ -118,8 +112,8 @@ def _report(
     out.print(comparison_table(rows, conditions, width=out.width, rest=table))
     alike: dict[str, list[str]] = {}
     for row in rows:
-        if why := _what_is_wrong(row):
-            alike.setdefault(why, []).append(row.model)
+        if row.problem:
+            alike.setdefault(row.problem, []).append(row.model)
     for why, models in alike.items():
         out.print(f"{', '.join(models)}: {why}")
     if known:
@@ -129,13 +123,3 @@ def _report(
         out.print("\n" + "\n".join(characters(known)))
         out.print("\n" + "\n".join(advice(known, budgets)))
     out.print("\n" + "  ".join(files))
-
-
-def _what_is_wrong(row: Row | Unmeasured) -> str:
-    """Why something of a network is not known."""
-    failure = row.failure if isinstance(row, Unmeasured) else row.tuned
-    if isinstance(failure, Failure):
-        return str(failure)
-    if isinstance(row, Row) and row.probe is None:
-        return f"no weights: {row.tried or 'none were asked for'}"
-    return ""

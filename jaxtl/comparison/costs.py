@@ -72,16 +72,18 @@ def measure(
     announce("inference of one image")
     single, _ = _inference(network, _noise(1, image_size), device)
     times = [timed(single)]
-    announce(f"inference of {batch_size}")
-    call, inference_memory = _inference(network, _noise(batch_size, image_size), device)
-    inference_seconds, inference_calls = timed(call)
-    del call  # frees the memory of its arrays for training
-    times.append(timed(single))
-    announce(f"fine-tuning on {batch_size}")
-    call, finetuning_memory = _finetuning(network, _noise(batch_size, image_size), device)
-    finetuning_seconds, finetuning_calls = timed(call)
-    del call
-    times.append(timed(single))
+    costs: dict[str, Any] = {}
+    for name, title, build in (
+        ("inference", "inference of", _inference),
+        ("finetuning", "fine-tuning on", _finetuning),
+    ):
+        announce(f"{title} {batch_size}")
+        call, memory = build(network, _noise(batch_size, image_size), device)
+        seconds, calls = timed(call)
+        del call  # frees the memory of its arrays
+        costs[f"{name}_images_per_second"] = batch_size / seconds
+        costs |= {f"{name}_calls": calls, f"{name}_memory_mb": memory / 1e6}
+        times.append(timed(single))
     return Cost(
         parameters=sum(value.size for path, value in variables.items() if path not in fixed),
         macs=macs(network, image_size),
@@ -89,12 +91,7 @@ def measure(
         latency_ms=1e3 * min(times)[0],
         latency_calls=min(times)[1],
         batch_size=batch_size,
-        inference_images_per_second=batch_size / inference_seconds,
-        inference_calls=inference_calls,
-        finetuning_images_per_second=batch_size / finetuning_seconds,
-        finetuning_calls=finetuning_calls,
-        inference_memory_mb=inference_memory / 1e6,
-        finetuning_memory_mb=finetuning_memory / 1e6,
+        **costs,
     )
 
 

@@ -78,18 +78,14 @@ class Contender:
     @functools.cached_property
     def config(self) -> Config:
         """Trains a new head on cached features, then every parameter at a lower learning rate."""
-        name, width, image_size = self.candidate
         weights = self.loaded.record.source if self.loaded.record else None
         epochs = max(self.comparison.epochs, 1)
+        head = Phase(name="head", train=head_only(), epochs=HEAD_EPOCHS)
+        rest = Phase(name="finetune", train=everything(), epochs=epochs, lr=1e-4, schedule="cosine")
         return Config(
-            model=Model(name=name, width=width, image_size=image_size, weights=weights),
+            model=Model(weights=weights, **self.candidate._asdict()),
             data=Data(source=self.comparison.source, batch_size=self.comparison.batch_size),
-            phases=(
-                Phase(name="head", train=head_only(), epochs=HEAD_EPOCHS),
-                Phase(
-                    name="finetune", train=everything(), epochs=epochs, lr=1e-4, schedule="cosine"
-                ),
-            ),
+            phases=(head, rest),
         )
 
     @property
@@ -128,9 +124,8 @@ class Contender:
                 if record is not None:
                     probe = self._probe(network)
             with within_memory(f"with {batch_size:,} images a batch"):
-                cost = measure(
-                    network, image_size, batch_size, jax.local_devices()[0], self.announce
-                )
+                device = jax.local_devices()[0]
+                cost = measure(network, image_size, batch_size, device, self.announce)
         except Failure as failure:
             return Unmeasured(label, image_size, failure)
         return Row(
@@ -186,14 +181,12 @@ class Contender:
         try:
             with _named_by_out(), memory:
                 result = train(self.config, self.data, self._folder, self.out)
+            images = len(self.data.val)
+            tuned = Tuned(round(result["accuracy"] * images), images, int(result["best_epoch"]))
         except Failure as failure:
             tuned = failure
         except Diverged as error:
             tuned = Failure("diverged", f"as {str(error).partition(';')[0]}")
-        else:
-            images = len(self.data.val)
-            correct = round(result["accuracy"] * images)
-            tuned = Tuned(correct, images, int(result["best_epoch"]))
         return dataclasses.replace(row, tuned=tuned)
 
 

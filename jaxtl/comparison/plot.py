@@ -28,10 +28,7 @@ _LARGEST = 1500.0  # the area of the largest circle, in square points
 def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditions) -> None:
     """Draws the networks with an accuracy as numbered circles, and below them those without.
 
-    Args:
-        path: a PNG file; one that is there is replaced.
-        rows: the networks; at least one was measured.
-        conditions: the images and the device.
+    At least one network was measured. A PNG file that is there is replaced.
     """
     from matplotlib.figure import Figure  # takes a while, and nothing else needs it
 
@@ -80,9 +77,8 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
 def _draw_costs(axes: Axes, rows: Sequence[Row]) -> None:
     places = range(len(rows), 0, -1)
     axes.scatter([row.cost.latency_ms for row in rows], places, s=20, color=_OTHER, zorder=2)
-    axes.set_yticks(
-        places, [f"{row.model} ({row.missing})" for row in rows], fontsize=8, color=_OTHER
-    )
+    names = [f"{row.model} ({row.missing})" for row in rows]
+    axes.set_yticks(places, names, fontsize=8, color=_OTHER)
     axes.set_ylim(0.3, len(rows) + 0.7)
     axes.set_ylabel("no accuracy", color=_OTHER)
     axes.tick_params(axis="y", length=0)

@@ -121,6 +121,18 @@ class Row:
             return "no weights"
         return self.tuned.what if isinstance(self.tuned, Failure) else "not fine-tuned"
 
+    @property
+    def summary(self) -> str:
+        """Its accuracy and speed."""
+        return f"{self.accuracy_text}, {number(self.cost.latency_ms)} ms an image"
+
+    @property
+    def problem(self) -> str:
+        """What went wrong, or why there are no weights; "" for nothing."""
+        if isinstance(self.tuned, Failure):
+            return str(self.tuned)
+        return "" if self.probe else f"no weights: {self.tried or 'none were asked for'}"
+
 
 class Unmeasured(NamedTuple):
     """A network that could not be measured, and why."""
@@ -128,6 +140,11 @@ class Unmeasured(NamedTuple):
     model: str
     image_size: int
     failure: Failure
+
+    @property
+    def problem(self) -> str:
+        """What went wrong."""
+        return str(self.failure)
 
 
 class Conditions(NamedTuple):

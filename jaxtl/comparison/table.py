@@ -70,13 +70,9 @@ _COSTS = (
 def comparison_table(
     rows: Sequence[Row | Unmeasured], conditions: Conditions, *, width: int, rest: Path
 ) -> Table:
-    """All networks as a table of whole columns: as many as a terminal has space for.
+    """One or more networks as a table of whole columns: as many as fit into `width` characters.
 
-    Args:
-        rows: at least one network.
-        conditions: the images and the device.
-        width: the width of the terminal, in characters.
-        rest: the file that holds the other columns.
+    The caption names `rest`, the file that holds the other columns.
     """
     several = len({row.image_size for row in rows}) > 1
     tuned = _TUNED if by_tuning(measured(rows)) else ()

@@ -34,13 +34,9 @@ def ranked(results: Mapping[str, Result]) -> dict[str, Result]:
 def ranking_rows(
     results: Mapping[str, Result], variations: Sequence[Variation]
 ) -> list[dict[str, Any]]:
-    """A row for each run: its name, the keys that vary, validation metrics and steps.
+    """A row for each result: the run's name, the keys that vary, validation metrics and steps.
 
     A run that diverged has the metrics `nan` and no steps.
-
-    Args:
-        results: the runs, by name, in the order of the rows.
-        variations: all of them, in any order.
     """
     keys = dict.fromkeys(key for variation in variations for key in variation.values)
     values = {run.name: leaves(run.config) | run.values for run in variations}
@@ -58,12 +54,7 @@ def ranking_rows(
 
 
 def ranking_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Table:
-    """The best runs as a table.
-
-    Args:
-        rows: from `ranking_rows`.
-        path: the file that holds them all.
-    """
+    """The first rows from `ranking_rows` as a table, which names the file that holds them all."""
     more = len(rows) - _SHOWN
     table = Table(caption=f"and {more:,} more in {path}" if more > 0 else None)
     columns = [*(column for column in rows[0] if column not in ("run", "val_top5")), "run"]

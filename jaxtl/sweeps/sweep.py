@@ -145,11 +145,10 @@ def _known(family: Family, workdir: Path) -> dict[str, Result]:
     results: dict[str, Result] = {}
     diverged = _diverged(workdir)
     for variation in family.variations:
+        run = RunDirectory(workdir / variation.name)
         if variation.name in diverged:
             results[variation.name] = None
-            continue
-        run = RunDirectory(workdir / variation.name)
-        if run.exists() and (result := run.metadata().result):
+        elif run.exists() and (result := run.metadata().result):
             run.check_same(variation.config, run_metadata(variation.config, family.data))
             results[variation.name] = result
     return results
@@ -170,8 +169,8 @@ def _train(family: Family, workdir: Path, done: Container[str], out: Console) ->
             continue
         out.print(f"\n{variation.name}")
         try:
-            run_directory = workdir / variation.name
-            results[variation.name] = train(variation.config, family.data, run_directory, out)
+            directory = workdir / variation.name
+            results[variation.name] = train(variation.config, family.data, directory, out)
         except Diverged as error:
             results[variation.name] = None
             _note_diverged(workdir, variation.name, error, out)

@@ -35,11 +35,7 @@ class Variation:
 
 
 def grid(axes: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
-    """Yields the cross product of the values of some keys; the last key varies fastest.
-
-    Args:
-        axes: the values of each dotted key.
-    """
+    """Yields the cross product of the values of dotted keys; the last key varies fastest."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
@@ -84,10 +80,7 @@ def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
 def run_name(number: int, count: int, values: Mapping[str, Any]) -> str:
     """The name of a variation, such as `07-phases.head.lr=0.001,seed=1`; a long one is cut.
 
-    Args:
-        number: the number of the variation, from 0 on.
-        count: the number of variations.
-        values: the varied values.
+    `number` counts from 0; `count` is the number of variations, which sets its digits.
     """
     digits = max(2, len(str(count - 1)))
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values.values()]
