@@ -97,7 +97,8 @@ def _open(comparison: Comparison, out: Console) -> tuple[Splits, Conditions]:
     largest = 100 * max(Counter(ranking.tolist()).values()) / len(ranking)
     cpu = f"a CPU of {os.cpu_count()} cores"
     device = cpu if on_cpu(devices) else f"one {devices[0].device_kind}"
-    return data, Conditions(len(labels), len(data.train.classes), largest, folds, device)
+    counts, tuned = (len(labels), len(data.train.classes)), comparison.epochs > 0
+    return data, Conditions(*counts, largest, folds, device, tuned)
 
 
 def _report(

@@ -59,7 +59,8 @@ class Contender:
     """A network of a comparison, with its weights and the images.
 
     Attributes:
-        comparison, candidate: what to measure, and how.
+        comparison: the settings of all measurements.
+        candidate: its name, width and image size.
         loaded: the network with its weights.
         data: the images.
         folds: the number of folds of the linear probe.

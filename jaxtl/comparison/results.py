@@ -157,6 +157,7 @@ class Conditions(NamedTuple):
             accuracy ranks the networks.
         folds: the number of folds of the linear probe.
         device: the device in words.
+        tuned: whether fine-tuning ranks the networks, on the validation images.
     """
 
     images: int
@@ -164,6 +165,13 @@ class Conditions(NamedTuple):
     largest: float
     folds: int
     device: str
+    tuned: bool = False
+
+    @property
+    def largest_text(self) -> str:
+        """The accuracy of a guess: `the largest class has 10.2 % of them`."""
+        images = "of the validation images" if self.tuned else "of them"
+        return f"the largest class has {self.largest:.1f} % {images}"
 
     def __str__(self) -> str:
         return f"{self.images:,} images of {self.classes} classes"
@@ -172,11 +180,6 @@ class Conditions(NamedTuple):
 def measured(rows: Sequence[Row | Unmeasured]) -> list[Row]:
     """The networks that could be measured."""
     return [row for row in rows if isinstance(row, Row)]
-
-
-def by_tuning(rows: Sequence[Row]) -> bool:
-    """Whether networks are ranked by fine-tuning."""
-    return any(row.ranked_by == "fine-tuning" for row in rows)
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
@@ -203,12 +206,6 @@ def beats(one: Row, other: Row) -> bool:
     if one.accuracy == other.accuracy:
         return faster
     return one.accuracy > other.accuracy and not slower
-
-
-def largest_text(rows: Sequence[Row], conditions: Conditions) -> str:
-    """The accuracy of a guess: `the largest class has 10.2 % of them`."""
-    images = "of the validation images" if by_tuning(rows) else "of them"
-    return f"the largest class has {conditions.largest:.1f} % {images}"
 
 
 def write_comparison(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditions) -> None:

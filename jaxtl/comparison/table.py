@@ -18,8 +18,6 @@ from jaxtl.comparison.results import (
     Row,
     Tuned,
     Unmeasured,
-    by_tuning,
-    largest_text,
     measured,
     number,
     pareto_front,
@@ -75,7 +73,7 @@ def comparison_table(
     The caption names `rest`, the file that holds the other columns.
     """
     several = len({row.image_size for row in rows}) > 1
-    tuned = _TUNED if by_tuning(measured(rows)) else ()
+    tuned = _TUNED if conditions.tuned else ()
     columns = [*[_PIXELS] * several, _PROBE, *tuned, *_COSTS]
     leaving = sorted((column for column in columns if column.leaves), key=lambda c: c.leaves)
     left_out: list[str] = []
@@ -115,11 +113,11 @@ def _width(table: Table) -> int:
 def _caption(rows: Sequence[Row | Unmeasured], conditions: Conditions) -> list[str]:
     known, sizes = measured(rows), {row.image_size for row in rows}
     at = f" at {sizes.pop()} px" if len(sizes) == 1 else ""
-    lines = [f"{conditions}, {largest_text(known, conditions)}; on {conditions.device}{at}."]
+    lines = [f"{conditions}, {conditions.largest_text}; on {conditions.device}{at}."]
     if not known:
         return lines
     calls = min(n for row in known for key, n in row.cost._asdict().items() if "calls" in key)
-    ranks = "tuned (± is its standard error)" if by_tuning(known) else "probe"
+    ranks = "tuned (± is its standard error)" if conditions.tuned else "probe"
     return [
         *lines,
         f"Probe: mean ± standard deviation of {conditions.folds} folds. Ranked by: {ranks}, which "

@@ -48,10 +48,10 @@ class HeadRun:
 
     Attributes:
         variation: its name, values and config.
-        progress: where it stands.
+        progress: its position in training.
         metrics: metrics of each split after each epoch, as `MetricsLog.write` takes them.
         diverged: the error that ended it early; None if nothing did.
-        result: what `run.json` says of it once it is complete.
+        result: its result in `run.json` once it is complete.
     """
 
     variation: Variation
@@ -110,7 +110,7 @@ class HeadTraining:
     Attributes:
         runs: N runs that have not begun.
         network: the structure of their network.
-        trainables: what trains, for each phase.
+        trainables: the trainable variables of each phase.
         trunk: the variables of the frozen stages, on all devices.
         heads: the variables of the last stage where each run stands, with a leading axis of runs.
         feeds: features to train on, for each phase; to validate an epoch; to validate a result.

@@ -32,8 +32,8 @@ def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[
     """Trains what is left to train of a sweep.
 
     Args:
-        variations: its runs.
-        workdir: where their directories lie; a new one, or that of the same sweep.
+        variations: the runs of the sweep.
+        workdir: the folder of their directories; a new one, or that of the same sweep.
         out: the terminal.
 
     Returns:

@@ -27,7 +27,7 @@ def classifier(
     Args:
         folder: the folder of the weights.
         size: pixels a side.
-        row: what trains: `full`, `block_14` (from there up), or just the head.
+        row: the stages that train: `full`, `block_14` (from there up), or just the head.
         rescale: take images with values 0..255; otherwise they are in the network's range.
         dropout: fraction of the features that training drops.
         dtype: the type of the images.
