@@ -192,7 +192,7 @@ def _finetuning(
 
 
 def _memory(compiled: jax.stages.Compiled) -> int:
-    """The bytes that a program holds at once; memory that results take from arguments counts once."""
+    """The bytes that a program holds at once; memory that results take from arguments once."""
     sizes: Any = compiled.memory_analysis()
     results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes
