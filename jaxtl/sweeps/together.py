@@ -60,7 +60,7 @@ def train_together(family: Family, workdir: Path, out: Console) -> Iterator[list
         where the features that they train on are not kept in memory.
 
     Raises:
-        Interrupted: a signal asked for it; of runs that have not been yielded nothing is saved.
+        Interrupted: a signal asked for it; nothing is saved of runs that are not complete.
     """
     shapes = split(family.network)[1]
     head = sum(4 * shapes[path].size for path in _head_paths(family.network))
@@ -164,7 +164,7 @@ def _open_features(
                 augmentation=augmentation,
             )
             feed = open_feed(planned, work, setup.feature_store(config), out, stop.is_set)
-            if feed is None:
+            if feed is None or stop.is_set():
                 raise Interrupted
             if feed.table is None:
                 return None

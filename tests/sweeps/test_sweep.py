@@ -383,6 +383,16 @@ def test_what_is_no_sweep_is_refused(tmp_path, text, message):
         written(tmp_path, text)
 
 
+def test_values_may_be_numbers_of_numpy(tmp_path):
+    """And an array without axes is a number."""
+    (run,) = written(
+        tmp_path, "import numpy as np; yield {'seed': np.int64(3), 'views': np.array(2)}"
+    )
+    assert run.name == "00-seed=3,views=2"
+    assert (run.config.seed, run.config.views) == (3, 2)
+    assert {type(value) for value in run.values.values()} == {int}
+
+
 def test_a_grid_is_the_cross_product_with_the_last_key_fastest():
     found = list(grid({"a": (1, 2), "b": (3, 4)}))
     assert found == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
