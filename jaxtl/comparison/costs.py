@@ -173,14 +173,14 @@ def _finetuning(
 ) -> tuple[Callable[[], Any], int]:
     phase = Phase(name="finetune", train=everything(), epochs=1)
     trainable = select_trainable(network, phase.train, phase.batch_norm)
-    begun = begin_phase(
+    step: Any
+    step, state, fixed, hyper = begin_phase(
         *(network, trainable, phase, split(network)[1], hyperparameters(phase, 0, 0)),
         steps_per_epoch=1,
         devices=[device],
     )
-    step: Any = begun.step
     chunk = shard(Batch(*(array[None] for array in batch)), [device], axis=1)
-    state, given = begun.state, (begun.fixed, None, begun.hyper, chunk)
+    given = (fixed, None, hyper, chunk)
     compiled = step.lower(state, *given).compile()
 
     def call() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,8 @@ from jaxtl.training.parallel import AXIS, replicate
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
 
-
-class BegunPhase(NamedTuple):
-    """A step from `make_train_step`, and its arguments that are the same for all batches.
-
-    Attributes:
-        step: the compiled steps.
-        state: the state before the first step, with a new optimizer.
-        fixed: the variables that the phase does not change.
-        hyper: the hyperparameters.
-    """
-
-    step: TrainStep
-    state: TrainState
-    fixed: Variables
-    hyper: Hyperparameters
+BegunPhase = tuple[TrainStep, TrainState, Variables, Hyperparameters]
+"""The compiled steps, the state before the first one, the fixed variables, the hyperparameters."""
 
 
 def begin_phase(
@@ -49,16 +36,12 @@ def begin_phase(
     """Compiles the steps of a phase, and puts what they take on the devices.
 
     Args:
-        network: its structure.
-        trainable: what trains.
-        phase: its optimizer and schedule.
+        network, trainable, phase: as for `make_train_step`.
         variables: all variables. With `runs_per_batch`, those of the frontier have a leading axis
             of N runs, as have `hyper` and `step`.
         hyper: from `hyperparameters`.
-        steps_per_epoch: batches in an epoch.
-        devices: as for `shard`.
         step: training steps since the run began.
-        augmentation, cached, runs_per_batch: as for `make_train_step`.
+        steps_per_epoch, devices, augmentation, cached, runs_per_batch: as for `make_train_step`.
     """
     momentum = phase.batch_norm_momentum
     if momentum is None:
@@ -82,4 +65,4 @@ def begin_phase(
     # Copies: the steps donate the state's arrays, and the variables must outlive them.
     copies = jax.tree.map(jnp.copy, trained)
     state = TrainState(jnp.asarray(step, jnp.int32), copies, jax.jit(init)(parameters))
-    return BegunPhase(compiled, *replicate((state, fixed, hyper), devices))
+    return compiled, *replicate((state, fixed, hyper), devices)
