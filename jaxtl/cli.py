@@ -19,23 +19,20 @@ import platformdirs
 from jaxtl.errors import UserError, printable
 
 COMMANDS = {
-    "train": "fine-tune an image classifier",
-    "evaluate": "measure a trained run",
-    "predict": "classify images with a trained run",
-    "sweep": "train the variations of a config",
-    "compare": "measure networks on your own images",
-    "convert": "write weights as a file for Keras or timm",
+    "train": (
+        "fine-tune an image classifier",
+        "--cfg mnv2.py --cfg.data.source=images --workdir runs/pets",
+    ),
+    "evaluate": ("measure a trained run", "--run runs/pets --data more-images"),
+    "predict": (
+        "classify images with a trained run",
+        "--run runs/pets new.jpg folder/ --format csv",
+    ),
+    "sweep": ("train the variations of a config", "--cfg sweep_heads.py --workdir runs/heads"),
+    "compare": ("measure networks on your own images", "--data images --budget ms=20"),
+    "convert": ("write weights as a file for Keras or timm", "--from runs/pets --to pets.h5"),
 }
-
-EXAMPLES = {
-    "train": "--cfg mnv2.py --cfg.data.source=images --workdir runs/pets",
-    "evaluate": "--run runs/pets --data more-images",
-    "predict": "--run runs/pets new.jpg folder/ --format csv",
-    "sweep": "--cfg sweep_heads.py --workdir runs/heads",
-    "compare": "--data images --budget ms=20",
-    "convert": "--from runs/pets --to pets.h5",
-}
-"""What `--help` of a command ends with."""
+"""What each command does, and the flags in the example that its `--help` ends with."""
 
 
 def main() -> None:
@@ -46,7 +43,7 @@ def main() -> None:
         runpy.run_module(f"jaxtl.{name}", run_name="__main__", alter_sys=True)
     elif name in ("-h", "--help"):
         print("usage: jaxtl COMMAND [...]\n")
-        print("\n".join(f"  {command:<10}{text}" for command, text in COMMANDS.items()))
+        print("\n".join(f"  {command:<10}{text}" for command, (text, _) in COMMANDS.items()))
         print("\n`jaxtl COMMAND --help` has the flags and an example.")
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -57,7 +54,7 @@ def main() -> None:
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
     """An argument parser for `python -m module`, whose help ends with an example."""
-    example = EXAMPLES[module.rpartition(".")[2]]
+    _, example = COMMANDS[module.rpartition(".")[2]]
     flags = argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
@@ -72,8 +69,8 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> None:
     """Runs a command and ends the process.
 
-    The exit code is what the command returns; 2, after one line on stderr, for what the user can
-    fix; 130 after Ctrl-C.
+    The exit code is what the command returns; 2, after one line on stderr, for mistakes that the
+    user can fix; 130 after Ctrl-C.
 
     Args:
         command: takes the arguments; imports jax only once it runs.
@@ -107,7 +104,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
 
 
 def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Writes paths as the bytes that they are, and escapes what the terminal has no letter for."""
+    """Writes paths as their bytes, and escapes letters that the terminal cannot show."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:

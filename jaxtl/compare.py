@@ -32,7 +32,7 @@ _FLAGS = (
     ("--out", None, "DIR", "where the results go [compare-DATE-TIME]"),
 )  # fmt: skip
 _BUDGET = "ms=20 an image, mb=10 of weights, or macs=300 million; may be given again"
-_MOST = 10**12  # images in a batch, of which no memory holds as many
+_MOST = 10**12  # images in a batch: more than any memory holds
 
 
 def main(arguments: Sequence[str]) -> int:

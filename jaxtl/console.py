@@ -37,11 +37,11 @@ def counter(out: Console, title: str, total: int) -> Iterator[Callable[[int], No
 
     Args:
         out: the console.
-        title: what is counted.
-        total: where the count ends.
+        title: the name of the counted things.
+        total: the last number of the count.
 
     Yields:
-        A function that takes how many are done.
+        A function that takes the count so far.
     """
     columns = TextColumn("{task.description}", markup=False), MofNCompleteColumn(), BarColumn()
     with Progress(
@@ -60,9 +60,9 @@ class EpochProgress:
 
     Args:
         out: the console.
-        title: such as `head 3/10`.
-        steps: training batches of the epoch.
-        done: batches that an interrupted run has done already.
+        title: the name of the epoch, such as `head 3/10`.
+        steps: the number of training batches in the epoch.
+        done: the number of batches that an interrupted run has done already.
     """
 
     def __init__(self, out: Console, title: str, steps: int, done: int = 0):
@@ -99,9 +99,9 @@ class EpochProgress:
         """Shows that more training batches are done.
 
         Args:
-            count: how many.
-            sums: of the epoch so far.
-            images: in these batches.
+            count: the number of new batches.
+            sums: the sums over the epoch so far.
+            images: the number of images in the new batches.
         """
         self._last = time.perf_counter()
         self._images += images

@@ -61,12 +61,12 @@ def main(arguments: Sequence[str]) -> int:
         written, dropped = convert_source(
             given.source, given.to, no_head=given.no_head, **of_source
         )
-    left = "head left out" if dropped else "no head"
+    head_text = "head left out" if dropped else "no head"
+    if written.classes is not None:
+        head_text = f"{written.classes} classes"
     print(
-        f"{written.path}: {written.network}, "
-        f"{left if written.classes is None else f'{written.classes} classes'}, "
-        f"{written.parameters:,} parameters with BatchNorm statistics; "
-        f"load: {written.load}; images: {written.images}"
+        f"{written.path}: {written.network}, {head_text}, {written.parameters:,} parameters "
+        f"with BatchNorm statistics; load: {written.load}; images: {written.images}"
     )
     return 0
 

@@ -33,18 +33,19 @@ def unfinished(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Writes a file or folder next to its place and moves it there once the block ends well.
+    """Writes a file or folder under another name and renames it when the block ends well.
 
-    A crash or a full disk leaves what was there before.
+    A full disk, or a crash before the renaming, leaves an old file or folder as it was. A file is
+    replaced at once; an old folder is removed first, so a crash at that moment leaves none.
 
     Args:
-        path: of the file or folder; one that is there is replaced.
+        path: the file or folder; an old one is replaced.
 
     Yields:
         The path to write to, which does not exist yet.
 
     Raises:
-        OSError: it cannot be written; what was written is removed.
+        OSError: it cannot be written; its parts are removed.
     """
     with unfinished(path) as part:
         yield part

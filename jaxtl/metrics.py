@@ -16,13 +16,13 @@ Scalar = int | float | Array
 
 
 class Sums(NamedTuple):
-    """Metrics as sums over images; adding two of them joins their images.
+    """Metrics as sums over images; adding two gives the sums over both sets of images.
 
     Attributes:
-        loss: of the cross-entropy, in nats.
-        top1: images whose predicted class is correct.
-        top5: images whose class is among the five likeliest.
-        images: number of images.
+        loss: the sum of the cross-entropies, in nats.
+        top1: the number of images whose predicted class is correct.
+        top5: the number of images whose class is among the five likeliest.
+        images: the number of images.
     """
 
     loss: Scalar
@@ -44,7 +44,7 @@ class Evaluation:
     """The predictions of a network on labelled images.
 
     Attributes:
-        sums: exact, over every image once.
+        sums: the exact sums over every image once.
         labels: the true classes, in the order of the source.
         predicted: the predicted classes.
     """

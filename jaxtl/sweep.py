@@ -13,8 +13,9 @@ _HELP = """Trains the variations that a config's sweep() yields, one run directo
 Any other key of the config can be set by a flag, as in jaxtl.train.
 
 Runs that only train a head, on features that fit in memory, and differ only in learning rate,
-weight decay, label smoothing or seed, train together in one program. The best of them gets a
-report.html; `python -m jaxtl.evaluate --run DIR --report` draws that of another one.
+weight decay, label smoothing or seed, train together in groups, each in one program. The best run
+of each group gets a report.html; `python -m jaxtl.evaluate --run DIR --report` draws that of any
+other run.
 
 Run the same command with the same --workdir to continue a sweep that was stopped: runs that are
 complete stay as they are, and those that were training together begin again."""

@@ -47,7 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         train(config, data, workdir, out)
     except Interrupted:
-        out.print(f"stopped and saved; to continue: the same command with --workdir {workdir}")
+        instead = " in place of --new" if given.new else ""
+        out.print(
+            f"stopped and saved; to continue: the same command with --workdir {workdir}{instead}"
+        )
         return 130
     return 0
 

@@ -48,7 +48,13 @@ _ENVIRONMENT = {  # of every process that is measured
 def main() -> int:
     """The command; returns the exit code: 1 if a row is missing, 2 if nothing could be measured."""
     given, left = _flags().parse_args(), []
+    if given.device == "gpu" and given.rows:
+        print("--rows chooses among those of the CPU; leave it out", file=sys.stderr)
+        return 2
     stored = given.out.with_suffix(".json")
+    if given.render and not stored.exists():
+        print(f"there is no {stored} to render; measure first", file=sys.stderr)
+        return 2
     results: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
     if not given.render:
         gpu = [sys.executable, "-c", "import jax; jax.devices('gpu')"]
@@ -71,7 +77,8 @@ def main() -> int:
     page.write(results, given.out)
     print(given.out)
     if left:
-        print(f"not measured; continue with --rows {','.join(left)}", file=sys.stderr)
+        again = f"--rows {','.join(left)}" if given.device == "cpu" else "--device gpu"
+        print(f"not measured; continue with {again}", file=sys.stderr)
     return 1 if left else 0
 
 
@@ -79,12 +86,12 @@ def _flags() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    of_rows = f"[all] of {', '.join(MEASURES)}"
-    of_seed = "runs of what takes minutes: the seed job in Keras, 64 single runs [1]"
+    rows = f"[all] of {', '.join(MEASURES)}"
+    seed_repeats = "runs of what takes minutes: the seed job in Keras, 64 single runs [1]"
     flags.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    flags.add_argument("--rows", type=_rows, default=[], metavar="NAME,...", help=of_rows)
+    flags.add_argument("--rows", type=_rows, default=[], metavar="NAME,...", help=rows)
     flags.add_argument("--repeats", type=int, default=5, help="measurements of each row [5]")
-    flags.add_argument("--seed-repeats", type=int, default=1, help=of_seed)
+    flags.add_argument("--seed-repeats", type=int, default=1, help=seed_repeats)
     flags.add_argument("--quick", action="store_true", help="tiny sizes, to try the script")
     flags.add_argument("--out", type=Path, default=Path("docs/benchmarks.md"), metavar="FILE")
     flags.add_argument("--render", action="store_true", help="write the page from FILE's .json")
@@ -123,10 +130,10 @@ def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[],
             except Exception:  # the other rows are worth as much as before
                 traceback.print_exc()
                 continue
-            for row, of in measured.items():
-                (part if row in _SECTIONS else part["rows"])[row] = of
+            for row, found in measured.items():
+                (part if row in _SECTIONS else part["rows"])[row] = found
                 if row not in (*_SECTIONS, "memory"):
-                    medians = {who: statistics.median(m["values"]) for who, m in of.items()}
+                    medians = {who: statistics.median(m["values"]) for who, m in found.items()}
                     _say(begun, ", ".join(f"{who} {s:.3g} s" for who, s in medians.items()))
             part["measured"][name] = (part["date"], part["versions"]["commit"])
             save()
@@ -175,8 +182,9 @@ def _commit() -> str:
 
 
 def _comparable(part: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for rows to stand in one table."""
-    versions = {name: v for name, v in part["versions"].items() if name != "commit"}
+    """What has to be the same for rows to stand in one table; jaxtl itself may have changed."""
+    ours = ("commit", "jaxtl")
+    versions = {name: v for name, v in part["versions"].items() if name not in ours}
     return {key: part[key] for key in ("machine", "quick", "absent", "how")} | versions
 
 

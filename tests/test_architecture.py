@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom, and how long a thing may be."""
+"""The layers of packages: what may import what, and how long modules and functions may be."""
 
 import ast
 import graphlib
@@ -12,10 +12,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jaxtl"
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 
-# From the top floor down, one package a floor: a module imports from its own package and from the
-# floors below it. The commands share the top floor and do not import each other.
-FLOORS = [
-    {"__init__", "__main__", "train", "evaluate", "predict", "sweep", "compare", "convert"},
+COMMANDS = {"train", "evaluate", "predict", "sweep", "compare", "convert"}
+
+# From the top down, one package a layer: a module imports from its own package and from the layers
+# below it. The commands share the top layer and do not import each other.
+LAYERS = [
+    {"__init__", "__main__", *COMMANDS},
     {"cli"},
     {"comparison"},
     {"sweeps"},
@@ -51,19 +53,19 @@ def imports(name):
     return found
 
 
-def rooms(name):
-    """The rooms of the house that a module imports from: `data` for `jaxtl.data.loader`."""
+def imported_packages(name):
+    """The packages, or base modules, that a module imports: `data` for `jaxtl.data.loader`."""
     inside = [full.split(".")[1:] for full in imports(name) if full.split(".")[0] == "jaxtl"]
-    known = set.union(*FLOORS)
+    known = set.union(*LAYERS)
     return {parts[0] if parts and parts[0] in known else "__init__" for parts in inside}
 
 
-def room(name):
+def package(name):
     return name.split("/")[0].removesuffix(".py")
 
 
-def floor(room_name):
-    (number,) = [i for i, rooms_there in enumerate(FLOORS) if room_name in rooms_there]
+def layer(package_name):
+    (number,) = [i for i, packages in enumerate(LAYERS) if package_name in packages]
     return number
 
 
@@ -75,18 +77,23 @@ def without_docstring(node):
     return lines
 
 
-def test_every_room_is_on_a_floor_and_no_floor_has_another():
-    assert set.union(*FLOORS) == {room(name) for name in MODULES}
+def test_every_package_is_in_a_layer():
+    assert set.union(*LAYERS) == {package(name) for name in MODULES}
 
 
 @every_module
 def test_imports_point_down(name):
-    own = floor(room(name))
-    assert [other for other in rooms(name) if floor(other) < own] == []
+    own = layer(package(name))
+    assert [other for other in imported_packages(name) if layer(other) < own] == []
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_commands_do_not_import_each_other(command):
+    assert imported_packages(f"{command}.py") & COMMANDS == set()
 
 
 @pytest.mark.parametrize(
-    ("upstairs", "strangers"),
+    ("importer", "independent"),
     [
         ("data", {"models", "weights", "ops"}),
         ("weights", {"config"}),
@@ -94,15 +101,17 @@ def test_imports_point_down(name):
         ("ops", {"config", "metrics"}),
     ],
 )
-def test_neighbours_that_know_nothing_of_each_other(upstairs, strangers):
-    mine = [name for name in MODULES if room(name) == upstairs]
-    assert mine
-    assert {name: rooms(name) & strangers for name in mine} == {name: set() for name in mine}
+def test_packages_that_do_not_import_a_lower_layer(importer, independent):
+    modules = [name for name in MODULES if package(name) == importer]
+    assert modules
+    assert {name: imported_packages(name) & independent for name in modules} == {
+        name: set() for name in modules
+    }
 
 
 def test_networks_know_nothing_of_optimizers():
     for name in MODULES:
-        if room(name) in ("models", "ops", "data", "weights"):
+        if package(name) in ("models", "ops", "data", "weights"):
             assert {full for full in imports(name) if full.split(".")[0] == "optax"} == set()
 
 
@@ -137,7 +146,7 @@ def test_only_one_module_says_pmap():
     assert saying == ["training/parallel.py"]
 
 
-def test_no_module_imports_itself_through_others():
+def test_there_is_no_import_cycle():
     graph = {
         module_name(name): {
             other for other in map(nearest_module, imports(name)) if other != module_name(name)
@@ -179,19 +188,8 @@ def test_no_other_framework_is_imported(module):
     assert not {"tensorflow", "torch", "keras", "tf_keras", "tensorboard"} & loaded
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["-c", "import jaxtl"],
-        *(
-            ["-m", f"jaxtl.{command}", "--help"]
-            for command in ("train", "evaluate", "predict", "sweep", "compare")
-        ),
-    ],
-    ids=lambda arguments: arguments[1],
-)
-def test_jax_is_not_imported_before_it_is_needed(arguments):
-    code = [sys.executable, "-X", "importtime", *arguments]
+def test_jax_is_not_imported_before_it_is_needed():
+    code = [sys.executable, "-X", "importtime", "-c", "import jaxtl"]
     done = subprocess.run(code, capture_output=True, text=True, check=True)
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert "jaxtl" in loaded

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtl.cli import COMMANDS, EXAMPLES, overrides, run
+from jaxtl.cli import COMMANDS, overrides, run
 from jaxtl.console import console
 from jaxtl.errors import UserError
 
@@ -102,7 +102,7 @@ def test_debug_shows_where_an_error_comes_from():
         run(raises(UserError("no such thing")), ["--debug"])
 
 
-def test_an_error_that_the_user_cannot_mend_is_not_hidden():
+def test_an_error_that_the_user_cannot_fix_is_not_hidden():
     with pytest.raises(ZeroDivisionError):
         run(raises(ZeroDivisionError()), [])
 
@@ -165,16 +165,15 @@ def test_jaxtl_runs_a_command_with_its_flags():
     assert done.stderr.startswith("error: no config nowhere.py")
 
 
-def test_every_command_has_an_example():
-    assert EXAMPLES.keys() == COMMANDS.keys()
-
-
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "sweep"])
-def test_the_help_of_a_command_ends_with_an_example_and_imports_no_jax(name):
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_an_example_and_imports_no_jax(name):
     command = [sys.executable, "-X", "importtime", "-m", f"jaxtl.{name}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: python -m jaxtl.{name} ")
     last = done.stdout.splitlines()[-1]
-    assert last == f"example: python -m jaxtl.{name} {EXAMPLES[name]}"
-    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert last == f"example: python -m jaxtl.{name} {COMMANDS[name][1]}"
+    imported = done.stderr.splitlines()
+    assert [line for line in imported if not line.startswith("import time:")] == []
+    loaded = {line.split("|")[-1].strip() for line in imported}
     assert "argparse" in loaded
     assert not {"jax", "numpy", "flax"} & loaded

@@ -9,22 +9,18 @@ from typing import NamedTuple
 from jaxtl.comparison.results import WITHIN, Failure, Row, Tuned, beats, number, pareto_front
 from jaxtl.errors import UserError
 
-_MEASURES: dict[str, Callable[[Row], float | None]] = {  # more is better
-    "accuracy": lambda row: row.accuracy,
-    "latency": lambda row: -row.cost.latency_ms,
-    "speed of fine-tuning": lambda row: row.cost.finetuning_images_per_second,
-    "size": lambda row: -row.cost.weights_mb,
-    "memory of fine-tuning": lambda row: -row.cost.finetuning_memory_mb,
-    "accuracy per parameter": lambda row: row.density,
-}
-_BEST_AND_WORST = {
-    "accuracy": ("most accurate", "least accurate"),
-    "latency": ("fastest at inference", "slowest at inference"),
-    "speed of fine-tuning": ("fastest to fine-tune", "slowest to fine-tune"),
-    "size": ("smallest", "largest"),
-    "memory of fine-tuning": ("needs least memory to fine-tune", "needs most memory to fine-tune"),
-    "accuracy per parameter": ("most accuracy per parameter", "least accuracy per parameter"),
-}
+_Value = Callable[[Row], float | None]
+_MEASURES: tuple[tuple[str, str, str, _Value], ...] = (  # name, best, worst, value: more is better
+    ("accuracy", "most accurate", "least accurate", lambda row: row.accuracy),
+    ("latency", "fastest at inference", "slowest at inference", lambda row: -row.cost.latency_ms),
+    ("speed of fine-tuning", "fastest to fine-tune", "slowest to fine-tune",
+     lambda row: row.cost.finetuning_images_per_second),
+    ("size", "smallest", "largest", lambda row: -row.cost.weights_mb),
+    ("memory of fine-tuning", "needs least memory to fine-tune", "needs most memory to fine-tune",
+     lambda row: -row.cost.finetuning_memory_mb),
+    ("accuracy per parameter", "most accuracy per parameter", "least accuracy per parameter",
+     lambda row: row.density),
+)  # fmt: skip
 _LIMITS: dict[str, tuple[str, Callable[[Row], float]]] = {
     "ms": ("ms an image", lambda row: row.cost.latency_ms),
     "mb": ("MB of weights", lambda row: row.cost.weights_mb),
@@ -36,21 +32,21 @@ class Budget(NamedTuple):
     """The most that a network may cost.
 
     Attributes:
-        most: above 0, and finite.
-        unit: what this number counts, in words.
-        of: what a network takes of it.
+        most: a finite number above 0.
+        unit: the unit of this number, in words.
+        cost: the same cost of a network.
     """
 
     most: float
     unit: str
-    of: Callable[[Row], float]
+    cost: Callable[[Row], float]
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Reads `ms=20`, for one image, `mb=10`, of weights, or `macs=300`, in millions.
+        """Reads `ms=20` (for one image), `mb=10` (of weights) or `macs=300` (millions).
 
         Raises:
-            UserError: it is no budget.
+            UserError: the text is not a budget.
         """
         key, _, value = text.partition("=")
         if key not in _LIMITS:
@@ -80,9 +76,7 @@ def advice(rows: Sequence[Row], budgets: Sequence[Budget]) -> list[str]:
     front = pareto_front(rows)
     if not front:
         return ["no network has an accuracy, so none can be recommended"]
-    names = [
-        f"{row.model} ({row.accuracy_text}, {number(row.cost.latency_ms)} ms)" for row in front
-    ]
+    names = [f"{r.model} ({r.accuracy_text}, {number(r.cost.latency_ms)} ms)" for r in front]
     alike = _alike(_best(front), rows)
     if len(front) == 1:
         return [f"take {names[0]}, alone on the Pareto front{alike}"]
@@ -93,7 +87,7 @@ def _within(budgets: Sequence[Budget], rows: Sequence[Row]) -> str:
     under = "under " + " and ".join(f"{budget.most:g} {budget.unit}" for budget in budgets)
 
     def excess(row: Row) -> float:
-        return max(budget.of(row) / budget.most for budget in budgets)
+        return max(budget.cost(row) / budget.most for budget in budgets)
 
     fitting = [row for row in rows if excess(row) <= 1]
     if known := [row for row in fitting if row.score]:
@@ -103,15 +97,13 @@ def _within(budgets: Sequence[Budget], rows: Sequence[Row]) -> str:
         names = ", ".join(row.model for row in fitting)
         return f"{under}: {names}, of which no accuracy is known"
     nearest = min(rows, key=excess)
-    has = " and ".join(f"{number(budget.of(nearest))} {budget.unit}" for budget in budgets)
+    has = " and ".join(f"{number(budget.cost(nearest))} {budget.unit}" for budget in budgets)
     return f"{under}: none; {nearest.model} comes nearest with {has}, {nearest.accuracy_text}"
 
 
 def _best(rows: Sequence[Row]) -> Row:
     """The most accurate; of equals the fastest, and of those the smallest."""
-    return max(
-        rows, key=lambda row: (row.accuracy or 0.0, -row.cost.latency_ms, -row.cost.weights_mb)
-    )
+    return max(rows, key=lambda r: (r.accuracy or 0.0, -r.cost.latency_ms, -r.cost.weights_mb))
 
 
 def _alike(best: Row, rows: Sequence[Row]) -> str:
@@ -124,15 +116,15 @@ def _alike(best: Row, rows: Sequence[Row]) -> str:
         and best.score
         and row.score.accuracy + max(row.score.spread, best.score.spread) >= best.score.accuracy
     ]
-    one = f"; not distinguishable from {best.model} in accuracy: "
-    return one + ", ".join(close) if close else ""
+    names = ", ".join(close)
+    return f"; not distinguishable from {best.model} in accuracy: {names}" if close else ""
 
 
 def _traits(row: Row, rows: Sequence[Row]) -> list[str]:
     traits = _ranks(row, rows)
     if not row.score:
-        failed = isinstance(row.tuned, Failure)
-        traits.append(f"{row.lack} when fine-tuned" if failed else f"{row.lack}, so no accuracy")
+        when = " when fine-tuned" if isinstance(row.tuned, Failure) else ", so no accuracy"
+        traits.append(row.missing + when)
     tuned, probe = row.tuned, row.probe
     if isinstance(tuned, Tuned) and probe and probe.accuracy >= tuned.accuracy < 100:
         traits.append("no better than its linear probe: more epochs of --finetune may help")
@@ -142,33 +134,28 @@ def _traits(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _ranks(row: Row, rows: Sequence[Row]) -> list[str]:
-    """What it is best and worst at; where it is so at nothing, its best and its worst rank."""
-    best, worst = [], []
-    between: dict[tuple[int, int], list[str]] = {}  # measures by rank, among so many
-    for what, value_of in _MEASURES.items():
+    """What it is best and worst at; if it is neither at anything, its best and its worst rank."""
+    bests, worsts = [], []
+    between: dict[tuple[int, int], list[str]] = {}  # measures by rank and number of ranks
+    for what, best, worst, value_of in _MEASURES:
         own = value_of(row)
         values = [value for other in rows if (value := value_of(other)) is not None]
         if own is None or min(values) == max(values):
             continue
         if own == max(values):
-            best.append(_BEST_AND_WORST[what][0])
+            bests.append(best)
         elif own == min(values):
-            worst.append(_BEST_AND_WORST[what][1])
+            worsts.append(worst)
         else:
             rank = 1 + sum(value > own for value in values)
             between.setdefault((rank, len(values)), []).append(what)
     ranks = sorted(between.items(), key=lambda item: item[0][0] / item[0][1])
-    places = [f"{_ordinal(rank)} of {of} in {', '.join(names)}" for (rank, of), names in ranks]
-    if not (best or worst) and len(places) == 1:
+    places = [f"rank {rank} of {last} in {', '.join(names)}" for (rank, last), names in ranks]
+    if not (bests or worsts) and len(places) == 1:
         return places
-    traits = [", ".join(words) for words in (best, worst) if words]
-    if places and not best:
+    traits = [", ".join(words) for words in (bests, worsts) if words]
+    if places and not bests:
         traits.insert(0, f"at best {places[0]}")
-    if places and not worst:
+    if places and not worsts:
         traits.append(f"at worst {places[-1]}")
     return traits
-
-
-def _ordinal(rank: int) -> str:
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
-    return f"{rank}{'th' if rank % 100 in (11, 12, 13) else ending}"

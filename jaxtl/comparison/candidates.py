@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +17,11 @@ from jaxtl.weights.loading import WeightsRecord, create
 from jaxtl.weights.sources import NoWeights, checked, likely_convention
 from jaxtl.weights.strict import AnotherNetwork
 
+_LARGEST = 10_000  # pixels a side
+
 
 class Candidate(NamedTuple):
-    """A network to measure: a name of the registry, its width, and pixels a side of the images."""
+    """A network to measure: a name of the registry, its width, and the side of images in pixels."""
 
     name: str
     width: float
@@ -30,12 +33,12 @@ class Candidate(NamedTuple):
         return self.name if self.width == 1 else f"{self.name}@{self.width:g}"
 
 
-class Start(NamedTuple):
-    """What a candidate is measured with.
+class Loaded(NamedTuple):
+    """A candidate with its weights, which wait in the host's memory.
 
     Attributes:
-        make: the network, on the device.
-        record: of its weights; None where it has none, and its parameters are random.
+        make: puts the network on the device.
+        record: the source of its weights; None if its parameters are random.
         tried: the sources that had no weights for it, each with the reason.
     """
 
@@ -52,8 +55,8 @@ def candidates(models: str | None, image_size: str) -> list[Candidate]:
         image_size: a number, `native` or `smallest`.
 
     Raises:
-        UserError: there is no such network, it does not come in that width, it does not take such
-            small images, or the size is none.
+        UserError: there is no such network, it does not come in that width, it does not take images
+            of that size, or the size is not valid.
     """
     texts = [*sorted(REGISTRY), *NARROW] if models is None else models.split(",")
     if not all(map(str.strip, texts)):
@@ -75,11 +78,13 @@ def _candidate(text: str, image_size: str) -> Candidate:
         widths = ", ".join(f"{name}@{width:g}" for width in known.widths)
         raise UserError(f"--models {text}: there is no such width; take one of {widths}")
     sizes = {"native": known.native, "smallest": known.smallest}
-    if image_size not in sizes and not image_size.isdecimal():
+    number = re.fullmatch("[0-9]{1,9}", image_size)
+    size = sizes.get(image_size) or (int(image_size) if number else _LARGEST + 1)
+    if size > _LARGEST:
         raise UserError(
-            f"--image-size {image_size!r}: give a number of pixels, {' or '.join(sizes)}"
+            f"--image-size {image_size!r}: give a number of pixels up to {_LARGEST}, "
+            f"{' or '.join(sizes)}"
         )
-    size = sizes[image_size] if image_size in sizes else int(image_size)
     if size < known.smallest:
         raise UserError(
             f"--image-size {image_size}: {name} takes images of {known.smallest} pixels a side "
@@ -95,31 +100,30 @@ def sources(text: str) -> tuple[str, ...]:
         text: sources between commas, `auto`, or `none`.
 
     Raises:
-        UserError: one of them is no source.
+        UserError: one of them is not a source.
     """
     if text in ("auto", "none"):
         return AUTO if text == "auto" else ()
     return tuple(checked([source.strip() for source in text.split(",")]))
 
 
-def start(
-    candidate: Candidate, classes: int, weights: Sequence[str], say: Callable[[str], None]
-) -> Start:
+def load(
+    candidate: Candidate, classes: int, weights: Sequence[str], announce: Callable[[str], None]
+) -> Loaded:
     """Reads the weights of a candidate from the first source that has some for it.
 
     Args:
         candidate: the network.
-        classes: of its new head.
+        classes: the number of classes of its new head.
         weights: the sources to try, in order.
-        say: is told which sources were tried in vain, and what is used for them.
+        announce: takes a line that says which sources had none, and which one is used.
 
     Returns:
-        The network with these weights, which wait in the host's memory; a random one where no
-        source has any.
+        The network with these weights, or with random parameters if no source has any.
 
     Raises:
-        UserError: what a source gives is damaged, has another checksum, or does not fit. That a
-            file holds another network is no error: it may be meant for another candidate.
+        UserError: the weights of a source are damaged, have another checksum, or do not fit. A
+            file with another network is not an error: it may be meant for another candidate.
     """
     name, width, image_size = candidate
     options: dict[str, Any] = {"num_classes": classes, "width": width, "dropout": Model().dropout}
@@ -137,9 +141,9 @@ def start(
             tried.append(str(error))
         else:
             if tried:
-                say(f"{'; '.join(tried)}; using {source}")
+                announce(f"{'; '.join(tried)}; using {source}")
             graph, variables = split(network)
             make = functools.partial(merge, graph, jax.device_get(variables))
-            return Start(make, record, tuple(tried))
+            return Loaded(make, record, tuple(tried))
     make = functools.partial(build, name, convention=likely_convention(weights or None), **options)
-    return Start(make, None, tuple(tried))
+    return Loaded(make, None, tuple(tried))

@@ -13,17 +13,15 @@ import numpy as np
 from rich.console import Console
 
 from jaxtl.comparison.advice import Budget, advice, characters
-from jaxtl.comparison.candidates import Candidate, start
+from jaxtl.comparison.candidates import load
 from jaxtl.comparison.linear_probe import FOLDS, folds_for
 from jaxtl.comparison.measuring import Comparison, Contender
 from jaxtl.comparison.plot import write_plot
 from jaxtl.comparison.results import (
     Conditions,
-    Failure,
     Row,
     Unmeasured,
     measured,
-    number,
     write_comparison,
 )
 from jaxtl.comparison.table import comparison_table
@@ -44,16 +42,18 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
         What was measured, in the order of the candidates.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: something that the user can fix.
         Interrupted: a signal asked to stop; what was measured is shown.
     """
     data, conditions = _open(comparison, out)
     contenders = []
-    for place, one in enumerate(comparison.candidates, 1):
-        say = functools.partial(_say, out, f"[{place}/{len(comparison.candidates)}]", one)
-        say("weights")
-        beginning = start(one, conditions.classes, comparison.weights, say)
-        contenders.append(Contender(comparison, one, beginning, data, conditions.folds, out, say))
+    for place, candidate in enumerate(comparison.candidates, 1):
+        name = f"{candidate.label}, {candidate.image_size} px"
+        announce = functools.partial(out.print, f"[{place}/{len(comparison.candidates)}] {name}:")
+        announce("weights")
+        loaded = load(candidate, conditions.classes, comparison.weights, announce)
+        given = (comparison, candidate, loaded, data, conditions.folds)
+        contenders.append(Contender(*given, out, announce))
     for contender in contenders:
         contender.check_run()
 
@@ -61,12 +61,12 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
     table, rows = comparison.folder / "compare.csv", list[Row | Unmeasured]()
     try:
         while contenders:
-            contender = contenders.pop(0)  # so that its parameters do not outlast their use
-            rows.append(contender.row())
+            contender = contenders.pop(0)  # its parameters are freed after it is measured
+            rows.append(contender.measured())
             write_comparison(table, rows, conditions)
-            rows[-1] = contender.fine_tuned(rows[-1])
+            rows[-1] = row = contender.fine_tuned(rows[-1])
             write_comparison(table, rows, conditions)
-            contender.say(_result(rows[-1]))
+            contender.announce(row.summary if isinstance(row, Row) else row.problem)
     except (KeyboardInterrupt, Interrupted) as error:
         if rows:
             out.print(comparison_table(rows, conditions, width=out.width, rest=table))
@@ -95,19 +95,10 @@ def _open(comparison: Comparison, out: Console) -> tuple[Splits, Conditions]:
         out.print(f"{folds} folds and not {FOLDS}: the rarest class has {folds} images")
     ranking = data.val.labels if comparison.epochs else labels
     largest = 100 * max(Counter(ranking.tolist()).values()) / len(ranking)
-    kind = f"one {devices[0].device_kind}"
-    device = f"a CPU of {os.cpu_count()} cores" if on_cpu(devices) else kind
-    return data, Conditions(len(labels), len(data.train.classes), largest, folds, device)
-
-
-def _say(out: Console, place: str, one: Candidate, what: str) -> None:
-    out.print(f"{place} {one.label}, {one.image_size} px: {what}")
-
-
-def _result(row: Row | Unmeasured) -> str:
-    if isinstance(row, Unmeasured):
-        return str(row.failure)
-    return f"{row.accuracy_text}, {number(row.cost.latency_ms)} ms an image"
+    cpu = f"a CPU of {os.cpu_count()} cores"
+    device = cpu if on_cpu(devices) else f"one {devices[0].device_kind}"
+    counts, tuned = (len(labels), len(data.train.classes)), comparison.epochs > 0
+    return data, Conditions(*counts, largest, folds, device, tuned)
 
 
 def _report(
@@ -122,8 +113,8 @@ def _report(
     out.print(comparison_table(rows, conditions, width=out.width, rest=table))
     alike: dict[str, list[str]] = {}
     for row in rows:
-        if why := _what_is_wrong(row):
-            alike.setdefault(why, []).append(row.model)
+        if row.problem:
+            alike.setdefault(row.problem, []).append(row.model)
     for why, models in alike.items():
         out.print(f"{', '.join(models)}: {why}")
     if known:
@@ -133,13 +124,3 @@ def _report(
         out.print("\n" + "\n".join(characters(known)))
         out.print("\n" + "\n".join(advice(known, budgets)))
     out.print("\n" + "  ".join(files))
-
-
-def _what_is_wrong(row: Row | Unmeasured) -> str:
-    """Why something of a network is not known."""
-    failure = row.failure if isinstance(row, Unmeasured) else row.tuned
-    if isinstance(failure, Failure):
-        return str(failure)
-    if isinstance(row, Row) and row.probe is None:
-        return f"no weights: {row.tried or 'none were asked for'}"
-    return ""

@@ -9,18 +9,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from jaxtl.config.config_file import Augment
 from jaxtl.config.phases import Phase, everything
 from jaxtl.data.loader import Batch
 from jaxtl.models import Network, batch_statistics, split
-from jaxtl.training.optimizer import hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, replicate, shard
-from jaxtl.training.step import TrainState, make_predict_step, make_train_step
-from jaxtl.training.trainable import partition, select_trainable, training_graph
+from jaxtl.training.optimizer import hyperparameters
+from jaxtl.training.parallel import replicate, shard
+from jaxtl.training.phase import begin_phase
+from jaxtl.training.step import make_predict_step
+from jaxtl.training.trainable import select_trainable
 
 _FEWEST_CALLS, _MOST_CALLS, _SECONDS = 3, 100, 2.0  # to time one program
 
@@ -28,15 +27,18 @@ _FEWEST_CALLS, _MOST_CALLS, _SECONDS = 3, 100, 2.0  # to time one program
 class Cost(NamedTuple):
     """What a network costs; megabytes are 1e6 bytes.
 
+    `calls` are the number of timed calls. Memory is the sum of arguments, results and temporaries.
+
     Attributes:
-        parameters: how many numbers can be trained.
-        macs: multiplications and additions of one image's inference, in pairs.
-        weights_mb: all that is stored of it, BatchNorm statistics included.
-        latency_ms, latency_calls: of the inference of one image, and how often it was timed.
-        batch_size: images in a call of the following.
-        inference_images_per_second, inference_calls, inference_memory_mb: of inference.
-        finetuning_images_per_second, finetuning_calls, finetuning_memory_mb: of a training step of
-            every parameter, with Adam. Memory is that of arguments, results and temporaries.
+        parameters: the number of parameters.
+        macs: the multiply-adds of the inference of one image.
+        weights_mb: the size of all variables, BatchNorm statistics included.
+        latency_ms, latency_calls: the time of the inference of one image.
+        batch_size: the images in a call of the following programs.
+        inference_images_per_second, inference_calls, inference_memory_mb: the speed and the memory
+            of inference.
+        finetuning_images_per_second, finetuning_calls, finetuning_memory_mb: the speed and the
+            memory of a training step of every parameter, with Adam.
     """
 
     parameters: int
@@ -58,28 +60,30 @@ def measure(
     image_size: int,
     batch_size: int,
     device: jax.Device,
-    say: Callable[[str], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Cost:
-    """Counts and measures on noise: what an image shows and what the weights are costs nothing.
+    """Counts and measures on noise: costs depend neither on the images nor on the weights.
 
     The inference of one image, by which networks are compared, is timed before, between and after
-    the others, and the fastest counts: a machine may be busy for a while. `say` is told what is
-    being done.
+    the other programs, and the fastest time counts: a machine may be busy for a while. `announce`
+    takes the name of each measurement before it begins.
     """
     fixed, variables = batch_statistics(network), split(network)[1]
-    say("inference of one image")
+    announce("inference of one image")
     single, _ = _inference(network, _noise(1, image_size), device)
     times = [timed(single)]
-    say(f"inference of {batch_size}")
-    call, inference_memory = _inference(network, _noise(batch_size, image_size), device)
-    inference_seconds, inference_calls = timed(call)
-    del call  # its arrays make room for those of training
-    times.append(timed(single))
-    say(f"fine-tuning on {batch_size}")
-    call, finetuning_memory = _finetuning(network, _noise(batch_size, image_size), device)
-    finetuning_seconds, finetuning_calls = timed(call)
-    del call
-    times.append(timed(single))
+    costs: dict[str, Any] = {}
+    for name, title, build in (
+        ("inference", "inference of", _inference),
+        ("finetuning", "fine-tuning on", _finetuning),
+    ):
+        announce(f"{title} {batch_size}")
+        call, memory = build(network, _noise(batch_size, image_size), device)
+        seconds, calls = timed(call)
+        del call  # frees the memory of its arrays
+        costs[f"{name}_images_per_second"] = batch_size / seconds
+        costs |= {f"{name}_calls": calls, f"{name}_memory_mb": memory / 1e6}
+        times.append(timed(single))
     return Cost(
         parameters=sum(value.size for path, value in variables.items() if path not in fixed),
         macs=macs(network, image_size),
@@ -87,20 +91,15 @@ def measure(
         latency_ms=1e3 * min(times)[0],
         latency_calls=min(times)[1],
         batch_size=batch_size,
-        inference_images_per_second=batch_size / inference_seconds,
-        inference_calls=inference_calls,
-        finetuning_images_per_second=batch_size / finetuning_seconds,
-        finetuning_calls=finetuning_calls,
-        inference_memory_mb=inference_memory / 1e6,
-        finetuning_memory_mb=finetuning_memory / 1e6,
+        **costs,
     )
 
 
 def macs(network: Network, image_size: int) -> int:
     """The multiply-adds of convolutions and matrix products in the inference of one image.
 
-    As it is usual, those with the zeros around a feature map count, and those of BatchNorms,
-    activations and pooling do not.
+    As usual, multiplications with the padding of a feature map count; BatchNorms, activations and
+    pooling do not.
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
     return count_macs(jax.make_jaxpr(lambda image: network(image))(image).jaxpr)
@@ -109,11 +108,11 @@ def macs(network: Network, image_size: int) -> int:
 def count_macs(program: Jaxpr) -> int:
     """The multiply-adds of convolutions and matrix products in a traced program.
 
-    Of branches, the one with the most counts: where a platform has a lowering of its own, it may
-    say the same without a convolution.
+    Of several branches, the one with the most counts: the lowering for some platform may compute
+    the same without a convolution.
 
     Raises:
-        ValueError: it has a loop whose length is known only when it runs.
+        ValueError: the program has a loop whose length is known only when it runs.
     """
     return sum(map(_macs_of_equation, program.eqns))
 
@@ -145,10 +144,10 @@ def _inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, int]:
-    """The lower quartile of the seconds that a call takes, and of how many calls that is.
+    """Times a function: the lower quartile of its seconds, and the number of timed calls.
 
-    Not the median: whatever else runs on a machine can only make a call slower. A first call that
-    does not count warms up. Three calls and two seconds are enough, or a hundred calls.
+    Not the median: other processes can only make a call slower. A first call that does not count
+    warms up. At least three calls are timed; then two seconds are enough, or a hundred calls.
     """
     call()
     seconds: list[float] = []
@@ -174,23 +173,14 @@ def _finetuning(
 ) -> tuple[Callable[[], Any], int]:
     phase = Phase(name="finetune", train=everything(), epochs=1)
     trainable = select_trainable(network, phase.train, phase.batch_norm)
-    step: Any = make_train_step(
-        training_graph(network, trainable, momentum=0.0, axis_name=AXIS),
-        trainable,
-        phase,
+    step: Any
+    step, state, fixed, hyper = begin_phase(
+        *(network, trainable, phase, split(network)[1], hyperparameters(phase, 0, 0)),
         steps_per_epoch=1,
-        augmentation=Augment(),
-        cached=None,
         devices=[device],
     )
-    trained, fixed = partition(split(network)[1], trainable.multipliers)
-    hyper = hyperparameters(phase, 0, 0)
-    moments = jax.jit(optimizer(phase, trainable, 1, hyper).init)(trained)
-    copies = jax.tree.map(jnp.copy, trained)  # a step takes them for its own
-    state, *given = replicate(
-        (TrainState(jnp.int32(0), copies, moments), fixed, None, hyper), [device]
-    )
-    given.append(shard(Batch(*(array[None] for array in batch)), [device], axis=1))
+    chunk = shard(Batch(*(array[None] for array in batch)), [device], axis=1)
+    given = (fixed, None, hyper, chunk)
     compiled = step.lower(state, *given).compile()
 
     def call() -> None:
@@ -202,7 +192,7 @@ def _finetuning(
 
 
 def _memory(compiled: jax.stages.Compiled) -> int:
-    """The bytes that a program holds at once; results in the place of arguments count once."""
+    """The bytes that a program holds at once; memory that results take from arguments once."""
     sizes: Any = compiled.memory_analysis()
     results = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return sizes.argument_size_in_bytes + results + sizes.temp_size_in_bytes

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from jaxtl.errors import UserError
 
 FOLDS = 5
-_MOST_STEPS = 2000  # of the solver; scikit-learn warns where they are too few
+_MOST_STEPS = 2000  # of the solver; scikit-learn warns if they are too few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +21,12 @@ class Probe:
 
     Attributes:
         accuracy: the mean over the folds, in percent.
-        spread: the standard deviation of the folds' accuracies, in percentage points, as of a
-            sample (divided by one less than the folds). It says how far one fold lies from
-            another, not how far the mean lies from the truth.
-        folds: how many there were.
+        spread: the sample standard deviation of the folds' accuracies, in percentage points. It
+            says how far one fold lies from another, not how far the mean lies from the truth.
     """
 
     accuracy: float
     spread: float
-    folds: int
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1f} ± {self.spread:.1f} %"
@@ -62,15 +59,15 @@ def linear_probe(
 ) -> Probe:
     """Cross-validates logistic regression on standardised features.
 
-    Its regularisation is fixed (C=1, scikit-learn's default) and suited to no network: with another
-    one, features of many dimensions may gain more than those of few.
+    The regularisation is fixed (C=1, scikit-learn's default) and not tuned for any network: with
+    another one, features of many dimensions may gain more than features of few.
 
     Args:
-        features: of each image, all of them finite.
+        features: the finite features of each image.
         labels: the class of each image.
-        folds: parts, each with the same fraction of every class; each is predicted once, by a
-            classifier fitted to all others. No class has fewer images.
-        seed: which images lie in which fold.
+        folds: the number of parts, each with the same fraction of every class; a classifier fitted
+            to all others predicts each once. Every class has at least as many images.
+        seed: draws the images of each fold.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -80,4 +77,4 @@ def linear_probe(
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_MOST_STEPS))
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
     scores = 100 * cross_val_score(classifier, features, labels, cv=parts)
-    return Probe(float(scores.mean()), float(scores.std(ddof=1)), folds)
+    return Probe(float(scores.mean()), float(scores.std(ddof=1)))

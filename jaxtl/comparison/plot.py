@@ -11,8 +11,6 @@ from jaxtl.comparison.results import (
     Conditions,
     Row,
     Unmeasured,
-    by_tuning,
-    largest_text,
     measured,
     number,
     pareto_front,
@@ -28,10 +26,7 @@ _LARGEST = 1500.0  # the area of the largest circle, in square points
 def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditions) -> None:
     """Draws the networks with an accuracy as numbered circles, and below them those without.
 
-    Args:
-        path: of a PNG file; one that is there is replaced.
-        rows: the networks; at least one was measured.
-        conditions: what they were measured on.
+    At least one network was measured. A PNG file that is there is replaced.
     """
     from matplotlib.figure import Figure  # takes a while, and nothing else needs it
 
@@ -42,7 +37,7 @@ def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditi
     figure = Figure(figsize=(9.6, sum(heights) + 1.7), dpi=160, layout="constrained")
     panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     if known:
-        _draw_accuracies(panels[0], known)
+        _draw_accuracies(panels[0], known, conditions)
     if unknown:
         _draw_costs(panels[-1], unknown)
     for axes in panels:
@@ -54,7 +49,7 @@ def write_plot(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditi
     figure.savefig(path)
 
 
-def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
+def _draw_accuracies(axes: Axes, rows: Sequence[Row], conditions: Conditions) -> None:
     """Names would hide each other where networks lie close: the legend has them, by number."""
     front = pareto_front(rows)
     corners = zip(*((row.cost.latency_ms, row.accuracy) for row in front), strict=True)
@@ -70,8 +65,8 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
         # Neighbours in time have their numbers on different sides.
         side, align = (5, "left") if place % 2 else (-5, "right")
         axes.annotate(str(place), at, (side, 4), "data", "offset points", ha=align, weight="bold")
-    of = "validation accuracy after fine-tuning" if by_tuning(rows) else "accuracy of linear probe"
-    axes.set_ylabel(f"{of}, %")
+    tuned, probed = "validation accuracy after fine-tuning, %", "accuracy of linear probe, %"
+    axes.set_ylabel(tuned if conditions.tuned else probed)
     axes.margins(y=0.1)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8.5)
 
@@ -79,7 +74,8 @@ def _draw_accuracies(axes: Axes, rows: Sequence[Row]) -> None:
 def _draw_costs(axes: Axes, rows: Sequence[Row]) -> None:
     places = range(len(rows), 0, -1)
     axes.scatter([row.cost.latency_ms for row in rows], places, s=20, color=_OTHER, zorder=2)
-    axes.set_yticks(places, [f"{row.model} ({row.lack})" for row in rows], fontsize=8, color=_OTHER)
+    names = [f"{row.model} ({row.missing})" for row in rows]
+    axes.set_yticks(places, names, fontsize=8, color=_OTHER)
     axes.set_ylim(0.3, len(rows) + 0.7)
     axes.set_ylabel("no accuracy", color=_OTHER)
     axes.tick_params(axis="y", length=0)
@@ -107,7 +103,7 @@ def _draw_titles(axes: Axes, rows: Sequence[Row | Unmeasured], conditions: Condi
     title = f"{conditions} at {at}, on {conditions.device}"
     axes.set_title(title, loc="left", pad=34, fontsize=12, fontweight="bold")
     probed = f"linear probe, mean ± standard deviation of {conditions.folds} folds"
-    ranked = "fine-tuned, ± standard error" if by_tuning(known) else probed
+    ranked = "fine-tuned, ± standard error" if conditions.tuned else probed
     failed = [f"{row.model}: {row.failure.what}" for row in rows if isinstance(row, Unmeasured)]
     marks = "no accuracy is known: cost alone"
     if sized := [row.cost.weights_mb for row in known if row.score]:
@@ -115,6 +111,6 @@ def _draw_titles(axes: Axes, rows: Sequence[Row | Unmeasured], conditions: Condi
             f"blue: Pareto front, where times {WITHIN} count as equal; "
             f"area of a circle: size of the weights, the largest {number(max(sized))} MB"
         )
-    below = f"{'; '.join([ranked, largest_text(known, conditions), *failed])}\n{marks}"
+    below = f"{'; '.join([ranked, conditions.largest_text, *failed])}\n{marks}"
     offset = ("axes fraction", "offset points")
     axes.annotate(below, (0, 1), (0, 7), *offset, fontsize=8.5, color=_OTHER)

@@ -18,22 +18,20 @@ MARGIN = 0.1
 """Times of two networks that differ by a smaller fraction count as equal: noise of a machine."""
 
 WITHIN = f"within {100 * MARGIN:.0f} %"
-"""That, in words."""
+"""The margin in words."""
 
 
-class Failure(NamedTuple):
+class Failure(Exception):
     """What went wrong with a network.
 
-    Attributes:
-        what: in a word or two: `diverged`.
-        details: what follows it: `with 32 images a batch`.
+    Args:
+        what: one or two words: `diverged`.
+        details: the words that follow: `with 32 images a batch`.
     """
 
-    what: str
-    details: str
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.details}"
+    def __init__(self, what: str, details: str):
+        super().__init__(f"{what} {details}")
+        self.what = what
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +39,9 @@ class Tuned:
     """The result of fine-tuning every parameter.
 
     Attributes:
-        correct: validation images that were classified correctly.
-        images: all validation images.
-        best_epoch: the epoch, counted from 1, whose parameters these are.
+        correct: the number of validation images that were classified correctly.
+        images: the number of all validation images.
+        best_epoch: the epoch, counted from 1, whose parameters were measured.
     """
 
     correct: int
@@ -60,11 +58,11 @@ class Tuned:
 
     @property
     def spread(self) -> float:
-        """The standard error of a fraction of so many images, in percentage points.
+        """The standard error of the accuracy, in percentage points.
 
-        It is that of Agresti and Coull for one standard deviation (The American Statistician 52,
-        1998, p. 119-126), which adds half a correct and half an incorrect image: with all images
-        correct it is not 0.
+        It follows Agresti and Coull for one standard deviation (The American Statistician 52, 1998,
+        p. 119-126), who add half a correct and half an incorrect image: with all images correct it
+        is not 0.
         """
         fraction = (self.correct + 0.5) / (self.images + 1)
         return 100 * math.sqrt(fraction * (1 - fraction) / (self.images + 1))
@@ -75,14 +73,14 @@ class Row:
     """A network that was measured.
 
     Attributes:
-        model: its name, with its width where that is not 1: `mobilenet_v2@0.35`.
-        image_size: pixels a side.
-        cost: of the network.
-        probe: its linear probe; None where its weights could not be had.
-        weights: where they are from and their sha256; "" where there are none.
-        tried: the sources that had none, each with the reason.
+        model: the name of the network, with its width if that is not 1: `mobilenet_v2@0.35`.
+        image_size: the side of an image, in pixels.
+        cost: the measured cost.
+        probe: the result of the linear probe; None without weights.
+        weights: the source of the weights and their sha256; "" without weights.
+        tried: the sources that had no weights, each with the reason.
         ranked_by: the accuracy that networks are ranked by, the same in all rows.
-        tuned: the result of fine-tuning; None where there was none, or not yet.
+        tuned: the result of fine-tuning; None before it, or without it.
     """
 
     model: str
@@ -96,32 +94,44 @@ class Row:
 
     @property
     def score(self) -> Probe | Tuned | None:
-        """The accuracy that ranks, with its spread; None where it is not known."""
+        """The accuracy to rank by, with its spread; None if it is not known."""
         if self.ranked_by == "linear probe":
             return self.probe
         return self.tuned if isinstance(self.tuned, Tuned) else None
 
     @property
     def accuracy(self) -> float | None:
-        """The accuracy that ranks, in percent."""
+        """The accuracy to rank by, in percent."""
         return self.score.accuracy if self.score else None
 
     @property
     def density(self) -> float | None:
-        """This accuracy for each million parameters."""
+        """The accuracy to rank by, for each million parameters."""
         return 1e6 * self.score.accuracy / self.cost.parameters if self.score else None
 
     @property
     def accuracy_text(self) -> str:
-        """This accuracy as people read it, or why it is not known."""
-        return str(self.score) if self.score else self.lack
+        """The accuracy to rank by as people read it, or why it is not known."""
+        return str(self.score) if self.score else self.missing
 
     @property
-    def lack(self) -> str:
+    def missing(self) -> str:
         """Why it has no accuracy to rank by, in a few words."""
         if self.probe is None:
             return "no weights"
         return self.tuned.what if isinstance(self.tuned, Failure) else "not fine-tuned"
+
+    @property
+    def summary(self) -> str:
+        """Its accuracy and speed."""
+        return f"{self.accuracy_text}, {number(self.cost.latency_ms)} ms an image"
+
+    @property
+    def problem(self) -> str:
+        """What went wrong, or why there are no weights; "" for nothing."""
+        if isinstance(self.tuned, Failure):
+            return str(self.tuned)
+        return "" if self.probe else f"no weights: {self.tried or 'none were asked for'}"
 
 
 class Unmeasured(NamedTuple):
@@ -131,17 +141,23 @@ class Unmeasured(NamedTuple):
     image_size: int
     failure: Failure
 
+    @property
+    def problem(self) -> str:
+        """What went wrong."""
+        return str(self.failure)
+
 
 class Conditions(NamedTuple):
     """What networks are measured on.
 
     Attributes:
-        images: all of them.
-        classes: how many classes they have.
-        largest: the accuracy of always guessing the largest class, in percent of the images that
-            rank.
-        folds: of the linear probe.
-        device: in words.
+        images: the number of images.
+        classes: the number of classes.
+        largest: the accuracy of always guessing the largest class, in percent, on the images whose
+            accuracy ranks the networks.
+        folds: the number of folds of the linear probe.
+        device: the device in words.
+        tuned: whether fine-tuning ranks the networks, on the validation images.
     """
 
     images: int
@@ -149,26 +165,27 @@ class Conditions(NamedTuple):
     largest: float
     folds: int
     device: str
+    tuned: bool = False
+
+    @property
+    def largest_text(self) -> str:
+        """The accuracy of a guess: `the largest class has 10.2 % of them`."""
+        images = "of the validation images" if self.tuned else "of them"
+        return f"the largest class has {self.largest:.1f} % {images}"
 
     def __str__(self) -> str:
         return f"{self.images:,} images of {self.classes} classes"
 
 
 def measured(rows: Sequence[Row | Unmeasured]) -> list[Row]:
-    """Those that could be measured."""
+    """The networks that could be measured."""
     return [row for row in rows if isinstance(row, Row)]
 
 
-def by_tuning(rows: Sequence[Row]) -> bool:
-    """Whether fine-tuned networks are compared."""
-    return any(row.ranked_by == "fine-tuning" for row in rows)
-
-
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The networks that none of them beats in accuracy and speed, the fastest first.
+    """The networks that no other one beats in accuracy and speed, the fastest first.
 
-    Every network that is left out is beaten by one of these. Those without an accuracy are left
-    out as well.
+    A network of the front beats every network outside it that has an accuracy.
     """
     front: list[Row] = []
     for row in sorted(rows, key=lambda row: (-(row.accuracy or 0.0), row.cost.latency_ms)):
@@ -178,7 +195,7 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
 
 
 def beats(one: Row, other: Row) -> bool:
-    """Whether it is at least as fast and as accurate, and better in one of the two.
+    """Whether one network is at least as fast and as accurate as another, and better in one.
 
     Speed is that of the inference of one image, and times within `MARGIN` count as equal.
     """
@@ -191,26 +208,20 @@ def beats(one: Row, other: Row) -> bool:
     return one.accuracy > other.accuracy and not slower
 
 
-def largest_text(rows: Sequence[Row], conditions: Conditions) -> str:
-    """The accuracy of a guess: `the largest class has 10.2 % of them`."""
-    of = "of the validation images" if by_tuning(rows) else "of them"
-    return f"the largest class has {conditions.largest:.1f} % {of}"
-
-
 def write_comparison(path: Path, rows: Sequence[Row | Unmeasured], conditions: Conditions) -> None:
-    """Writes all that was measured as CSV, in full precision; a file that is there is replaced."""
+    """Writes all results as CSV, in full precision; a file that is there is replaced."""
     front = pareto_front(measured(rows))
     lines = [_fields(row, front, conditions) for row in rows]
     text = io.StringIO(newline="")
-    # What could not be measured has some of the columns only.
+    # A network that could not be measured has only some of the columns.
     writer = csv.DictWriter(text, max(lines, key=len))
     writer.writeheader()
     writer.writerows(lines)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def _fields(row: Row | Unmeasured, front: Sequence[Row], conditions: Conditions) -> dict[str, Any]:
-    """One line of the CSV; what is not known stays empty."""
+    """One line of the CSV; unknown values stay empty."""
     if isinstance(row, Unmeasured):
         return {"model": row.model, "image_size": row.image_size, "failure": str(row.failure)}
     probe = row.probe
@@ -224,7 +235,7 @@ def _fields(row: Row | Unmeasured, front: Sequence[Row], conditions: Conditions)
         "pareto_front": row in front,
         "probe_accuracy": probe and probe.accuracy,
         "probe_std": probe and probe.spread,
-        "folds": probe and probe.folds,
+        "folds": probe and conditions.folds,
         "finetuned_accuracy": tuned and tuned.accuracy,
         "finetuned_correct": tuned and tuned.correct,
         "validation_images": tuned and tuned.images,

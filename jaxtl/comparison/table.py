@@ -1,4 +1,4 @@
-"""A comparison as a table on a terminal: as many whole columns as there is room for."""
+"""A comparison as a table on a terminal: as many whole columns as there is space for."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from jaxtl.comparison.results import (
     Row,
     Tuned,
     Unmeasured,
-    by_tuning,
-    largest_text,
     measured,
     number,
     pareto_front,
@@ -29,8 +27,8 @@ from jaxtl.comparison.results import (
 class _Column(NamedTuple):
     heading: str
     cell: Callable[[Row], str]
-    name: str = ""  # in a list of the columns that there is no room for
-    leaves: int = 0  # its place among those that leave where there is no room; 0 if it stays
+    name: str = ""  # in the list of columns that are left out
+    leaves: int = 0  # columns are left out in this order where there is no space; 0: never
 
 
 def _percent(score: Probe | Tuned) -> str:
@@ -40,7 +38,7 @@ def _percent(score: Probe | Tuned) -> str:
 def _tuned(row: Row) -> str:
     if isinstance(row.tuned, Tuned):
         return _percent(row.tuned)
-    return row.lack if row.probe else ""
+    return row.missing if row.probe else ""
 
 
 def _of_tuned(text: Callable[[Tuned], str]) -> Callable[[Row], str]:
@@ -70,16 +68,12 @@ _COSTS = (
 def comparison_table(
     rows: Sequence[Row | Unmeasured], conditions: Conditions, *, width: int, rest: Path
 ) -> Table:
-    """All networks as a table of whole columns: as many as a terminal of this width has room for.
+    """One or more networks as a table of whole columns: as many as fit into `width` characters.
 
-    Args:
-        rows: at least one.
-        conditions: of all of them.
-        width: in characters.
-        rest: the file that holds what there is no room for.
+    The caption names `rest`, the file that holds the other columns.
     """
     several = len({row.image_size for row in rows}) > 1
-    tuned = _TUNED if by_tuning(measured(rows)) else ()
+    tuned = _TUNED if conditions.tuned else ()
     columns = [*[_PIXELS] * several, _PROBE, *tuned, *_COSTS]
     leaving = sorted((column for column in columns if column.leaves), key=lambda c: c.leaves)
     left_out: list[str] = []
@@ -119,11 +113,11 @@ def _width(table: Table) -> int:
 def _caption(rows: Sequence[Row | Unmeasured], conditions: Conditions) -> list[str]:
     known, sizes = measured(rows), {row.image_size for row in rows}
     at = f" at {sizes.pop()} px" if len(sizes) == 1 else ""
-    lines = [f"{conditions}, {largest_text(known, conditions)}; on {conditions.device}{at}."]
+    lines = [f"{conditions}, {conditions.largest_text}; on {conditions.device}{at}."]
     if not known:
         return lines
     calls = min(n for row in known for key, n in row.cost._asdict().items() if "calls" in key)
-    ranks = "tuned (± is its standard error)" if by_tuning(known) else "probe"
+    ranks = "tuned (± is its standard error)" if conditions.tuned else "probe"
     return [
         *lines,
         f"Probe: mean ± standard deviation of {conditions.folds} folds. Ranked by: {ranks}, which "

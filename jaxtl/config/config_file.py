@@ -245,8 +245,9 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value with dicts in place of the parts of a config in it."""
-    return pydantic.TypeAdapter(Any).dump_python(value)
+    """A value with dicts in place of parts of a config, and with numbers in place of NumPy's."""
+    number = getattr(value, "ndim", None) == 0
+    return pydantic.TypeAdapter(Any).dump_python(value.item() if number else value)
 
 
 def _place(tree: dict[str, Any], key: str, said: str) -> tuple[dict[str, Any], str]:

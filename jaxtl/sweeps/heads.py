@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import chex
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float64
 from rich.console import Console
 
-from jaxtl.config import Augment, Phase
+from jaxtl.config import Phase
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.metrics import Sums
@@ -31,11 +31,12 @@ from jaxtl.runs.checkpoints import Progress
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.loop import Diverged, Interrupted, check_finite
-from jaxtl.training.optimizer import Hyperparameters, hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, replicate, shard
+from jaxtl.training.optimizer import Hyperparameters, hyperparameters
+from jaxtl.training.parallel import replicate, shard
+from jaxtl.training.phase import BegunPhase, begin_phase
 from jaxtl.training.setup import result_of
-from jaxtl.training.step import TrainState, make_score_step, make_train_step
-from jaxtl.training.trainable import Trainable, partition, training_graph
+from jaxtl.training.step import make_score_step
+from jaxtl.training.trainable import Trainable
 
 _OnHost = Float64[np.ndarray, "4 steps runs"]
 _Line = tuple[str, int, int, str, dict[str, float]]
@@ -46,11 +47,11 @@ class HeadRun:
     """One of the runs, without its variables.
 
     Attributes:
-        variation: of the sweep.
-        progress: where it stands.
-        metrics: of each split after each epoch, as `MetricsLog.write` takes them.
-        diverged: what ended it early; None if nothing did.
-        result: what `run.json` says of it once it is complete.
+        variation: its name, values and config.
+        progress: its position in training.
+        metrics: metrics of each split after each epoch, as `MetricsLog.write` takes them.
+        diverged: the error that ended it early; None if nothing did.
+        result: its result in `run.json` once it is complete.
     """
 
     variation: Variation
@@ -59,7 +60,7 @@ class HeadRun:
     diverged: Diverged | None = None
     result: dict[str, float] | None = None
 
-    def going(self, phase: Phase) -> bool:
+    def active(self, phase: Phase) -> bool:
         """Whether the run is not at the end of the phase yet."""
         return self.diverged is None and not self.progress.finished(phase)
 
@@ -71,13 +72,16 @@ class HeadRun:
         classes: int,
         seconds: float,
     ) -> bool:
-        """Takes down an epoch of a phase; returns whether it is the best of the phase so far.
+        """Records an epoch's metrics and updates the progress.
 
         Args:
-            phase: its name.
+            phase: the name of the phase.
             train, val: the sums of each batch of the epoch and of its validation.
-            classes: how many there are.
-            seconds: that the training of all runs took.
+            classes: the number of classes.
+            seconds: the time that the training of all runs took.
+
+        Returns:
+            Whether the epoch is the best of the phase so far.
         """
         before, steps = self.progress.step, train.shape[1]
         losses = train[0].cumsum()
@@ -105,10 +109,10 @@ class HeadTraining:
 
     Attributes:
         runs: N runs that have not begun.
-        network: their structure.
-        trainables: what trains, for each phase.
+        network: the structure of their network.
+        trainables: the trainable variables of each phase.
         trunk: the variables of the frozen stages, on all devices.
-        heads: those of the last stage where each run stands, with a leading axis of runs.
+        heads: the variables of the last stage where each run stands, with a leading axis of runs.
         feeds: features to train on, for each phase; to validate an epoch; to validate a result.
         loaders: the training images, by seed.
         out: the terminal.
@@ -155,69 +159,58 @@ class HeadTraining:
         """Trains all runs through one phase; each ends it with the result of the phase."""
         phases = self.runs[0].variation.config.phases
         phase, past = phases[index], sum(phase.epochs for phase in phases[:index])
+        if not any(run.active(phase) for run in self.runs):
+            return
         title, begun = f"{phase.name}: {len(self.runs)} runs", time.perf_counter()
         agree = [(run.variation.config.seed, run.progress.step) for run in self.runs]
         # As many runs in a row train on each batch.
         each = math.gcd(*(len(list(runs)) for _, runs in itertools.groupby(agree)))
-        step, state = self._begin(index, train, each)
+        step, state, fixed, hyper = self._begin(index, train, each)
         classes = self.network.num_classes or 0
         results = jax.tree.map(jnp.copy, state.variables)  # of the phase so far
         with counter(self.out, title, phase.epochs) as show:
             for epoch in range(phase.epochs):
-                # The others compute on, unused.
-                going = np.array([run.going(phase) for run in self.runs])
-                if not going.any():
+                # Runs that stopped keep computing; their results are discarded.
+                active = np.array([run.active(phase) for run in self.runs])
+                if not active.any():
                     break
                 epoch_begun, waiting = time.perf_counter(), []
                 for chunk in self._chunks(train, past + epoch, each):
                     if stop.is_set():
                         raise Interrupted
-                    state, sums = step(state, chunk)
+                    state, sums = step(state, fixed, train.table, hyper, chunk)
                     waiting.append(sums)
                 trained = _on_host(waiting)
                 seconds = time.perf_counter() - epoch_begun
                 validated = self._score(self.heads | state.variables, val)
-                better = np.zeros_like(going)
-                for number in np.flatnonzero(going).tolist():
+                better = np.zeros_like(active)
+                for number in np.flatnonzero(active).tolist():
                     epoch_sums = trained[..., number], validated[..., number]
                     run = self.runs[number]
                     better[number] = run.after_epoch(phase.name, *epoch_sums, classes, seconds)
-                taken = better if phase.restore_best else going
-                results = _where(taken, state.variables, results)
+                chosen = better if phase.restore_best else active
+                results = _select(chosen, state.variables, results)
                 show(epoch + 1)
         self.heads = self.heads | results
-        accuracy = max(run.progress.best_accuracy for run in self.runs)
-        seconds = time.perf_counter() - begun
-        self.out.print(f"{title} in {seconds:.1f} s, the best val_accuracy is {accuracy:.4f}")
+        left = [run.progress.best_accuracy for run in self.runs if run.diverged is None]
+        outcome = f"the best val_accuracy is {max(left):.4f}" if left else "all diverged"
+        self.out.print(f"{title} in {time.perf_counter() - begun:.1f} s, {outcome}")
 
-    def _begin(
-        self, index: int, train: Feed, runs_per_batch: int
-    ) -> tuple[Callable[[TrainState, Batch], tuple[TrainState, Sums]], TrainState]:
-        """The compiled steps of a phase, and the state that it starts from."""
-        trainable, configs = self.trainables[index], [run.variation.config for run in self.runs]
-        phase, steps_per_epoch = configs[0].phases[index], train.loader.steps_per_epoch
+    def _begin(self, index: int, train: Feed, runs_per_batch: int) -> BegunPhase:
+        configs = [run.variation.config for run in self.runs]
         each = [hyperparameters(c.phases[index], c.seed, c.data.seed) for c in configs]
-        hyper = Hyperparameters(*map(np.stack, zip(*each, strict=True)))
-        step = make_train_step(
-            # No BatchNorm lies in a head.
-            training_graph(self.network, trainable, momentum=1.0, axis_name=AXIS),
-            trainable,
-            phase,
-            steps_per_epoch=steps_per_epoch,
-            augmentation=Augment(),
-            cached=train.dtype,
+        return begin_phase(
+            self.network,
+            self.trainables[index],
+            configs[0].phases[index],
+            self.trunk | self.heads,
+            Hyperparameters(*map(np.stack, zip(*each, strict=True))),
+            steps_per_epoch=train.loader.steps_per_epoch,
             devices=self.devices,
+            step=[run.progress.step for run in self.runs],
+            cached=train.dtype,
             runs_per_batch=runs_per_batch,
         )
-        trained, fixed = partition(self.heads, trainable.variables)
-        transform = optimizer(phase, trainable, steps_per_epoch, each[0])
-        shared, own = (partition(v, trainable.labels)[0] for v in (self.trunk, self.heads))
-        optimizer_state = jax.jit(jax.vmap(lambda own: transform.init(shared | own)))(own)
-        done = jnp.asarray([run.progress.step for run in self.runs], jnp.int32)
-        state = TrainState(done, jax.tree.map(jnp.copy, trained), optimizer_state)
-        hyper, state = replicate((hyper, state), self.devices)
-        fixed = self.trunk | fixed
-        return lambda state, chunk: step(state, fixed, train.table, hyper, chunk), state
 
     def _chunks(self, feed: Feed, epoch: int, runs_per_batch: int) -> Iterator[Batch]:
         """Yields the sharded chunks (D, S, N / R, B / D) of an epoch, in each seed's order."""
@@ -225,7 +218,7 @@ class HeadTraining:
         seeds = list(self.loaders)
         rows = [seeds.index(r.variation.config.seed) for r in self.runs[::runs_per_batch]]
         for chunks in zip(*(feed.chunks(epoch) for feed in feeds), strict=True):
-            arrays = (np.stack(of_seeds, axis=1)[:, rows] for of_seeds in zip(*chunks, strict=True))
+            arrays = (np.stack(field, axis=1)[:, rows] for field in zip(*chunks, strict=True))
             yield shard(Batch(*arrays), self.devices, axis=2)
 
     def _score(self, heads: Variables, feed: Feed) -> _OnHost:
@@ -237,9 +230,9 @@ class HeadTraining:
 
 @partial(jax.jit, donate_argnums=2)
 @jax.vmap
-def _where(chosen: Bool[Array, ""], these: Variables, others: Variables) -> Variables:
-    """Takes the variables of the chosen runs from one dict, the others from another."""
-    return jax.tree.map(partial(jnp.where, chosen), these, others)
+def _select(chosen: Bool[Array, ""], new: Variables, old: Variables) -> Variables:
+    """Takes the new variables of the chosen runs, and the old ones of all others."""
+    return jax.tree.map(partial(jnp.where, chosen), new, old)
 
 
 def _on_host(chunks: Sequence[Sums]) -> _OnHost:
@@ -248,7 +241,7 @@ def _on_host(chunks: Sequence[Sums]) -> _OnHost:
     return np.stack([np.concatenate(column, dtype=np.float64) for column in columns])
 
 
-def _total(of_steps: Float64[np.ndarray, "4 steps"]) -> Sums:
-    """The sums (4, S) of a run's steps as one, which add up without rounding."""
-    loss, *counts = of_steps.sum(axis=1).tolist()
+def _total(steps: Float64[np.ndarray, "4 steps"]) -> Sums:
+    """Adds up the sums (4, S) of a run's steps, without rounding."""
+    loss, *counts = steps.sum(axis=1).tolist()
     return Sums(loss, *map(int, counts))

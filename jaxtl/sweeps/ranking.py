@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,73 +10,71 @@ from typing import Any
 
 from rich.table import Table
 
+from jaxtl.config.config_file import leaves
+from jaxtl.metrics import quality
+from jaxtl.sweeps.variations import Variation
+
 _SHOWN = 20  # rows on the terminal
+_FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "steps": ","}
+
+Result = Mapping[str, float] | None
+"""What `run.json` says of a complete run; None for a run that diverged."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-    """A run of a sweep.
-
-    Attributes:
-        name: of its directory.
-        varied: the values of the keys that vary, the same keys for all runs.
-        result: what `run.json` says; None for a run whose loss was no number in the end.
-    """
-
-    name: str
-    varied: Mapping[str, Any]
-    result: Mapping[str, float] | None
-
-
-def ranked(runs: Sequence[Ranked]) -> list[Ranked]:
+def ranked(results: Mapping[str, Result]) -> dict[str, Result]:
     """Sorts runs by validation accuracy, then loss, then as they were; the best is first."""
 
-    def rank(run: Ranked) -> tuple[float, float]:
-        if run.result is None:
-            return math.inf, math.inf
-        return -run.result["accuracy"], run.result["loss"]
+    def key(name: str) -> tuple[float, float]:
+        result = results[name]
+        return quality(result["accuracy"], result["loss"]) if result else (-math.inf, -math.inf)
 
-    return sorted(runs, key=rank)
+    return {name: results[name] for name in sorted(results, key=key, reverse=True)}
 
 
-def ranking_table(runs: Sequence[Ranked], rest: Path) -> Table:
-    """The best runs as a table.
+def ranking_rows(
+    results: Mapping[str, Result], variations: Sequence[Variation]
+) -> list[dict[str, Any]]:
+    """A row for each result: the run's name, the keys that vary, validation metrics and steps.
 
-    Args:
-        runs: from `ranked`.
-        rest: the file that holds them all.
+    A run that diverged has the metrics `nan` and no steps.
     """
-    more = len(runs) - _SHOWN
-    table = Table(caption=f"and {more:,} more in {rest}" if more > 0 else None)
-    for key in runs[0].varied:
-        table.add_column(key)
-    for column in ("val_accuracy", "val_loss", "steps"):
-        table.add_column(column, justify="right")
-    table.add_column("run")
-    for run in runs[:_SHOWN]:
-        result = ("diverged", "", "")
-        if run.result is not None:
-            accuracy, loss = f"{run.result['accuracy']:.4f}", f"{run.result['loss']:.4f}"
-            result = (accuracy, loss, f"{run.result['step']:,}")
-        varied = (f"{v:g}" if isinstance(v, float) else str(v) for v in run.varied.values())
-        table.add_row(*varied, *result, run.name)
+    keys = dict.fromkeys(key for variation in variations for key in variation.values)
+    values = {run.name: leaves(run.config) | run.values for run in variations}
+    known = frozenset().union(*(result for result in results.values() if result))
+    metrics = [name for name in ("accuracy", "loss", "top5") if name in known]
+    return [
+        {
+            "run": name,
+            **{key: values[name].get(key, "") for key in keys},
+            **{f"val_{metric}": (result or {}).get(metric, math.nan) for metric in metrics},
+            "steps": int(result["step"]) if result else "",
+        }
+        for name, result in results.items()
+    ]
+
+
+def ranking_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Table:
+    """The first rows from `ranking_rows` as a table, which names the file that holds them all."""
+    more = len(rows) - _SHOWN
+    table = Table(caption=f"and {more:,} more in {path}" if more > 0 else None)
+    columns = [*(column for column in rows[0] if column not in ("run", "val_top5")), "run"]
+    for column in columns:
+        table.add_column(column, justify="right" if column in _FORMATS else "left")
+    for row in rows[:_SHOWN]:
+        diverged = {"val_accuracy": "diverged", "val_loss": ""} if row["steps"] == "" else {}
+        table.add_row(*(_text(column, {**row, **diverged}[column]) for column in columns))
     return table
 
 
-def write_ranking(path: Path, runs: Sequence[Ranked]) -> None:
-    """Writes all runs as CSV; a metric that a run does not have is `nan`.
+def _text(column: str, value: Any) -> str:
+    if isinstance(value, int | float):
+        return format(value, _FORMATS.get(column, "g" if isinstance(value, float) else ""))
+    return str(value)
 
-    Args:
-        path: of the file; one that is there is replaced.
-        runs: from `ranked`.
-    """
-    known = frozenset().union(*(run.result for run in runs if run.result is not None))
-    metrics = [name for name in ("accuracy", "loss", "top5") if name in known]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", *runs[0].varied, *(f"val_{name}" for name in metrics), "steps"])
-        for run in runs:
-            result = run.result or {}
-            steps = int(result["step"]) if result else ""
-            measured = [result.get(name, math.nan) for name in metrics]
-            writer.writerow([run.name, *run.varied.values(), *measured, steps])
+
+def write_ranking(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows from `ranking_rows` as CSV; a file that is there is replaced."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

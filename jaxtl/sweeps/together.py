@@ -6,17 +6,20 @@ One checkpoint holds the variables of all of them; each run directory points int
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 
 from jaxtl.config import Augment, Config
+from jaxtl.config.config_file import leaves
 from jaxtl.console import counter
+from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Splits
 from jaxtl.files import replacing
 from jaxtl.metrics import quality
@@ -37,11 +40,10 @@ GROUPS = "heads"
 """The folder of a sweep that holds a checkpoint for each group of runs that trained together."""
 
 _COPIES = 8  # of a head: start, parameters, gradients, updates, Adam's two, results old and new
-_Plans = list[tuple[Plan, Config]]
+_Planned = tuple[Plan, Config, Loader, Augment]
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """Runs that differ in learning rates, weight decays, label smoothings and seeds alone."""
 
     variations: list[Variation]
@@ -50,37 +52,36 @@ class Family:
     trainables: list[Trainable]
 
 
-def train_together(family: Family, workdir: Path, out: Console) -> list[HeadRun]:
-    """Trains runs that have not begun in one program, or in several where memory asks for it.
+def train_together(family: Family, workdir: Path, out: Console) -> Iterator[list[HeadRun]]:
+    """Trains runs that have not begun in one program, or in several programs if memory requires.
 
-    Returns:
-        Those that were trained: none where they train more than a head, or where the features
-        that they train on are not kept in memory.
+    Yields:
+        The runs of each program, once they are written: none where they train more than a head, or
+        where the features that they train on are not kept in memory.
 
     Raises:
-        Interrupted: a signal asked for it; nothing is saved of runs that train just now.
+        Interrupted: a signal asked for it; nothing is saved of runs that are not complete.
     """
-    shapes, done = split(family.network)[1], []
+    shapes = split(family.network)[1]
     head = sum(4 * shapes[path].size for path in _head_paths(family.network))
     # Runs of one seed stand in a row: they train on the same batches.
     variations = sorted(family.variations, key=lambda variation: variation.config.seed)
     while variations:
         memory = variations[0].config.cache.memory_gb * 1e9
         most = max(1, int(memory // (_COPIES * head)))
-        group = dataclasses.replace(family, variations=variations[:most])
+        group = family._replace(variations=variations[:most])
         variations = variations[most:]
         if plans := _plan_features(group):
-            done += _train_group(group, plans, workdir, out)
-    return done
+            yield from _train_group(group, plans, workdir, out)
 
 
-def _plan_features(group: Family) -> _Plans:
+def _plan_features(group: Family) -> list[_Planned]:
     """Decides how the features are kept; nothing where the runs cannot train together.
 
     Returns:
         A plan for the training features of each phase, one for the validation of an epoch, and one
-        for that of a result, each with its config: a single run validates its result by the whole
-        network, without rounding to `cache.dtype`.
+        for that of a result, each with its config, images and augmentation: a single run validates
+        its result by the whole network, without rounding to `cache.dtype`.
     """
     config, stage = group.variations[0].config, group.network.stage_names[-1]
     runs = len(group.variations)
@@ -89,31 +90,39 @@ def _plan_features(group: Family) -> _Plans:
     row = output_spec(group.network, config.model.image_size, stage)
     unrounded = config.cache.model_copy(update={"dtype": "float32"})
     exact = config.model_copy(update={"cache": unrounded})
-    train, val = map(len, group.data)
-    plans = [(plan(config, row, train, epochs=p.epochs, runs=runs), config) for p in config.phases]
+    train, val = (setup.loader(part, config, shuffle=False) for part in group.data)
+    plans: list[_Planned] = []
+    for phase in config.phases:
+        planned = plan(config, row, len(train), epochs=phase.epochs, runs=runs)
+        plans.append((planned, config, train, config.augment))
     # All of them have to fit on the disk together; phases with as many views share theirs.
-    beside = sum({planned.views: planned.size for planned, _ in plans}.values())
+    beside = sum({planned.views: planned.size for planned, *_ in plans}.values())
     for kept in (config, exact):
-        planned = plan(kept, row, val, epochs=runs, views=1, beside=beside)
-        plans.append((planned, kept))
+        planned = plan(kept, row, len(val), epochs=runs, views=1, beside=beside)
+        plans.append((planned, kept, val, Augment()))
         beside += planned.size if exact != config else 0
-    return plans if all(planned.cached and planned.resident for planned, _ in plans) else []
+    return plans if all(planned.cached and planned.resident for planned, *_ in plans) else []
 
 
-def _train_group(group: Family, plans: _Plans, workdir: Path, out: Console) -> list[HeadRun]:
-    """Trains runs in one program and writes them; none where the features cannot be kept."""
+def _train_group(
+    group: Family, plans: Sequence[_Planned], workdir: Path, out: Console
+) -> Iterator[list[HeadRun]]:
+    """Trains runs in one program, writes and yields them; none if the features cannot be kept."""
     configs = [variation.config for variation in group.variations]
-    keys = dict.fromkeys(key for variation in group.variations for key in variation.values)
+    first, *others = map(leaves, configs)
+    keys = [key for key in first if any(other[key] != first[key] for other in others)]
     out.print(f"\n{len(configs)} runs train together: they differ in {', '.join(keys)}")
     network, variables, weights = setup.pretrained(configs[0], group.network)
     variables = replicate(variables, jax.local_devices())
     loaders = {c.seed: setup.loader(group.data.train, c, shuffle=True) for c in configs}
     paths = _head_paths(network)
     heads = {seed: initial_variables(network, seed, paths) for seed in loaders}
+    for phase, (planned, *_) in zip(configs[0].phases, plans, strict=False):
+        out.print(f"{phase.name}: {planned.why}")
     with stop_signals() as stop:
-        feeds = _open_features(group, plans, network, variables, out, stop)
+        feeds = _open_features(plans, network, variables, out, stop)
         if feeds is None:
-            return []
+            return
         training = HeadTraining(
             runs=[HeadRun(variation) for variation in group.variations],
             network=network,
@@ -125,48 +134,42 @@ def _train_group(group: Family, plans: _Plans, workdir: Path, out: Console) -> l
             out=out,
         )
         training.train(stop)
-    metadata = setup.run_metadata(configs[0], group.data).model_copy(update={"weights": weights})
-    _write_runs(training, metadata, workdir)
-    return training.runs
+        metadata = setup.run_metadata(configs[0], group.data)
+        _write_runs(training, metadata.model_copy(update={"weights": weights}), workdir)
+    yield training.runs
+    if stop.is_set():
+        raise Interrupted
 
 
 def _open_features(
-    group: Family,
-    plans: _Plans,
+    plans: Sequence[_Planned],
     network: Network,
     variables: Variables,
     out: Console,
     stop: threading.Event,
 ) -> list[Feed] | None:
     """Finds the features of each plan, or makes them; None where they cannot be kept after all."""
-    config, stage = group.variations[0].config, network.stage_names[-1]
-    store, phases = setup.feature_store(config), config.phases
-    train, val = (setup.loader(part, config, shuffle=False) for part in group.data)
     feeds: list[Feed] = []
-    opened: dict[tuple[int, str, bool], Feed] = {}  # phases with as many views share a table
-    for number, (planned, config) in enumerate(plans):
-        training = number < len(phases)
-        if training:
-            out.print(f"{phases[number].name}: {planned.why}")
-        work = FrozenPass(
-            config=config,
-            network=network,
-            variables=variables,
-            loader=train if training else val,
-            stage=stage,
-            row=output_spec(network, config.model.image_size, stage),
-            views=planned.views,
-            augmentation=config.augment if training else Augment(),
-            devices=jax.local_devices(),
-        )
-        key = planned.views, config.cache.dtype, training
-        feed = opened.get(key) or open_feed(planned, work, store, out, stop.is_set)
-        if feed is None:
-            raise Interrupted
-        if feed.table is None:
-            return None
-        opened[key] = feed
-        feeds.append(feed)
+    opened: dict[tuple[int, str, int], Feed] = {}  # phases with as many views share a table
+    for planned, config, images, augmentation in plans:
+        key = planned.views, config.cache.dtype, id(images)
+        if key not in opened:
+            work = FrozenPass(
+                config=config,
+                network=network,
+                variables=variables,
+                loader=images,
+                stage=network.stage_names[-1],
+                views=planned.views,
+                augmentation=augmentation,
+            )
+            feed = open_feed(planned, work, setup.feature_store(config), out, stop.is_set)
+            if feed is None or stop.is_set():
+                raise Interrupted
+            if feed.table is None:
+                return None
+            opened[key] = feed
+        feeds.append(opened[key])
     return feeds
 
 
@@ -177,7 +180,7 @@ def _head_paths(network: Network) -> list[str]:
 def _write_runs(training: HeadTraining, metadata: RunMetadata, workdir: Path) -> None:
     """Writes the variables of all runs, and then the directory of each that did not diverge.
 
-    Only the best run gets a report: 64 reports would take longer than everything before them.
+    Only the best run of the group gets a report: 64 reports would take longer than all the rest.
     """
     results = {i: run.result for i, run in enumerate(training.runs) if run.result is not None}
     if not results:
@@ -190,8 +193,8 @@ def _write_runs(training: HeadTraining, metadata: RunMetadata, workdir: Path) ->
         for index, result in results.items():
             run = training.runs[index]
             with replacing(workdir / run.variation.name) as part:
-                whole = metadata.model_copy(update={"result": result})
-                _write_run(RunDirectory(part), run, whole, group, index)
+                complete = metadata.model_copy(update={"result": result})
+                _write_run(RunDirectory(part), run, complete, group, index)
             show(index + 1)
     best = max(results, key=lambda i: quality(results[i]["accuracy"], results[i]["loss"]))
     head = {path: value[best] for path, value in training.heads.items()}

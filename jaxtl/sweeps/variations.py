@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from jaxtl.config.config_file import Config, complete, find, plain, read, readable, vary
 from jaxtl.errors import UserError
 
-_MOST = 10_000  # variations; more are an endless generator
 _LONGEST = 100  # characters of a name
 
 
@@ -26,9 +24,9 @@ class Variation:
     """One run of a sweep.
 
     Attributes:
-        name: its number and what is varied, fit for a folder.
-        values: what is varied, by dotted key.
-        config: the whole.
+        name: its number and varied values, as the name of a folder.
+        values: the varied values, by dotted key.
+        config: the whole config.
     """
 
     name: str
@@ -37,11 +35,7 @@ class Variation:
 
 
 def grid(axes: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
-    """Yields the cross product of the values of some keys; the last key varies fastest.
-
-    Args:
-        axes: the values of each dotted key.
-    """
+    """Yields the cross product of the values of dotted keys; the last key varies fastest."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
@@ -50,11 +44,11 @@ def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
     """Reads a config file with a `sweep()`.
 
     Args:
-        name: as `config.load` takes it.
+        name: a config file, as for `config_file.load`.
         overrides: flags, dotted keys with values as typed; they apply before the variations.
 
     Raises:
-        UserError: the file has no `sweep()`, or what it yields is no sweep.
+        UserError: the file has no `sweep()`, or `sweep()` yields something else than variations.
     """
     names, config = read(name, overrides)
     path = find(name)
@@ -64,17 +58,15 @@ def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
             '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train'
         )
     with readable(path):
-        yielded = list(itertools.islice(sweep() or (), _MOST + 1))
+        yielded = list(sweep() or ())
     if not yielded:
         raise UserError(f"{path}: sweep() yields nothing; let it yield one dict for each run")
-    if len(yielded) > _MOST:
-        raise UserError(f"{path}: sweep() yields more than {_MOST:,} variations; let it end")
     variations: list[Variation] = []
     for number, values in enumerate(yielded):
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             raise UserError(f"{path}: sweep() yields {values!r}, and not a dict of dotted keys")
         _refuse_flags(overrides, values)
-        plain_values = {key: _plain(value) for key, value in values.items()}
+        plain_values = {key: plain(value) for key, value in values.items()}
         run = run_name(number, len(yielded), plain_values)
         try:
             varied = complete(vary(config, plain_values))
@@ -88,21 +80,13 @@ def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
 def run_name(number: int, count: int, values: Mapping[str, Any]) -> str:
     """The name of a variation, such as `07-phases.head.lr=0.001,seed=1`; a long one is cut.
 
-    Args:
-        number: of the variation, from 0 on.
-        count: how many there are.
-        values: what is varied.
+    `number` counts from 0; `count` is the number of variations, which sets its digits.
     """
     digits = max(2, len(str(count - 1)))
     texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values.values()]
     said = ",".join(map("=".join, zip(values, texts, strict=True))) or "as-it-is"
     safe = re.sub(r"[^\w.,=+-]", "_", said, flags=re.ASCII)  # Orbax takes [ ] * ? for a pattern
     return f"{number:0{digits}}-{safe}"[:_LONGEST]
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON and the config's types know it; NumPy's numbers come from its ranges."""
-    return plain(value.item() if isinstance(value, np.generic) else value)
 
 
 def _refuse_flags(overrides: Mapping[str, str], values: Mapping[str, Any]) -> None:
@@ -117,7 +101,7 @@ def _refuse_flags(overrides: Mapping[str, str], values: Mapping[str, Any]) -> No
 def _refuse_equals(variations: Iterable[Variation]) -> None:
     known: dict[str, str] = {}
     for variation in variations:
-        text = variation.config.model_dump_json()  # tells patterns in another order apart
+        text = json.dumps(variation.config.model_dump())  # the order of patterns counts
         if text in known:
             raise UserError(
                 f"variations {known[text]} and {variation.name} are the same run; let sweep() "

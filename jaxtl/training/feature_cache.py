@@ -25,7 +25,7 @@ from rich.console import Console
 from jaxtl.config import Augment, Config
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.models import Network, Variables, split, stage_of
+from jaxtl.models import Network, Variables, output_spec, split, stage_of
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
 from jaxtl.training.step import make_feature_step
@@ -178,7 +178,6 @@ class FrozenPass:
         variables: the variables of the network, on all devices.
         loader: the images.
         stage: the frontier.
-        row: shape and type of the activations of one image.
         views: the number of views of each image.
         augmentation: the augmentation that makes the views.
         devices: the devices, as for `shard`.
@@ -189,10 +188,14 @@ class FrozenPass:
     variables: Variables
     loader: Loader
     stage: str
-    row: jax.ShapeDtypeStruct
-    views: int
-    augmentation: Augment
-    devices: Sequence[jax.Device]
+    views: int = 1
+    augmentation: Augment = Augment()  # noqa: RUF009
+    devices: Sequence[jax.Device] = dataclasses.field(default_factory=lambda: jax.local_devices())
+
+    @functools.cached_property
+    def row(self) -> jax.ShapeDtypeStruct:
+        """What the stages before the frontier return for one image."""
+        return output_spec(self.network, self.config.model.image_size, self.stage)
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any]:

@@ -28,10 +28,11 @@ from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
 from jaxtl.training.feature_store import FeatureStore
-from jaxtl.training.optimizer import Hyperparameters, hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, lagging, replicate, shard
-from jaxtl.training.step import TrainState, TrainStep, make_train_step
-from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
+from jaxtl.training.optimizer import Hyperparameters, hyperparameters
+from jaxtl.training.parallel import lagging, replicate, shard
+from jaxtl.training.phase import begin_phase
+from jaxtl.training.step import TrainState, TrainStep
+from jaxtl.training.trainable import Trainable, partition
 
 _SECONDS_BETWEEN_CHECKPOINTS = 10.0  # more would slow short epochs down
 
@@ -116,12 +117,23 @@ class Training:
         if self.progress.finished(phase):
             return
         train, val = self._feeds(phase, trainable, stop)
-        step = self._compile(phase, trainable, train)
-        state = self._begin(phase, trainable)
-        frozen = partition(self.variables, trainable.variables)[1]
-        chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
         view_seed = self.config.data.seed if train.views else self.config.seed
-        hyper = replicate(hyperparameters(phase, self.config.seed, view_seed), self.devices)
+        step, state, frozen, hyper = begin_phase(
+            self.network,
+            trainable,
+            phase,
+            self.variables,
+            hyperparameters(phase, self.config.seed, view_seed),
+            steps_per_epoch=self.train_data.steps_per_epoch,
+            devices=self.devices,
+            step=self.progress.step,
+            augmentation=self.config.augment,
+            cached=train.dtype,
+        )
+        if self.progress.epoch or self.progress.batch:
+            saved = self.checkpoints.optimizer(self.progress.step, state.optimizer)
+            state = TrainState(state.step, state.variables, replicate(saved, self.devices))
+        chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
         run = _PhaseRun(index, phase, train, val, step, frozen, hyper)
         try:
             while not self.progress.finished(phase):
@@ -166,7 +178,6 @@ class Training:
                 variables=self.variables,
                 loader=loader,
                 stage=stage,
-                row=row,
                 views=planned.views,
                 augmentation=augmentation,
                 devices=self.devices,
@@ -176,32 +187,6 @@ class Training:
                 raise Interrupted
             feeds.append(feed)
         return feeds[0], feeds[1]
-
-    def _compile(self, phase: Phase, trainable: Trainable, train: Feed) -> TrainStep:
-        momentum = phase.batch_norm_momentum
-        if momentum is None:
-            momentum = running_momentum(phase.epochs * self.train_data.steps_per_epoch)
-        return make_train_step(
-            training_graph(self.network, trainable, momentum=momentum, axis_name=AXIS),
-            trainable,
-            phase,
-            steps_per_epoch=self.train_data.steps_per_epoch,
-            augmentation=self.config.augment,
-            cached=train.dtype,
-            devices=self.devices,
-        )
-
-    def _begin(self, phase: Phase, trainable: Trainable) -> TrainState:
-        """The state at the start of a phase, or at the checkpoint that the run continues from."""
-        parameters = {path: self.variables[path] for path in trainable.labels}
-        steps, hyper = self.train_data.steps_per_epoch, hyperparameters(phase, 0, 0)
-        optimizer_state = jax.jit(optimizer(phase, trainable, steps, hyper).init)(parameters)
-        if self.progress.epoch or self.progress.batch:
-            optimizer_state = self.checkpoints.optimizer(self.progress.step, optimizer_state)
-        # Copies, since the steps donate the arrays of the state.
-        trained = jax.tree.map(jnp.copy, partition(self.variables, trainable.variables)[0])
-        state = TrainState(jnp.int32(self.progress.step), trained, optimizer_state)
-        return replicate(state, self.devices)
 
     def _epoch(self, run: _PhaseRun, state: TrainState, stop: threading.Event) -> TrainState:
         """Trains what is left of an epoch, validates, logs and saves, in this order.

@@ -25,8 +25,8 @@ class Inputs:
     """Writes the files; in a process of its own, since the one that measures has to stay small.
 
     Args:
-        sizes: how much.
-        folder: where.
+        sizes: the sizes of the inputs.
+        folder: the folder to write to.
     """
 
     def __init__(self, sizes: Sizes, folder: Path):

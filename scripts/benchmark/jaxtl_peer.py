@@ -23,11 +23,11 @@ from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import output_spec, split
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.optimizer import hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, lagging, replicate, shard
+from jaxtl.training.optimizer import hyperparameters
+from jaxtl.training.parallel import lagging, replicate, shard
+from jaxtl.training.phase import begin_phase
 from jaxtl.training.setup import loader, plan_run, pretrained
-from jaxtl.training.step import TrainState, make_feature_step, make_predict_step, make_train_step
-from jaxtl.training.trainable import partition, running_momentum, training_graph
+from jaxtl.training.step import make_feature_step, make_predict_step
 
 NETWORK = "mobilenet_v2"
 GPU_BATCHES = (256, 1024)
@@ -42,7 +42,7 @@ class Training:
     """The one phase of a config, as `jaxtl.training.loop` begins it.
 
     Args:
-        config: of a run.
+        config: the config of a run.
         cached: whether training starts from the activations at the frontier.
     """
 
@@ -51,27 +51,16 @@ class Training:
         network, (trainable,) = plan_run(config, CLASSES)
         network, variables, _ = pretrained(config, network)
         stage, graph = trainable.frontier, split(network)[0]
-        momentum = running_momentum(phase.epochs * _STEPS_PER_EPOCH)
         row = output_spec(network, config.model.image_size, stage)
-        self.train_step: Any = make_train_step(
-            training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
-            trainable,
-            phase,
+        self.train_step, self.state, self.fixed, self.hyper = begin_phase(
+            *(network, trainable, phase, variables, hyperparameters(phase, 0, 0)),
             steps_per_epoch=_STEPS_PER_EPOCH,
-            augmentation=Augment(),
-            cached=row.dtype if cached else None,
             devices=self.devices,
+            cached=row.dtype if cached else None,
         )
         self.predict_step: Any = make_predict_step(graph, devices=self.devices)
         self._feature_step = cached and make_feature_step(
             graph, stage, augmentation=Augment(), devices=self.devices
-        )
-        hyper = hyperparameters(phase, 0, 0)
-        parameters = {path: variables[path] for path in trainable.labels}
-        moments = optimizer(phase, trainable, _STEPS_PER_EPOCH, hyper).init(parameters)
-        changing, self.fixed = partition(variables, trainable.variables)
-        self.state, self.fixed, self.hyper = replicate(
-            (TrainState(jnp.int32(0), changing, moments), self.fixed, hyper), self.devices
         )
 
     def inputs(self, images: np.ndarray, labels: np.ndarray) -> tuple[jax.Array | None, Batch]:
@@ -270,8 +259,8 @@ def peaks(dtype: str, *, side: int, numbers: int) -> dict[str, float]:
     """The most operations and bytes a second of the first device, the fastest of ten calls.
 
     Args:
-        dtype: of the matrices.
-        side: of the square matrices that are multiplied.
+        dtype: the type of the matrices.
+        side: the side of the square matrices that are multiplied.
         numbers: float32 numbers to read and to write; more than the caches hold.
     """
     matrix, product = jnp.ones((side, side), dtype), jax.jit(jnp.matmul)
@@ -287,7 +276,9 @@ def peaks(dtype: str, *, side: int, numbers: int) -> dict[str, float]:
         array = add(array).block_until_ready()
 
     multiply()
-    multiplying, moving = (min(timeit.repeat(of, number=1, repeat=10)) for of in (multiply, move))
+    multiplying, moving = (
+        min(timeit.repeat(call, number=1, repeat=10)) for call in (multiply, move)
+    )
     return {"flops": 2 * side**3 / multiplying, "bytes": 2 * 4 * numbers / moving}
 
 

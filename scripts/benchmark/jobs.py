@@ -33,7 +33,7 @@ def jaxtl_start(*flags: str) -> None:
         print(FIRST_STEP, flush=True)
         show(*arguments)
 
-    EpochProgress.batches = say_and_show  # type: ignore[method-assign]
+    EpochProgress.batches = say_and_show
     cli.run(train.main, flags)
 
 

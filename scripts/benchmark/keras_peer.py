@@ -25,12 +25,12 @@ def classifier(
     """MobileNetV2 with a new head, compiled, on images (size, size, 3).
 
     Args:
-        folder: of the weights.
+        folder: the folder of the weights.
         size: pixels a side.
-        row: what trains: `full`, `block_14` (from there up), or just the head.
+        row: the stages that train: `full`, `block_14` (from there up), or just the head.
         rescale: take images with values 0..255; otherwise they are in the network's range.
         dropout: fraction of the features that training drops.
-        dtype: of the images.
+        dtype: the type of the images.
     """
     trunk = keras.applications.MobileNetV2(
         input_shape=(size, size, 3), include_top=False, weights=folder / "keras.weights.h5"

@@ -36,11 +36,11 @@ class Bench(NamedTuple):
     """What every row is measured with.
 
     Attributes:
-        sizes: how much.
-        peers: the frameworks that are there.
-        repeats: measurements of each row.
-        seed_repeats: runs of what takes minutes: the seed job in Keras, the 64 single runs.
-        folder: for everything that is written.
+        sizes: the sizes of the inputs and the numbers of epochs.
+        peers: the frameworks that are installed.
+        repeats: the number of measurements of each row.
+        seed_repeats: the same for what takes minutes: the seed job in Keras, the 64 single runs.
+        folder: the folder for all written files.
     """
 
     sizes: Sizes
@@ -133,9 +133,9 @@ def seed_job(bench: Bench, row: str) -> Results:
     cold = jaxtl(f"nothing-{row}")
     jaxtl()  # compiles
     done = bench.in_turn({"jaxtl": jaxtl, "Keras": lambda: run(*keras)}, bench.seed_repeats)
-    measured, peaks = (_values(done, attrgetter(of)) for of in ("seconds", "peak_bytes"))
+    measured, peaks = (_values(done, attrgetter(name)) for name in ("seconds", "peak_bytes"))
     lines = (done["jaxtl"][-1].arguments[-1] / "metrics.jsonl").read_text().splitlines()
-    accuracies = [of["accuracy"] for of in map(json.loads, lines) if of["split"] == "val"]
+    accuracies = [m["accuracy"] for m in map(json.loads, lines) if m["split"] == "val"]
     measured["jaxtl"] |= {"accuracy": accuracies[-1], "best": max(accuracies)}
     measured["jaxtl"] |= {"cold_s": cold.seconds}
     if "Keras" in done:
@@ -164,7 +164,7 @@ def sweep(bench: Bench, row: str) -> Results:
     measured = _values(done, attrgetter("seconds"))
     for name, ends in done.items():
         runs = [json.loads(file.read_text()) for file in ends[-1].arguments[-1].glob("*/run.json")]
-        measured[name]["accuracy"] = max(of["result"]["accuracy"] for of in runs)
+        measured[name]["accuracy"] = max(run["result"]["accuracy"] for run in runs)
     return {row: measured}
 
 
@@ -219,8 +219,8 @@ def gpu(bench: Bench, _: str) -> Results:
         return {"metadata": worker.ask("everything")}
 
 
-def _values(done: Mapping[str, list[Any]], of: Callable[[Any], float] = float) -> Results:
-    return {name: {"values": list(map(of, measured))} for name, measured in done.items()}
+def _values(done: Mapping[str, list[Any]], read: Callable[[Any], float] = float) -> Results:
+    return {name: {"values": list(map(read, measured))} for name, measured in done.items()}
 
 
 def _flags(*settings: str) -> list[str]:

@@ -38,7 +38,7 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     """Writes the page and its images.
 
     Args:
-        results: what `scripts/bench.py` measured, by device.
+        results: the results of `scripts/bench.py`, by device.
         out: the page; images go to `images/` beside it.
     """
     (out.parent / "images").mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _line(row: Row, peer: str, measured: Mapping[str, Any], jpegs: int) -> list[
 
 
 def _seed_job(title: str, jaxtl: Mapping[str, Any], keras: Mapping[str, Any] | None) -> str:
-    ours, theirs = (len(of["values"]) if of else 0 for of in (jaxtl, keras))
+    ours, theirs = (len(job["values"]) if job else 0 for job in (jaxtl, keras))
     text = f"{title}: jaxtl ran {_times(ours)}{f' and Keras {_times(theirs)}' if keras else ''}. "
     text += f"With nothing compiled before jaxtl took {_duration(jaxtl['cold_s'])}; its best epoch "
     text += f"had {100 * jaxtl['best']:.1f} %"
@@ -147,11 +147,17 @@ def _roofline(rows: Mapping[str, Any], peaks: Mapping[str, float]) -> Iterator[s
         "bytes of a step are XLA's count; bytes that a cache holds cost less than that.\n"
     )
     lines = []
-    for row, of in rows.items():
-        computing, moving = (of[key] / peaks[key] for key in ("flops", "bytes"))
+    for row, step in rows.items():
+        computing, moving = (step[key] / peaks[key] for key in ("flops", "bytes"))
         bound, best = "operations" if computing > moving else "bytes", max(computing, moving)
-        times = (_duration(best), _duration(of["seconds"]), f"{100 * best / of['seconds']:.0f} %")
-        lines.append((row, f"{of['flops'] / 1e9:.3g}", f"{of['bytes'] / 1e9:.3g}", bound, *times))
+        times = (
+            _duration(best),
+            _duration(step["seconds"]),
+            f"{100 * best / step['seconds']:.0f} %",
+        )
+        lines.append(
+            (row, f"{step['flops'] / 1e9:.3g}", f"{step['bytes'] / 1e9:.3g}", bound, *times)
+        )
     columns = ("row", "GFLOP", "GB", "bound by", "at best", "measured", "reached")
     yield _table(columns, lines)
 
@@ -161,11 +167,11 @@ def _gpu(gpu: Mapping[str, Any]) -> Iterator[str]:
     peaks, lines = metadata["peaks"], []
     yield f"## {metadata['device']}, bfloat16\n"
     yield _where(gpu)
-    for of in metadata["rows"]:
-        goal = GPU_GOALS.get(of["row"])
-        reached = ("yes" if of["per_second"] >= goal else "**no**") if goal else ""
-        bandwidth = f"{100 * of['roofline']:.0f} %" if "roofline" in of else ""
-        cells = (of["row"], str(of["batch"]), f"{of['per_second']:,.0f}", bandwidth)
+    for step in metadata["rows"]:
+        goal = GPU_GOALS.get(step["row"])
+        reached = ("yes" if step["per_second"] >= goal else "**no**") if goal else ""
+        bandwidth = f"{100 * step['roofline']:.0f} %" if "roofline" in step else ""
+        cells = (step["row"], str(step["batch"]), f"{step['per_second']:,.0f}", bandwidth)
         lines.append((*cells, f"{goal:,}" if goal else "", reached))
     columns = ("row", "batch", "a second", "of the memory's bandwidth", "goal on an H100", "")
     yield _table(columns, lines)

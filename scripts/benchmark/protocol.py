@@ -53,7 +53,7 @@ _SIZES: dict[str, tuple[Any, Any]] = {  # and those of --quick
     "grown_stages": (_STAGES, {1: "head", 3: "block_16"}),  # how many train: the first of them
     "grown_devices": ((1, 2, 4, 8), (1, 2)),  # simulated
 }
-Sizes = namedtuple("Sizes", _SIZES)  # type: ignore[misc]
+Sizes = namedtuple("Sizes", _SIZES)
 FULL, QUICK = (Sizes(*sizes) for sizes in zip(*_SIZES.values(), strict=True))
 
 Step = Callable[[np.ndarray, np.ndarray], object]
@@ -67,8 +67,8 @@ class Peer(abc.ABC):
     """One framework, alone in a process, which sleeps between the calls of these methods.
 
     Args:
-        sizes: how much.
-        folder: what `inputs.Inputs` wrote.
+        sizes: the sizes of the inputs.
+        folder: the folder that `inputs.Inputs` wrote.
     """
 
     def __init__(self, sizes: Sizes, folder: Path):
@@ -132,7 +132,7 @@ class Worker:
 
     Args:
         target: the object's class, as `package.module:Class`.
-        arguments: of the class.
+        arguments: the arguments of the class.
         environment: variables of the process.
     """
 
@@ -181,7 +181,7 @@ def run(*arguments: Any, until: str | None = None, **environment: str) -> Finish
     """Times `python ARGUMENTS`, from its start to its exit.
 
     Args:
-        arguments: of Python.
+        arguments: the arguments of Python.
         until: a line of its output at which time stops, and it is killed.
         environment: variables of the process.
 

@@ -16,8 +16,9 @@ from PIL import Image
 from workplace import finish, wait_until, write_images, write_weights
 
 from jaxtl.compare import main
-from jaxtl.comparison.candidates import Candidate, candidates, sources, start
-from jaxtl.comparison.measuring import Failed, within_memory
+from jaxtl.comparison.candidates import Candidate, candidates, load, sources
+from jaxtl.comparison.measuring import within_memory
+from jaxtl.comparison.results import Failure
 from jaxtl.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -166,9 +167,9 @@ def test_each_network_takes_the_file_that_holds_it(workplace, tmp_path):
     write_weights(other, width=0.5)
     files, said = sources(f"{workplace.path / 'weights.h5'}, {other}"), []
     for width, own in zip((0.35, 0.5), files, strict=True):
-        beginning = start(Candidate("mobilenet_v2", width, 32), 3, files, said.append)
-        assert beginning.record is not None
-        assert beginning.record.source == own
+        loaded = load(Candidate("mobilenet_v2", width, 32), 3, files, said.append)
+        assert loaded.record is not None
+        assert loaded.record.source == own
     (why,) = said
     assert why.startswith(f"{files[0]} holds mobilenet_v2 of width 0.35, and not ")
     assert why.endswith(f"of width 0.5; using {other}")
@@ -222,7 +223,7 @@ def test_a_batch_that_no_memory_holds_is_said_of_each_network(workplace, monkeyp
 
 
 def test_a_device_that_has_no_memory_left_is_told_from_other_errors():
-    with pytest.raises(Failed, match="with 32 images"), within_memory("with 32 images"):
+    with pytest.raises(Failure, match="with 32 images"), within_memory("with 32 images"):
         jax.block_until_ready(jnp.zeros(2**46))  # 256 TiB
     with pytest.raises(TypeError, match="add got"), within_memory("with 32 images"):
         jnp.zeros(2) + jnp.zeros(3)
@@ -243,6 +244,8 @@ def test_a_network_that_is_named_twice_is_measured_once():
             ["--image-size 64", "inception_v3", "75 pixels"],
         ),
         (("--image-size", "tiny"), ["--image-size 'tiny'", "native or smallest"]),
+        (("--image-size", str(10**10)), [f"--image-size '{10**10}'", "up to 10000"]),
+        (("--image-size", "10001"), ["--image-size '10001'", "up to 10000"]),
         (("--models", "mobilenet_v2,,vgg16"), ["--models", "empty"]),
         (("--budget", "ms=inf"), ["--budget ms=inf", "ms=20"]),
         (("--budget", "seconds=3"), ["--budget seconds=3", "ms=20"]),
@@ -277,6 +280,6 @@ def test_results_do_not_go_into_a_file(workplace, monkeypatch):
 )
 def test_a_network_without_weights_is_that_which_they_would_have_made(weights, paddings, tmp_path):
     sources = [str(tmp_path / name) for name in weights]
-    beginning = start(Candidate("mobilenet_v2", 1.0, 32), 3, sources, lambda _: None)
-    assert beginning.record is None
-    assert {beginning.make().spec.convention.name} == paddings
+    loaded = load(Candidate("mobilenet_v2", 1.0, 32), 3, sources, lambda _: None)
+    assert loaded.record is None
+    assert {loaded.make().spec.convention.name} == paddings

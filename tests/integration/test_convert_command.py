@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -163,12 +161,3 @@ def test_help_says_what_each_suffix_is_for(convert):
     assert ended.code == 0
     words = (".h5", ".weights.h5", ".safetensors", "--no-head")
     assert [word for word in words if word not in ended.out] == []
-
-
-def test_help_imports_neither_jax_nor_numpy():
-    arguments = ["-m", "jaxtl.convert", "--help"]
-    code = [sys.executable, "-X", "importtime", *arguments]
-    done = subprocess.run(code, capture_output=True, text=True, check=True)
-    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-    assert "jaxtl.cli" in loaded
-    assert not {"jax", "numpy", "flax"} & loaded

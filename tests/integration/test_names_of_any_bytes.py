@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from workplace import write_images
+from workplace import write_images, write_weights
 
 pytestmark = pytest.mark.slow
 
@@ -137,6 +137,41 @@ def test_class_names_are_escaped_where_the_terminal_has_no_letters_for_them(trai
         file.write_text(before)
     assert IMAGE in shown
     assert shown.count(rb"\u732b") == shown.count(rb"na\xefve") == 1
+
+
+SWEEP = """
+def sweep():
+    yield {"phases.head.lr": 1e-3}
+    yield {"phases.head.lr": 1e-2}
+"""
+
+
+def test_a_sweep_is_trained_and_continued(place):
+    (place / "swept.py").write_text(CONFIG + SWEEP)
+    source = b"--cfg.data.source=" + FOLDER
+    for complete in (0, 2):
+        ended = run(place, "jaxtl.sweep", "--cfg", "swept.py", "--workdir", "swept", source)
+        assert ended.returncode == 0, ended.stderr.decode(errors="replace")
+        assert f"2 runs in swept, {complete} of them complete".encode() in ended.stdout
+
+
+def test_a_sweep_over_sources_has_their_names_in_its_table(place):
+    sweep = f"\ndef sweep():\n    yield {{'data.source': {os.fsdecode(FOLDER)!a}}}\n"
+    (place / "sources.py").write_text(CONFIG + sweep)
+    ended = run(place, "jaxtl.sweep", "--cfg", "sources.py", "--workdir", "sources")
+    assert ended.returncode == 0, ended.stderr.decode(errors="replace")
+    assert b"," + FOLDER + b"," in (place / "sources" / "sweep.csv").read_bytes()
+
+
+def test_compare_measures_with_a_file_of_weights(place):
+    write_weights(place / "weights.h5")
+    weights = b"w\xe9ights.h5"
+    os.rename(place / "weights.h5", os.fsencode(place) + b"/" + weights)
+    flags = ("--models", "mobilenet_v2@0.35", "--image-size", "32", "--batch-size", "8")
+    given = ("--data", FOLDER, "--weights", weights, "--out", "compared")
+    ended = run(place, "jaxtl.compare", *flags, *given)
+    assert ended.returncode == 0, ended.stderr.decode(errors="replace")
+    assert b"," + weights + b" sha256:" in (place / "compared" / "compare.csv").read_bytes()
 
 
 def test_a_run_directory_that_orbax_cannot_write_to_is_refused(place):

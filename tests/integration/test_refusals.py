@@ -1,4 +1,4 @@
-"""What the user can mend ends with exit code 2 and one line that says what is wrong."""
+"""What the user can fix ends with exit code 2 and one line that says what is wrong."""
 
 import json
 import shutil

@@ -13,6 +13,8 @@ import pytest
 from workplace import write_images
 
 from jaxtl.config.config_file import Config, load
+from jaxtl.training import setup
+from jaxtl.training.loop import Interrupted
 
 # In this process, where configs can name a network that compiles in no time.
 SMALL = (
@@ -152,14 +154,6 @@ def test_a_finished_run_started_again_reports_its_result(whole, workplace):
     assert (whole.path / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("module", ["jaxtl.train", "jaxtl.evaluate", "jaxtl.predict"])
-def test_every_command_explains_itself(workplace, module):
-    shown = workplace.run(module, "--help")
-    assert shown.code == 0
-    assert shown.out.startswith(f"usage: python -m {module} ")
-    assert shown.err == ""
-
-
 def test_a_report_that_fails_does_not_cost_the_result(whole, workplace):
     run = workplace.path / "no-report"
     shutil.copytree(whole.path, run)
@@ -172,6 +166,20 @@ def test_a_report_that_fails_does_not_cost_the_result(whole, workplace):
     assert again.code == 0, again.err
     assert "report.html could not be drawn (IsADirectoryError" in again.out
     assert metadata(run)["result"] == result
+
+
+def test_a_new_run_that_is_stopped_says_what_continues_it(workplace, monkeypatch):
+    def interrupted(*_):
+        raise Interrupted
+
+    monkeypatch.setattr(setup, "train", interrupted)
+    ended = workplace.here("jaxtl.train", "--cfg", "tiny.py", "--new")
+    assert ended.code == 130, ended.err
+    flags = re.fullmatch(
+        "stopped and saved; to continue: the same command with (.*) in place of --new",
+        ended.out.splitlines()[-1],
+    )
+    assert workplace.here("jaxtl.train", "--cfg", "tiny.py", *flags[1].split()).code == 130
 
 
 def test_an_unfinished_run_is_continued_without_naming_it(workplace, small):

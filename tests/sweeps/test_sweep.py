@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import chex
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
+from workplace import wait_until
 
 from jaxtl import convert, evaluate, load_run
 from jaxtl.errors import UserError
@@ -26,8 +26,6 @@ from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import grid, load_sweep
 from jaxtl.training import parallel, step
 from jaxtl.training.setup import open_data, train
-
-pytestmark = pytest.mark.slow
 
 CONFIG = """
 from jaxtl.config import Config, Data, Model, Phase
@@ -46,13 +44,6 @@ def get_config() -> Config:
 def sweep():
     {sweep}
 """
-
-
-def wait_until(condition, process):
-    """Polls until a condition holds; a process that ends before is a failure."""
-    while not condition():
-        assert process.poll() is None, "the process ended too early"
-        time.sleep(0.01)
 
 
 LINES = ("loss", "accuracy", "top5")
@@ -91,6 +82,7 @@ def swept(tmp_path_factory):
     return variations, folder / "all", sweep(variations, folder / "all", QUIET)
 
 
+@pytest.mark.slow
 def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
     """Those of a seed share what dropout drops until one of them stops early."""
     others, folder, _ = swept
@@ -102,7 +94,7 @@ def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
     brought = {"model.weights": f"('keras', '{weights}')", "phases.head.epochs": "4"}
     variations = load_sweep(str(tmp_path / "swept.py"), brought)
     out = Console(file=io.StringIO(), width=200)
-    found = {run.name: run.result for run in sweep(variations, tmp_path / "all", out)}
+    found = sweep(variations, tmp_path / "all", out)
     assert "6 runs train together" in out.file.getvalue()
     for variation in variations:
         alone, config = tmp_path / "alone" / variation.name, variation.config
@@ -110,10 +102,7 @@ def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
         assert found[variation.name] == pytest.approx(expected, rel=2e-4), variation.name
 
 
-def names(runs):
-    return [run.name for run in runs]
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 5, 11])
 def test_a_run_of_a_group_is_the_run_alone(swept, tmp_path, number):
     variations, folder, _ = swept
@@ -142,36 +131,41 @@ def test_a_run_of_a_group_is_the_run_alone(swept, tmp_path, number):
     assert found == pytest.approx(expected, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_the_ranking_is_by_accuracy_then_loss_and_the_csv_has_all_of_it(swept):
     variations, folder, ranking = swept
-    results = [(-run.result["accuracy"], run.result["loss"]) for run in ranking]
+    results = [(-result["accuracy"], result["loss"]) for result in ranking.values()]
     assert results == sorted(results)
     with (folder / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(variations) == 16
+    assert [row["run"] for row in rows] == list(ranking)
     assert {row["phases.head.lr"] for row in rows} == {"0.01", "3.0"}
     accuracies = [float(row["val_accuracy"]) for row in rows]
     assert accuracies == sorted(accuracies, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_best_run_has_a_page_and_the_others_get_theirs_on_demand(swept):
-    _, folder, (best, second, *_) = swept
-    drawn = (folder / best.name / "report.html").read_text()
-    assert f"{best.result['accuracy']:.2%}" in drawn
-    assert evaluate.main(["--run", str(folder / best.name), "--report"]) == 0
-    again = (folder / best.name / "report.html").read_text()
+    _, folder, ranking = swept
+    best, second, *_ = ranking
+    drawn = (folder / best / "report.html").read_text()
+    assert f"{ranking[best]['accuracy']:.2%}" in drawn
+    assert evaluate.main(["--run", str(folder / best), "--report"]) == 0
+    again = (folder / best / "report.html").read_text()
     assert classes(again) == classes(drawn)  # recall and precision, from its predictions
-    page = folder / second.name / "report.html"
+    page = folder / second / "report.html"
     assert not page.exists()
     assert evaluate.main(["--run", str(page.parent), "--report"]) == 0
     text = page.read_text()
-    assert f"{second.result['accuracy']:.2%}" in text
-    assert f"loss {second.result['loss']:.4f}" in text
+    assert f"{ranking[second]['accuracy']:.2%}" in text
+    assert f"loss {ranking[second]['loss']:.4f}" in text
 
 
+@pytest.mark.slow
 def test_a_run_of_a_group_can_be_used_like_any_other(swept):
     _, folder, ranking = swept
-    predicted = load_run(folder / ranking[0].name).predict(np.zeros((3, 8, 8, 3), np.uint8))
+    predicted = load_run(folder / next(iter(ranking))).predict(np.zeros((3, 8, 8, 3), np.uint8))
     np.testing.assert_allclose(predicted.sum(axis=1), 1, rtol=1e-5)
 
 
@@ -181,6 +175,7 @@ def group_of(run):
     return (run / place["folder"]).resolve()
 
 
+@pytest.mark.slow
 def test_a_run_of_a_group_has_its_slice_of_the_variables_bit_for_bit(swept):
     variations, folder, _ = swept
     for number in (0, 7, 14):
@@ -198,6 +193,7 @@ def test_a_run_of_a_group_has_its_slice_of_the_variables_bit_for_bit(swept):
             assert np.asarray(value).tobytes() == np.asarray(expected).tobytes(), path
 
 
+@pytest.mark.slow
 def test_the_variables_of_a_group_are_written_once(swept):
     variations, folder, _ = swept
     inside = {"checkpoints", "config.json", "metrics.jsonl", "run.json", "tensorboard"}
@@ -208,6 +204,7 @@ def test_the_variables_of_a_group_are_written_once(swept):
     assert len({group_of(folder / variation.name) for variation in variations}) == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_the_checkpoint_of_its_group_is_refused_in_one_line(swept, tmp_path):
     variations, folder, ranking = swept
     moved = tmp_path / "moved"
@@ -218,7 +215,7 @@ def test_a_run_without_the_checkpoint_of_its_group_is_refused_in_one_line(swept,
     # A sweep that moves as a whole keeps its bits; another sweep has no variables for its runs.
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole)
-    name = ranking[0].name
+    name = next(iter(ranking))
     before, after = (split(load_run(at / name).network)[1] for at in (folder, whole))
     chex.assert_trees_all_equal(before, after)
     group = group_of(whole / name)
@@ -230,6 +227,7 @@ def test_a_run_without_the_checkpoint_of_its_group_is_refused_in_one_line(swept,
         load_run(whole / name)
 
 
+@pytest.mark.slow
 def test_a_run_of_a_group_can_be_converted_and_trained_to_its_end_once_more(swept, tmp_path):
     variations, folder, _ = swept
     run = folder / variations[2].name
@@ -245,20 +243,22 @@ def test_a_run_of_a_group_can_be_converted_and_trained_to_its_end_once_more(swep
     assert lines(copy) == lines_before
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_last_and_is_not_trained_again(tmp_path):
     lrs = "yield from grid({'phases.head.lr': (1e-2, 3e38), 'seed': (0, 1)})"
     variations = written(tmp_path, lrs)
     ranking = sweep(variations, tmp_path / "all", QUIET)
     lost = [variation.name for variation in variations if "3e+38" in variation.name]
-    assert [run.name for run in ranking if run.result is None] == lost == names(ranking[2:])
+    assert [name for name in ranking if ranking[name] is None] == lost == list(ranking)[2:]
     said = json.loads((tmp_path / "all" / "diverged.json").read_text())
     assert [name for name in said if "training loss is" in said[name]] == lost
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "all").rglob("*.json")}
     again = sweep(variations, tmp_path / "all", QUIET)
-    assert names(again) == names(ranking)
+    assert list(again) == list(ranking)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_more_heads_than_fit_in_memory_train_in_several_groups(swept, tmp_path):
     everything, folder, ranking = swept
     features, head = 1437 * 1280 * 4, (1280 + 1) * 10 * 4  # bytes
@@ -269,11 +269,11 @@ def test_more_heads_than_fit_in_memory_train_in_several_groups(swept, tmp_path):
     groups = [int(n) for n in re.findall(r"(\d+) runs train together", out.file.getvalue())]
     assert sum(groups) == len(everything)
     assert max(groups) * head * 3 < 1.1 * features  # with what Adam keeps
-    expected = {run.name: run.result for run in ranking}
-    for run in found:
-        assert run.result == pytest.approx(expected[run.name], rel=2e-4)
+    for name, result in found.items():
+        assert result == pytest.approx(ranking[name], rel=2e-4)
 
 
+@pytest.mark.slow
 def test_heads_train_one_by_one_where_the_disk_cannot_hold_all_activations_together(
     swept, tmp_path
 ):
@@ -286,6 +286,7 @@ def test_heads_train_one_by_one_where_the_disk_cannot_hold_all_activations_toget
     assert "train together" not in out.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_continued_trains_only_what_is_missing(swept):
     variations, folder, ranking = swept
     missing = folder / variations[3].name
@@ -299,7 +300,7 @@ def test_a_sweep_that_is_continued_trains_only_what_is_missing(swept):
     after = json.loads((missing / "run.json").read_text())["result"]
     assert after["accuracy"] == before["accuracy"]
     assert after["loss"] == pytest.approx(before["loss"], rel=2e-4)
-    assert {run.name for run in again} == {run.name for run in ranking}
+    assert again.keys() == ranking.keys()
 
 
 SLOW_TO_WRITE = """
@@ -317,6 +318,7 @@ def rows(table):
         return {row["run"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_while_it_writes_its_runs_ends_with_the_same_table(swept, tmp_path):
     _, reference, _ = swept
     arguments = ["--cfg", str(reference.parent / "swept.py"), "--workdir", str(tmp_path / "all")]
@@ -341,6 +343,7 @@ def test_a_sweep_that_is_killed_while_it_writes_its_runs_ends_with_the_same_tabl
         assert found[name] | {key: float(found[name][key]) for key in close} == row | close
 
 
+@pytest.mark.slow
 def test_the_heads_of_a_group_are_traced_once_a_phase(tmp_path, monkeypatch):
     traced = []
 
@@ -354,10 +357,11 @@ def test_the_heads_of_a_group_are_traced_once_a_phase(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "data_parallel", at_most_once)
     variations = written(tmp_path, "yield from grid({'phases.head.lr': (1e-2, 3e-3, 1e-3)})")
     ranking = sweep(variations, tmp_path / "all", QUIET)
-    assert [len(lines(tmp_path / "all" / run.name)) > 8 for run in ranking] == [True] * 3
+    assert [len(lines(tmp_path / "all" / name)) > 8 for name in ranking] == [True] * 3
     assert len(traced) == 2
 
 
+@pytest.mark.slow
 def test_another_sweep_is_not_continued_in_the_same_place(swept, tmp_path):
     _, folder, _ = swept
     other = written(tmp_path, VARIED.replace("3.0", "2.0"))
@@ -377,6 +381,16 @@ def test_another_sweep_is_not_continued_in_the_same_place(swept, tmp_path):
 def test_what_is_no_sweep_is_refused(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         written(tmp_path, text)
+
+
+def test_values_may_be_numbers_of_numpy(tmp_path):
+    """And an array without axes is a number."""
+    (run,) = written(
+        tmp_path, "import numpy as np; yield {'seed': np.int64(3), 'views': np.array(2)}"
+    )
+    assert run.name == "00-seed=3,views=2"
+    assert (run.config.seed, run.config.views) == (3, 2)
+    assert {type(value) for value in run.values.values()} == {int}
 
 
 def test_a_grid_is_the_cross_product_with_the_last_key_fastest():

@@ -225,7 +225,6 @@ def frozen_pass(
             memory_bytes=0,
         ),
         stage=stage,
-        row=output_spec(network(made.dtype), made.model.image_size, stage),
         views=views,
         augmentation=made.augment,
         devices=jax.devices()[:devices],

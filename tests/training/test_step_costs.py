@@ -69,19 +69,19 @@ def test_frozen_stages_right_of_the_frontier_are_not_differentiated():
     assert with_frozen < all_trained
 
 
-PICTURES, SHARE = 150, 8  # 19 batches an epoch, the last one short
+IMAGES, GLOBAL_BATCH = 150, 8  # 19 batches an epoch, the last one short
 
 
 @pytest.fixture
 def loader():
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (PICTURES, 32, 32, 3)).astype(np.uint8)
-    labels = np.arange(PICTURES, dtype=np.int32) % CLASSES
+    pixels = rng.integers(0, 256, (IMAGES, 32, 32, 3)).astype(np.uint8)
+    labels = np.arange(IMAGES, dtype=np.int32) % CLASSES
     return Loader(
         ArraySource("noise", pixels, labels, tuple("abcdefg")),
         image_size=32,
         resize="stretch",
-        batch_size=SHARE,
+        batch_size=GLOBAL_BATCH,
         seed=0,
         shuffle=True,
         memory_bytes=1e9,
@@ -90,7 +90,7 @@ def loader():
 
 def feeds(loader, devices):
     """The ways to feed a head: from the devices' memory, from disk, and with images."""
-    rows = np.random.default_rng(0).normal(size=(2 * PICTURES, FEATURES)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(2 * IMAGES, FEATURES)).astype(np.float32)
     cached = {"views": 2, "stage": "head", "dtype": np.float32, "rows": rows}
     return {
         "memory": Feed(loader, **cached, table=replicate(rows, devices)),
@@ -115,7 +115,7 @@ def test_nothing_is_transferred_but_what_is_asked_for(loader, kind):
     run(0, setup.hyper)
     on_host = jax.device_get(setup.hyper)
     with jax.transfer_guard("disallow"):
-        assert run(1, setup.hyper) == PICTURES
+        assert run(1, setup.hyper) == IMAGES
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             run(2, on_host)
 
@@ -128,9 +128,9 @@ def sent(feed, devices):
 
 def test_an_epoch_on_what_the_devices_hold_sends_numbers_of_rows_and_no_activations(loader):
     devices = jax.devices()[:2]
-    of = feeds(loader, devices)
-    padded = -(-PICTURES // SHARE) * SHARE
+    fed = feeds(loader, devices)
+    padded = -(-IMAGES // GLOBAL_BATCH) * GLOBAL_BATCH
     about = 4 + 1 + 4 + 4  # label, valid, index, view
-    assert sent(of["memory"], devices) == padded * (4 + about)
-    assert sent(of["disk"], devices) == padded * (4 * FEATURES + about)
-    assert sent(of["images"], devices) == padded * (3 * 32 * 32 + about)
+    assert sent(fed["memory"], devices) == padded * (4 + about)
+    assert sent(fed["disk"], devices) == padded * (4 * FEATURES + about)
+    assert sent(fed["images"], devices) == padded * (3 * 32 * 32 + about)

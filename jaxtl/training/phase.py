@@ -1,0 +1,68 @@
+"""The beginning of a phase: its compiled step, and the arrays that the step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxtl.config import Augment, Phase
+from jaxtl.models import Network, Variables, stage_of
+from jaxtl.training.optimizer import Hyperparameters, optimizer
+from jaxtl.training.parallel import AXIS, replicate
+from jaxtl.training.step import TrainState, TrainStep, make_train_step
+from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
+
+BegunPhase = tuple[TrainStep, TrainState, Variables, Hyperparameters]
+"""The compiled steps, the state before the first one, the frozen variables, the hyperparameters."""
+
+
+def begin_phase(
+    network: Network,
+    trainable: Trainable,
+    phase: Phase,
+    variables: Variables,
+    hyper: Hyperparameters,
+    *,
+    steps_per_epoch: int,
+    devices: Sequence[jax.Device],
+    step: Any = 0,
+    augmentation: Augment | None = None,
+    cached: jax.typing.DTypeLike | None = None,
+    runs_per_batch: int = 0,
+) -> BegunPhase:
+    """Compiles the steps of a phase, and puts what they take on the devices.
+
+    Args:
+        network, trainable, phase: as for `make_train_step`.
+        variables: all variables. With `runs_per_batch`, those of the frontier have a leading axis
+            of N runs, as have `hyper` and `step`.
+        hyper: from `hyperparameters`.
+        step: training steps since the run began.
+        steps_per_epoch, devices, augmentation, cached, runs_per_batch: as for `make_train_step`.
+    """
+    momentum = phase.batch_norm_momentum
+    if momentum is None:
+        momentum = running_momentum(phase.epochs * steps_per_epoch)
+    compiled = make_train_step(
+        training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
+        trainable,
+        phase,
+        steps_per_epoch=steps_per_epoch,
+        augmentation=augmentation or Augment(),
+        cached=cached,
+        devices=devices,
+        runs_per_batch=runs_per_batch,
+    )
+    parameters = {path: variables[path] for path in trainable.labels}
+    init = optimizer(phase, trainable, steps_per_epoch, hyper).init
+    if runs_per_batch:
+        axes = {path: 0 if stage_of(path) == trainable.frontier else None for path in parameters}
+        init = jax.vmap(init, in_axes=(axes,))
+    trained, frozen = partition(variables, trainable.variables)
+    # Copies: the steps donate the state's arrays, and the variables must outlive them.
+    copies = jax.tree.map(jnp.copy, trained)
+    state = TrainState(jnp.asarray(step, jnp.int32), copies, jax.jit(init)(parameters))
+    return compiled, *replicate((state, frozen, hyper), devices)
