@@ -10,8 +10,7 @@ from jaxtl.config import Config
 
 _TITLE = """# Every key of a config
 
-A config file has `get_config()`, which returns a `jaxtl.config.Config`. The keys are flags, too:
-`--cfg.data.batch_size=64`. This page is made by `python scripts/write_config_page.py`.
+Written by `python scripts/write_config_page.py`. Keys are also flags: `--cfg.data.batch_size=64`.
 """
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _TYPES = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
@@ -20,18 +19,18 @@ _PLACES = {"Config": "", "Phase": "phases.NAME.", "Stages": "phases.NAME.train."
 
 def page() -> str:
     """The text of docs/config.md."""
-    whole = Config.model_json_schema()
-    tables = ["\n".join(_table(part)) for part in (whole, *whole["$defs"].values())]
-    return "\n".join([_TITLE, "\n\n".join(tables), ""])
+    parts = [schema := Config.model_json_schema(), *schema["$defs"].values()]
+    return "\n".join([_TITLE, *(line for part in parts for line in (*_table(part), ""))])
 
 
 def _table(part: dict[str, Any]) -> Iterator[str]:
-    about, _, attributes = part["description"].partition("\nAttributes:\n")
+    text, _, attributes = part["description"].partition("\nAttributes:\n")
+    about = text.partition("\n\n")[0].split()
     entries = re.split(r"\n(?=\S)", textwrap.dedent(attributes).strip())
     pairs = [" ".join(entry.split()).split(": ", 1) for entry in entries]
     meaning = {name: text for names, text in pairs for name in names.split(", ")}
     prefix = _PLACES.get(part["title"], f"{part['title'].lower()}.")
-    yield f"## {part['title']}\n\n{about.splitlines()[0]}\n"
+    yield f"## {part['title']}\n\n{' '.join(about)}\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in part["properties"].items():
         if "$ref" not in field:  # which has a table of its own
@@ -49,9 +48,10 @@ def _kind(field: dict[str, Any]) -> str:
         return " or ".join(f"`{value!r}`" for value in values)
     if "prefixItems" in field:
         return f"tuple ({'; '.join(map(_kind, field['prefixItems']))})"
-    for key, text in (("items", "tuple of"), ("additionalProperties", "dict of patterns to")):
-        if key in field:
-            return f"{text} {_kind(field[key])}"
+    if "items" in field:
+        return f"tuple of {_kind(field['items'])}"
+    if "additionalProperties" in field:
+        return f"dict of patterns to {_kind(field['additionalProperties'])}"
     bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS.items() if key in field]
     return " ".join([_TYPES[field["type"]], ", ".join(bounds)]).strip()
 
