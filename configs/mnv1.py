@@ -2,7 +2,7 @@
 
     python -m jaxtl.train --cfg mnv1.py --cfg.data.source=path/to/images
 
-`finetune` trains 1.6 of the 3.2 million parameters before the head, and no BatchNorm statistics.
+With 1,000 classes `finetune` trains 2.6 of 4.2 million parameters (batch statistics left out).
 On ImageNet the weights of `keras` have a published top-1 of 70.4 %, those of `hf:` 75.4 %.
 """
 

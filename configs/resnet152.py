@@ -2,7 +2,7 @@
 
     python -m jaxtl.train --cfg resnet152.py --cfg.data.source=path/to/images
 
-`finetune` trains 15.0 of the 58.1 million parameters before the head, and no BatchNorm statistics.
+With 1,000 classes `finetune` trains 17.0 of 60.2 million parameters (batch statistics left out).
 On ImageNet the weights of `keras` have a published top-1 of 76.6 %, those of `hf:` 78.3 %.
 """
 

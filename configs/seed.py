@@ -1,13 +1,13 @@
-"""The recipe that people know from Keras.
+"""The recipe of Keras' tutorials.
 
     python -m jaxtl.train --cfg seed.py --cfg.data.source=path/to/images
 
 The directory holds `train/` and `val/` with a folder for each class. MobileNetV2 without its top,
 frozen, 224 px, batch 32; a new dense layer trained by Adam at 1e-3 for 100 epochs; images
 sheared, zoomed and flipped; no dropout, no early stopping, and the last parameters are the
-result. Three things differ from Keras: images are normalised as the weights want, resized by an
-antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 1e-8, not 1e-7. With
-`--cfg.views=8` the frozen stages run eight times over each image and not a hundred.
+result. Three things differ from Keras: the images are normalised as the weights were trained and
+resized by an antialiased bilinear filter instead of the nearest pixel, and Adam's epsilon is 1e-8,
+not 1e-7. With `--cfg.views=8` the frozen stages run eight times over each image, not a hundred.
 """
 
 from jaxtl.config import REQUIRED, Augment, Config, Data, Model, Phase, head_only

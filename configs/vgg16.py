@@ -2,7 +2,7 @@
 
     python -m jaxtl.train --cfg vgg16.py --cfg.data.source=path/to/images
 
-`finetune` trains 7.1 of the 14.7 million parameters before the head. There is no BatchNorm to hold
+With 1,000 classes `finetune` trains 7.6 of 15.2 million parameters. VGG has no BatchNorm to hold
 activations in their range, hence the low learning rate. On ImageNet the weights of `keras` have a
 published top-1 of 71.3 %, those of `hf:` 71.6 %, with two more dense layers than here.
 """

@@ -61,6 +61,7 @@ class Phase(Checked):
         lr: the learning rate, before multipliers and schedule.
         optimizer: `adam` (with `weight_decay` it is AdamW), `sgd` (with Nesterov momentum of
             `momentum`) or `rmsprop`.
+        momentum: that of `sgd`.
         weight_decay: decoupled decay of the trained kernels (never of biases or BatchNorms).
         clip_norm: the largest global norm of the trained gradients.
         schedule: `constant`, or `cosine` down to zero over the phase.
