@@ -59,12 +59,19 @@ class Data(Checked):
             need no more, in 1e9 bytes.
     """
 
-    source: Annotated[str, Field(min_length=1)] = "digits"
+    source: str = "digits"
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     resize: Literal["stretch", "crop"] = "stretch"
     memory_gb: NotNegative = 2.0
+
+    @pydantic.field_validator("source")
+    @classmethod
+    def _not_empty(cls, source: str) -> str:
+        if not source:  # `min_length` would refuse a path that is not UTF-8
+            raise ValueError("it is empty")
+        return source
 
 
 class Augment(Checked):

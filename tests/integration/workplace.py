@@ -188,7 +188,8 @@ def write_weights(path, width=0.35, network=None):
     layers = keras_layers(network)
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.name for layer in layers]
-        for kind, name, where, _ in layers:
+        for layer in layers:
+            kind, name, where = layer.kind, layer.name, layer.path
             if kind == "batch_normalization":
                 ones, zeros = np.ones(shapes[f"{where}/scale"]), np.zeros(shapes[f"{where}/scale"])
                 values = {"gamma": ones, "beta": zeros}
