@@ -48,7 +48,7 @@ def main() -> None:
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-        print(f"error: no command is called {name}; {hint}", file=sys.stderr)
+        print(f"error: no command is called {printable(name)}; {hint}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -68,7 +68,7 @@ def measure(
     the other programs, and the fastest time counts: a machine may be busy for a while. `announce`
     takes the name of each measurement before it begins.
     """
-    fixed, variables = batch_statistics(network), split(network)[1]
+    statistics, variables = batch_statistics(network), split(network)[1]
     announce("inference of one image")
     single, _ = _inference(network, _noise(1, image_size), device)
     times = [timed(single)]
@@ -85,7 +85,7 @@ def measure(
         costs |= {f"{name}_calls": calls, f"{name}_memory_mb": memory / 1e6}
         times.append(timed(single))
     return Cost(
-        parameters=sum(value.size for path, value in variables.items() if path not in fixed),
+        parameters=sum(value.size for path, value in variables.items() if path not in statistics),
         macs=macs(network, image_size),
         weights_mb=sum(value.nbytes for value in variables.values()) / 1e6,
         latency_ms=1e3 * min(times)[0],
@@ -174,13 +174,13 @@ def _finetuning(
     phase = Phase(name="finetune", train=everything(), epochs=1)
     trainable = select_trainable(network, phase.train, phase.batch_norm)
     step: Any
-    step, state, fixed, hyper = begin_phase(
+    step, state, frozen, hyper = begin_phase(
         *(network, trainable, phase, split(network)[1], hyperparameters(phase, 0, 0)),
         steps_per_epoch=1,
         devices=[device],
     )
     chunk = shard(Batch(*(array[None] for array in batch)), [device], axis=1)
-    given = (fixed, None, hyper, chunk)
+    given = (frozen, None, hyper, chunk)
     compiled = step.lower(state, *given).compile()
 
     def call() -> None:

@@ -165,7 +165,7 @@ class HeadTraining:
         agree = [(run.variation.config.seed, run.progress.step) for run in self.runs]
         # As many runs in a row train on each batch.
         each = math.gcd(*(len(list(runs)) for _, runs in itertools.groupby(agree)))
-        step, state, fixed, hyper = self._begin(index, train, each)
+        step, state, frozen, hyper = self._begin(index, train, each)
         classes = self.network.num_classes or 0
         results = jax.tree.map(jnp.copy, state.variables)  # of the phase so far
         with counter(self.out, title, phase.epochs) as show:
@@ -178,7 +178,7 @@ class HeadTraining:
                 for chunk in self._chunks(train, past + epoch, each):
                     if stop.is_set():
                         raise Interrupted
-                    state, sums = step(state, fixed, train.table, hyper, chunk)
+                    state, sums = step(state, frozen, train.table, hyper, chunk)
                     waiting.append(sums)
                 trained = _on_host(waiting)
                 seconds = time.perf_counter() - epoch_begun

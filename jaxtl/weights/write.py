@@ -199,7 +199,7 @@ def _named(layers: _Layers, convention: str) -> bytes:
 
 
 def _fixed(names: Iterable[str]) -> np.ndarray:
-    """ExternalNames as bytes of fixed length, which every version of Keras decodes."""
+    """Names as bytes of fixed length, which every version of Keras decodes."""
     return np.array([name.encode() for name in names])
 
 
