@@ -10,13 +10,14 @@ import logging
 import os
 import platform
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import platformdirs
 
-from jaxtl.errors import UserError, printable
+from jaxtl.errors import Interrupted, UserError, printable
 
 COMMANDS = {
     "train": (
@@ -70,7 +71,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     """Runs a command and ends the process.
 
     The exit code is what the command returns; 2, after one line on stderr, for mistakes that the
-    user can fix; 130 after Ctrl-C.
+    user can fix and for faults of the machine; 130 after Ctrl-C, 143 after SIGTERM.
 
     Args:
         command: takes the arguments; imports jax only once it runs.
@@ -79,6 +80,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     if arguments is None:
         use_large_pages()
         arguments = sys.argv[1:]
+        _stop_on_signals()
     _show_messages()
     keep_compiled_programs()
     for stream in (sys.stdout, sys.stderr):
@@ -97,10 +99,28 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         where = f": {error.filename}" if error.filename else ""
         print(printable(f"error: {error.strerror or error}{where}"), file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except MemoryError:
+        if "--debug" in arguments:
+            raise
+        print("error: this machine has too little memory", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
-        code = 130
+        code = error.exit_code if isinstance(error, Interrupted) else 130
     sys.exit(code)
+
+
+def _stop_on_signals() -> None:
+    """Lets SIGTERM end this process as Ctrl-C does; a second signal ends it at once."""
+    numbers = signal.SIGINT, signal.SIGTERM
+
+    def stop(number: int, frame: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    for number in numbers:
+        signal.signal(number, stop)
 
 
 def _as_bytes_or_escaped(error: UnicodeError) -> tuple[str | bytes, int]:

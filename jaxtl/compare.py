@@ -67,12 +67,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     try:
         compare(comparison, console())
-    except (KeyboardInterrupt, Interrupted):
+    except KeyboardInterrupt as stopped:
         print(
             f"stopped; to continue: the same command with --out {comparison.folder}, which "
             "measures times anew and goes on with fine-tuning"
         )
-        return 130
+        return stopped.exit_code if isinstance(stopped, Interrupted) else 130
     return 0
 
 

@@ -1,10 +1,28 @@
-"""The exception for mistakes that a user can fix, and text that a terminal can be given."""
+"""The exceptions that end a command without a traceback, and text that a terminal can be given."""
 
 import re
+import signal
 
 
 class UserError(Exception):
     """Something the user can fix: a command prints it as one line and exits with code 2."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the command to stop: Ctrl-C, or SIGTERM from a cluster.
+
+    Attributes:
+        signal: the number of the signal.
+    """
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__()
+        self.signal = int(number)
+
+    @property
+    def exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM: what a shell says of a process that they ended."""
+        return 128 + self.signal
 
 
 def printable(text: str, keep: str = "") -> str:

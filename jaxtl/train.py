@@ -46,12 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     out.print(f"{workdir}: if the run is stopped, {again} continues it")
     try:
         train(config, data, workdir, out)
-    except Interrupted:
+    except Interrupted as stopped:
         instead = " in place of --new" if given.new else ""
         out.print(
             f"stopped and saved; to continue: the same command with --workdir {workdir}{instead}"
         )
-        return 130
+        return stopped.exit_code
     return 0
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from jaxtl.cli import COMMANDS, overrides, run
 from jaxtl.console import console
-from jaxtl.errors import UserError
+from jaxtl.errors import Interrupted, UserError
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -69,6 +70,9 @@ def raises(error):
         (lambda arguments: 130, 130, ""),
         (raises(UserError("no such thing")), 2, "error: no such thing\n"),
         (raises(KeyboardInterrupt()), 130, "stopped\n"),
+        (raises(Interrupted()), 130, "stopped\n"),
+        (raises(Interrupted(signal.SIGTERM)), 143, "stopped\n"),
+        (raises(MemoryError()), 2, "error: this machine has too little memory\n"),
     ],
 )
 def test_a_command_ends_with_its_code_and_one_line(capsys, command, code, last_words):

@@ -28,7 +28,6 @@ from jaxtl.comparison.table import comparison_table
 from jaxtl.config.config_file import Data
 from jaxtl.data.sources import Splits, found_line, open_splits
 from jaxtl.errors import UserError
-from jaxtl.training.loop import Interrupted
 from jaxtl.training.parallel import on_cpu
 
 
@@ -67,11 +66,11 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
             rows[-1] = row = contender.fine_tuned(rows[-1])
             write_comparison(table, rows, conditions)
             contender.announce(row.summary if isinstance(row, Row) else row.problem)
-    except (KeyboardInterrupt, Interrupted) as error:
+    except KeyboardInterrupt:
         if rows:
             out.print(comparison_table(rows, conditions, width=out.width, rest=table))
             out.print(f"\n{table}")
-        raise Interrupted from error
+        raise
     _report(rows, comparison.budgets, conditions, table, out)
     return rows
 

@@ -121,11 +121,22 @@ class Cache(Checked):
     disk_gb: NotNegative = 20.0
 
 
+class Checkpoint(Checked):
+    """When a run is saved (docs/decisions/0031-whatever-ends-a-run-saves-it.md).
+
+    Attributes:
+        every_minutes: how long training goes on without a checkpoint where an epoch takes longer.
+    """
+
+    every_minutes: Positive = 5.0
+
+
 class Config(Checked):
     """A whole run.
 
     Attributes:
-        model, data, augment, cache: parts of the config, each described in its own class.
+        model, data, augment, cache, checkpoint: parts of the config, each described in its own
+            class.
         phases: the phases of training, in order.
         views: how many augmented views of each training image there are. 0 draws a new one every
             epoch, and the frozen stages run each time, as in Keras; with a finite number they run
@@ -133,6 +144,9 @@ class Config(Checked):
             frozen left of what trains.
         dtype: the type of activations and matrix products; parameters, BatchNorm statistics, head
             and loss stay float32.
+        on_nan: what to do when a loss is not finite. `stop` ends the run; `halve_lr` goes back to
+            the newest checkpoint of the phase, or its beginning, and halves the learning rate for
+            the rest of the phase, ten times in a run at most.
         seed: seeds everything random but what `Data.seed` draws.
     """
 
@@ -141,9 +155,11 @@ class Config(Checked):
     data: Data = Data()
     augment: Augment = Augment()
     cache: Cache = Cache()
+    checkpoint: Checkpoint = Checkpoint()
     phases: tuple[Phase, ...] = Field(min_length=1)
     views: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    on_nan: Literal["stop", "halve_lr"] = "stop"
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @pydantic.field_validator("phases")

@@ -66,6 +66,8 @@ class Progress:
         stale: the number of epochs since the phase's best validation result, or since it began.
         best_step, best_epoch: when the phase had its best validation result; None before the first.
         best_accuracy, best_loss: the best validation result of the phase.
+        lr_factor: the factor on the learning rate of the phase, 1 unless it diverged.
+        halvings: how often a learning rate was halved since the run began.
     """
 
     phase: int = 0
@@ -78,10 +80,12 @@ class Progress:
     best_epoch: int | None = None
     best_accuracy: float = -1.0
     best_loss: float = float("inf")
+    lr_factor: float = 1.0
+    halvings: int = 0
 
     def next_phase(self) -> Progress:
         """The progress at the start of the next phase."""
-        return Progress(phase=self.phase + 1, step=self.step)
+        return Progress(phase=self.phase + 1, step=self.step, halvings=self.halvings)
 
     def after_epoch(self, accuracy: float, loss: float) -> Progress:
         """The progress once the epoch's validation result is known."""
@@ -124,7 +128,8 @@ class Checkpoints:
         self._run = folder.resolve().parent
         self._member = _Member.find(folder.resolve())
         self._best = _KeepBest()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file
+        # Orbax reports every file, and every error that it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._manager = ocp.CheckpointManager(
             folder.resolve() / "steps",
             options=ocp.CheckpointManagerOptions(
@@ -172,7 +177,9 @@ class Checkpoints:
             UserError: this checkpoint or the one before it cannot be written.
         """
         if progress.step in self._manager.all_steps():
-            return  # a run that continued and stopped before its first step changed nothing
+            with explaining_failed_writes(self._place(progress.step)):
+                self._manager.wait_until_finished()
+                self._manager.delete(progress.step)
         self._best.step = progress.best_step
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave(changed),

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import pydantic
 
@@ -64,17 +64,13 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, tensorboard: Path, *, until: int):
-        if path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] <= until]
-            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._lines = path.open("a")
+        self._path = path
+        self._lines = self._reopened(until)
         tensorboard.mkdir(parents=True, exist_ok=True)
         # Not a SummaryWriter, which starts a thread and a queue between processes for each run.
         self._tensorboard = EventsWriter(str(tensorboard / "events"))
         self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
-        # Makes TensorBoard forget what it has from this step on.
-        restart = SessionLog(status=SessionLog.START)
-        self._add(Event(step=until + 1, session_log=restart))
+        self._restart(until)
 
     def write(
         self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
@@ -95,6 +91,23 @@ class MetricsLog:
         for name, value in metrics.items():
             summary.MergeFrom(scalar(f"{split}/{name}", value))
         self._add(Event(step=step, summary=summary))
+
+    def forget(self, until: int) -> None:
+        """Removes all lines after a training step, since the run goes back there."""
+        self._lines.close()
+        self._lines = self._reopened(until)
+        self._restart(until)
+
+    def _reopened(self, until: int) -> TextIO:
+        if self._path.exists():
+            kept = [line for line in read_metrics(self._path) if line["step"] <= until]
+            write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        return self._path.open("a")
+
+    def _restart(self, until: int) -> None:
+        """Makes TensorBoard forget what it has after a step."""
+        restart = SessionLog(status=SessionLog.START)
+        self._add(Event(step=until + 1, session_log=restart))
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -88,8 +88,8 @@ class HeadRun:
         trained, validated = (_total(sums).means(classes) for sums in (train, val))
         try:
             for step in np.flatnonzero(~np.isfinite(losses)).tolist():
-                check_finite("training", losses[step], before + step + 1)
-            check_finite("validation", validated["loss"], before + steps)
+                check_finite("training", losses[step], before + step + 1, phase)
+            check_finite("validation", validated["loss"], before + steps, phase)
         except Diverged as error:
             self.diverged = error
             return False

@@ -85,6 +85,8 @@ def _plan_features(group: Family) -> list[_Planned]:
     """
     config, stage = group.variations[0].config, group.network.stage_names[-1]
     runs = len(group.variations)
+    if config.on_nan != "stop":
+        return []  # each run goes back where it diverges, and the others do not
     if runs < 2 or any(trainable.frontier != stage for trainable in group.trainables):
         return []
     row = output_spec(group.network, config.model.image_size, stage)

@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import math
-import signal
-import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 from jaxtl.config import Augment, Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
-from jaxtl.data.loader import Loader
-from jaxtl.errors import UserError
+from jaxtl.data.loader import Batch, Loader
+from jaxtl.errors import Interrupted, UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
 from jaxtl.runs.checkpoints import Checkpoints, Progress
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import MetricsLog
+from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
 from jaxtl.training.feature_store import FeatureStore
+from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import Hyperparameters, hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import begin_phase
+from jaxtl.training.phase import begin_phase, first_state
+from jaxtl.training.saving import Position, Saver, warn_not_saved
 from jaxtl.training.step import TrainState, TrainStep
+from jaxtl.training.stopping import Stop, stop_signals
 from jaxtl.training.trainable import Trainable, partition
 
-_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # more would slow short epochs down
-
-
-class Interrupted(Exception):
-    """The user or the cluster asked the run to stop; it is saved."""
-
-
-class Diverged(UserError):
-    """A loss is not finite any more."""
+_MOST_HALVINGS = 10  # of the learning rate in a run
 
 
 @dataclasses.dataclass
@@ -56,6 +48,7 @@ class Training:
         variables: all variables where the run stands.
         progress: where the run stands.
         train_data, val_data: the images.
+        directory: the run directory.
         checkpoints: the checkpoints of the run.
         log: the log of its metrics.
         out: the terminal.
@@ -70,6 +63,7 @@ class Training:
     progress: Progress
     train_data: Loader
     val_data: Loader
+    directory: RunDirectory
     checkpoints: Checkpoints
     log: MetricsLog
     out: Console
@@ -79,11 +73,15 @@ class Training:
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(self.network, self.devices)
         self.variables = replicate(self.variables, self.devices)
-        self._saved_at = -math.inf
-        self._unsaved_best: tuple[Progress, TrainState] | None = None
+        self.saver = Saver(
+            self.checkpoints,
+            self.directory,
+            every_minutes=self.config.checkpoint.every_minutes,
+            newest=None if self.progress == Progress() else self.progress,
+        )
 
     def run(self) -> Evaluation:
-        """Trains what is left of the run.
+        """Trains what is left of the run; returns, or raises, once everything is on disk.
 
         Returns:
             The validation of the run's result.
@@ -91,39 +89,79 @@ class Training:
         Raises:
             Interrupted: a signal asked the run to stop; it is saved and can be continued.
             Diverged: a loss is not finite any more.
-            UserError: a checkpoint cannot be written.
+            UserError: a checkpoint cannot be written, or something else that the user can fix.
         """
         with stop_signals() as stop:
-            for index in range(self.progress.phase, len(self.config.phases)):
-                if index > self.progress.phase:
-                    self.progress = self.progress.next_phase()
-                self._phase(index, stop)
-                self._restore_best(self.config.phases[index])
-        return self.evaluator.evaluate(self.variables, Feed(self.val_data))
+            try:
+                for index in range(self.progress.phase, len(self.config.phases)):
+                    if index > self.progress.phase:
+                        self.progress = self.progress.next_phase()
+                    self._phase(index, stop)
+                    self._restore_best(self.config.phases[index])
+                evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
+            except Interrupted:
+                self._close()  # an error here is the one to report: the run is not saved
+                raise
+            except Exception as error:
+                self._close_after_error()
+                if is_out_of_memory(error):
+                    raise OutOfMemory(
+                        "the device has too little memory; try a smaller --cfg.data.batch_size or "
+                        "--cfg.cache.memory_gb in a new --workdir"
+                    ) from error
+                raise
+            self._close()
+            stop.check()
+        return evaluation
 
-    def close(self) -> None:
-        """Waits until everything is on disk.
-
-        Raises:
-            UserError: a checkpoint cannot be written.
-        """
+    def _close(self) -> None:
         try:
             self.checkpoints.close()
         finally:
             self.log.close()
 
-    def _phase(self, index: int, stop: threading.Event) -> None:
-        phase, trainable = self.config.phases[index], self.trainables[index]
-        if self.progress.finished(phase):
+    def _close_after_error(self) -> None:
+        try:
+            self._close()
+        except (UserError, OSError) as error:
+            if not self.saver.failed:
+                warn_not_saved(error)
+
+    def _phase(self, index: int, stop: Stop) -> None:
+        """Trains what is left of a phase; whatever ends it early, what was trained is saved."""
+        if self.progress.finished(self.config.phases[index]):
             return
+        run = self._begin(index, stop)
+        try:
+            while not self.progress.finished(run.phase):
+                try:
+                    self._epoch(run, stop)
+                except Diverged as error:
+                    self._slow_down(run, error)
+        except Diverged:
+            raise
+        except Interrupted:
+            self._save(run, at_once=True)
+            raise
+        except Exception as error:
+            self.saver.rescue(self._position(run))
+            if run.chunk is None or not is_out_of_memory(error):
+                raise
+            fixed = run.state, run.frozen, run.train.table, run.hyper
+            raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
+        self.variables = run.frozen | run.state.variables
+
+    def _begin(self, index: int, stop: Stop) -> _PhaseRun:
+        phase, trainable = self.config.phases[index], self.trainables[index]
         train, val = self._feeds(phase, trainable, stop)
         view_seed = self.config.data.seed if train.views else self.config.seed
+        hyper = hyperparameters(phase, self.config.seed, view_seed)
         step, state, frozen, hyper = begin_phase(
             self.network,
             trainable,
             phase,
             self.variables,
-            hyperparameters(phase, self.config.seed, view_seed),
+            hyper._replace(lr=np.asarray(phase.lr * self.progress.lr_factor, np.float32)),
             steps_per_epoch=self.train_data.steps_per_epoch,
             devices=self.devices,
             step=self.progress.step,
@@ -132,16 +170,23 @@ class Training:
         )
         if self.progress.epoch or self.progress.batch:
             saved = self.checkpoints.optimizer(self.progress.step, state.optimizer)
-            state = TrainState(state.step, state.variables, replicate(saved, self.devices))
+            state = state._replace(optimizer=replicate(saved, self.devices))
         chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
-        run = _PhaseRun(index, phase, train, val, step, frozen, hyper)
-        try:
-            while not self.progress.finished(phase):
-                state = self._epoch(run, state, stop)
-        except Exception:  # a run that diverges keeps its best epoch
-            self._save_best(run)
-            raise
-        self.variables = frozen | state.variables
+        so_far = self.trainables[: index + 1]
+        changed = itertools.chain.from_iterable(trainable.variables for trainable in so_far)
+        return _PhaseRun(
+            phase=phase,
+            past_epochs=sum(phase.epochs for phase in self.config.phases[:index]),
+            trainable=trainable,
+            changed=tuple(changed),
+            start=self.progress,
+            train=train,
+            val=val,
+            step=step,
+            frozen=frozen,
+            hyper=hyper,
+            state=state,
+        )
 
     def _restore_best(self, phase: Phase) -> None:
         """Returns to the phase's best variables, if `phase.restore_best`."""
@@ -153,9 +198,7 @@ class Training:
         result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
         self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
 
-    def _feeds(
-        self, phase: Phase, trainable: Trainable, stop: threading.Event
-    ) -> tuple[Feed, Feed]:
+    def _feeds(self, phase: Phase, trainable: Trainable, stop: Stop) -> tuple[Feed, Feed]:
         """The inputs of training and validation: images, or cached activations."""
         stage = trainable.frontier
         if not has_parameters(self.network, stage):
@@ -184,62 +227,67 @@ class Training:
             )
             feed = open_feed(planned, work, self.store, self.out, stop.is_set)
             if feed is None:
-                raise Interrupted
+                raise Interrupted(stop.signal)
             feeds.append(feed)
         return feeds[0], feeds[1]
 
-    def _epoch(self, run: _PhaseRun, state: TrainState, stop: threading.Event) -> TrainState:
+    def _epoch(self, run: _PhaseRun, stop: Stop) -> None:
         """Trains what is left of an epoch, validates, logs and saves, in this order.
 
         The log comes before the checkpoint: a continued run measures again what was logged after
         its last checkpoint.
         """
-        phase = run.phase
+        phase, batches = run.phase, self.train_data.steps_per_epoch
         title = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
-        batches = self.train_data.steps_per_epoch
         with EpochProgress(self.out, title, batches, self.progress.batch) as shown:
-            state = self._train_batches(run, state, shown, stop)
+            while self.progress.batch < batches:
+                self._train_batches(run, shown, stop)
+                self._save(run, at_once=self.progress.batch < batches)
             shown.validating()
-            evaluation = self.evaluator.evaluate(run.frozen | state.variables, run.val)
+            evaluation = self.evaluator.evaluate(run.frozen | run.state.variables, run.val, stop)
             num_classes = self.network.num_classes or 0
             train = self.progress.sums.means(num_classes)
             val = evaluation.sums.means(num_classes)
-            check_finite("validation", val["loss"], self.progress.step)
-            self.progress = self.progress.after_epoch(val["accuracy"], val["loss"])
-            shown.done(train, val, best=self.progress.best_step == self.progress.step)
+            check_finite("validation", val["loss"], self.progress.step, phase.name)
+            progress = self.progress.after_epoch(val["accuracy"], val["loss"])
+            shown.done(train, val, best=progress.best_step == progress.step)
         train["images_per_second"] = shown.images_per_second
         for split_name, metrics in (("train", train), ("val", val)):
-            self.log.write(phase.name, self.progress.epoch, self.progress.step, split_name, metrics)
-        stopping = stop.is_set()
-        self._save(run, state, at_once=stopping or self.progress.finished(phase))
-        if stopping:
-            raise Interrupted
-        return state
+            self.log.write(phase.name, progress.epoch, progress.step, split_name, metrics)
+        self.progress = progress
+        self._save(run, at_once=stop.is_set() or progress.finished(phase))
+        stop.check()
 
-    def _train_batches(
-        self, run: _PhaseRun, state: TrainState, shown: EpochProgress, stop: threading.Event
-    ) -> TrainState:
-        past = sum(phase.epochs for phase in self.config.phases[: run.index])
-        chunks = run.train.chunks(past + self.progress.epoch, self.progress.batch)
-        sharded = lagging(shard(chunk, self.devices, axis=1) for chunk in chunks)
+    def _train_batches(self, run: _PhaseRun, shown: EpochProgress, stop: Stop) -> None:
+        """Trains batches until the epoch ends or a checkpoint is due.
+
+        An error is raised once all steps before it are counted, so that they can be saved.
+        """
+        chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
+        sharded = lagging(shard(chunk, self.devices, axis=1) for chunk in stop.heeded(chunks))
+        errors: list[BaseException] = []
 
         def run_steps() -> Iterator[Sums]:
-            nonlocal state
-            for chunk in sharded:
-                if stop.is_set():
-                    return
-                state, sums = run.step(state, run.frozen, run.train.table, run.hyper, chunk)
-                jax.tree.map(lambda array: array.copy_to_host_async(), sums)
-                yield sums
+            try:
+                for chunk in sharded:
+                    if run.chunk is None:
+                        run.chunk = jax.tree.map(jax.typeof, chunk)
+                    run.state, sums = run.step(
+                        run.state, run.frozen, run.train.table, run.hyper, chunk
+                    )
+                    jax.tree.map(lambda array: array.copy_to_host_async(), sums)
+                    yield sums
+                    if self.saver.due():
+                        return
+            except (Exception, Interrupted) as error:
+                errors.append(error)
 
         for sums in lagging(run_steps()):
-            self._count(sums, shown)
-        if self.progress.batch < self.train_data.steps_per_epoch:
-            self._save(run, state, at_once=True)
-            raise Interrupted
-        return state
+            self._count(run, sums, shown)
+        if errors:
+            raise errors[0]
 
-    def _count(self, sums: Sums, shown: EpochProgress) -> None:
+    def _count(self, run: _PhaseRun, sums: Sums, shown: EpochProgress) -> None:
         """Adds the sums of finished steps to the progress."""
         before = self.progress
         for done in to_host(sums):
@@ -250,77 +298,77 @@ class Training:
                 step=self.progress.step + 1,
                 sums=total,
             )
-            check_finite("training", float(total.loss), self.progress.step)
+            check_finite("training", float(total.loss), self.progress.step, run.phase.name)
         images = int(self.progress.sums.images - before.sums.images)
         shown.batches(self.progress.batch - before.batch, self.progress.sums, images)
 
-    def _save(self, run: _PhaseRun, state: TrainState, *, at_once: bool) -> None:
-        """Writes a checkpoint, unless the last one is recent.
+    def _position(self, run: _PhaseRun) -> Position:
+        return Position(
+            self.progress,
+            run.phase.name,
+            run.state,
+            run.frozen,
+            run.changed,
+            returns_to_best=run.phase.restore_best,
+        )
 
-        A best epoch that the phase may return to stays in memory until the next checkpoint.
+    def _save(self, run: _PhaseRun, *, at_once: bool) -> None:
+        self.saver.save(self._position(run), at_once=at_once)
+
+    def _slow_down(self, run: _PhaseRun, error: Diverged) -> None:
+        """Goes back to the newest checkpoint of the phase, or its start, at half the learning rate.
+
+        Raises:
+            Diverged: `error`, unless the config asks for this; the best epoch is saved.
         """
-        if not at_once and time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS:
-            if run.phase.restore_best and self.progress.best_step == self.progress.step:
-                # A copy, since the next step donates the arrays of the state.
-                self._unsaved_best = self.progress, jax.tree.map(jnp.copy, state)
-            return
-        self._save_best(run)
-        self._write(run, self.progress, state)
-        self._saved_at = time.monotonic()
+        self.saver.save_best(self.progress)
+        halvings = self.progress.halvings + 1
+        if self.config.on_nan == "stop" or halvings > _MOST_HALVINGS:
+            raise error
+        newest = self.saver.newest
+        back = newest if newest and newest.phase == self.progress.phase else run.start
+        factor = self.progress.lr_factor / 2
+        self.progress = dataclasses.replace(back, lr_factor=factor, halvings=halvings)
+        lr = np.asarray(run.phase.lr * factor, np.float32)
+        run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
+        run.state = self._state(run)
+        self.log.forget(back.step - back.batch)
+        reason = str(error).partition(";")[0]
+        self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
 
-    def _save_best(self, run: _PhaseRun) -> None:
-        """Writes the best epoch if it has no checkpoint yet."""
-        best, self._unsaved_best = self._unsaved_best, None
-        if best is not None and best[0].step == self.progress.best_step:
-            self._write(run, *best)
+    def _state(self, run: _PhaseRun) -> TrainState:
+        """The state at the progress: that of a checkpoint, or of the beginning of the phase."""
+        step, trainable = self.progress.step, run.trainable
+        if self.progress.epoch or self.progress.batch:
+            variables = self.checkpoints.variables(step, self.variables)
+            trained = partition(variables, trainable.variables)[0]
+            optimizer = self.checkpoints.optimizer(step, run.state.optimizer)
+            state = TrainState(jnp.asarray(step, jnp.int32), trained, optimizer)
+        else:
+            state = first_state(
+                trainable,
+                run.phase,
+                self.variables,
+                run.hyper,
+                steps_per_epoch=self.train_data.steps_per_epoch,
+                step=step,
+            )
+        return replicate(state, self.devices)
 
-    def _write(self, run: _PhaseRun, progress: Progress, state: TrainState) -> None:
-        so_far = self.trainables[: run.index + 1]
-        changed = itertools.chain.from_iterable(trainable.variables for trainable in so_far)
-        everything = run.frozen | state.variables
-        self.checkpoints.save(progress, partition(everything, changed)[0], state.optimizer)
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _PhaseRun:
-    """The values that stay the same while a phase runs."""
+    """A phase that runs: only learning rate and state change, and `chunk` is known after a step."""
 
-    index: int
     phase: Phase
+    past_epochs: int
+    trainable: Trainable
+    changed: Sequence[str]
+    start: Progress
     train: Feed
     val: Feed
     step: TrainStep
     frozen: Variables
     hyper: Hyperparameters
-
-
-def check_finite(kind: str, loss: float, step: int) -> None:
-    """Stops a run whose loss is not finite.
-
-    Raises:
-        Diverged: the loss is not finite; the message names `kind`, `training` or `validation`, and
-            the step.
-    """
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"the {kind} loss is {loss} after step {step}; "
-            "try a lower learning rate, or phases.NAME.clip_norm=1.0, in a new --workdir"
-        )
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Sets an event on SIGINT or SIGTERM; a second signal stops the process at once, as usual."""
-    stop = threading.Event()
-
-    def request(number: int, frame: object) -> None:
-        stop.set()
-        print("stopping as soon as the run can be saved; once more stops at once", file=sys.stderr)
-        signal.signal(number, usual[number])
-
-    usual = {int(n): signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+    state: TrainState
+    chunk: Batch | None = None

@@ -56,13 +56,36 @@ def begin_phase(
         devices=devices,
         runs_per_batch=runs_per_batch,
     )
+    state = first_state(
+        trainable,
+        phase,
+        variables,
+        hyper,
+        steps_per_epoch=steps_per_epoch,
+        step=step,
+        runs_per_batch=runs_per_batch,
+    )
+    frozen = partition(variables, trainable.variables)[1]
+    return compiled, *replicate((state, frozen, hyper), devices)
+
+
+def first_state(
+    trainable: Trainable,
+    phase: Phase,
+    variables: Variables,
+    hyper: Hyperparameters,
+    *,
+    steps_per_epoch: int,
+    step: Any,
+    runs_per_batch: int = 0,
+) -> TrainState:
+    """The state before the first step of a phase; the arguments are those of `begin_phase`."""
     parameters = {path: variables[path] for path in trainable.labels}
     init = optimizer(phase, trainable, steps_per_epoch, hyper).init
     if runs_per_batch:
         axes = {path: 0 if stage_of(path) == trainable.frontier else None for path in parameters}
         init = jax.vmap(init, in_axes=(axes,))
-    trained, frozen = partition(variables, trainable.variables)
+    trained = partition(variables, trainable.variables)[0]
     # Copies: the steps donate the state's arrays, and the variables must outlive them.
     copies = jax.tree.map(jnp.copy, trained)
-    state = TrainState(jnp.asarray(step, jnp.int32), copies, jax.jit(init)(parameters))
-    return compiled, *replicate((state, frozen, hyper), devices)
+    return TrainState(jnp.asarray(step, jnp.int32), copies, jax.jit(init)(parameters))

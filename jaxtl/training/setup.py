@@ -54,10 +54,7 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
     run = RunDirectory(workdir)
     with run.locked():
         training = _open(run, config, data, network, trainables, out)
-        try:
-            evaluation = training.run()
-        finally:
-            training.close()
+        evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
         run.finish(result)
         draw_report(run, evaluation, out)
@@ -192,8 +189,10 @@ def _open(
         progress=progress,
         train_data=loader(data.train, config, shuffle=True),
         val_data=loader(data.val, config, shuffle=False),
+        directory=run,
         checkpoints=checkpoints,
-        log=MetricsLog(run.metrics, run.tensorboard, until=progress.step),
+        # An epoch that is not validated has no lines yet.
+        log=MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch),
         out=out,
         devices=jax.local_devices(),
         store=feature_store(config),

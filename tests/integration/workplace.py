@@ -53,8 +53,8 @@ def get_config() -> Config:
 # `jaxtl.train` with a checkpoint after every epoch, as runs with long epochs have.
 SAVING_OFTEN = """
 from jaxtl import cli, train
-from jaxtl.training import loop
-loop._SECONDS_BETWEEN_CHECKPOINTS = 0
+from jaxtl.training import saving
+saving._SECONDS_BETWEEN_CHECKPOINTS = 0
 cli.run(train.main)
 """
 

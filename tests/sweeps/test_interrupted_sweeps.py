@@ -141,7 +141,7 @@ def test_single_runs_that_are_stopped_are_continued(swept, tmp_path, monkeypatch
     variations, folder = swept(BATCH_SIZES), tmp_path / "all"
     first, second = (folder / run.name for run in variations)
     with monkeypatch.context() as patch:
-        ctrl_c(patch, loop.Training, "_save", 4 + 2)  # of the second run's second epoch
+        ctrl_c(patch, loop.Training, "_save", 2 * (4 + 2))  # of the second run's second epoch
         with pytest.raises(Interrupted):
             sweep(variations, folder, QUIET)
     assert results(folder)[first.name]["result"]

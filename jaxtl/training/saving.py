@@ -1,0 +1,159 @@
+"""Decides when a run is saved, and saves no more than what is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxtl.errors import UserError
+from jaxtl.models import Variables
+from jaxtl.runs.checkpoints import Checkpoints, Progress
+from jaxtl.runs.directory import RunDirectory
+from jaxtl.training.divergence import check_state, is_finite
+from jaxtl.training.step import TrainState
+from jaxtl.training.trainable import partition
+
+_SECONDS_BETWEEN_CHECKPOINTS = 10.0  # more would slow short epochs down
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """A run between two steps of a phase.
+
+    Attributes:
+        progress: where the run is.
+        phase: the name of the phase.
+        state: what the phase changes.
+        frozen: all other variables.
+        changed: the paths of all variables that the run has changed so far.
+        returns_to_best: whether the phase ends with the variables of its best epoch.
+    """
+
+    progress: Progress
+    phase: str
+    state: TrainState
+    frozen: Variables
+    changed: Sequence[str]
+    returns_to_best: bool
+
+    @property
+    def trained(self) -> bool:
+        """Whether the phase has begun: before, the run is as the last phase left it."""
+        return self.progress.epoch > 0 or self.progress.batch > 0
+
+    def is_whole(self) -> bool:
+        """Whether the state is that of the progress, after an error that may have ruined it."""
+        try:
+            deleted = any(leaf.is_deleted() for leaf in jax.tree.leaves(self.state))
+            if deleted or int(self.state.step) != self.progress.step:
+                return False
+            return is_finite(self.state)
+        except RuntimeError:  # the device failed
+            return False
+
+
+class Saver:
+    """Writes the checkpoints of a run.
+
+    Args:
+        checkpoints: the checkpoints of the run.
+        directory: the run directory.
+        every_minutes: how long training goes on without a checkpoint.
+        newest: the progress at the newest checkpoint; None if there is none.
+
+    Attributes:
+        newest: the same, now.
+        failed: whether a checkpoint could not be written.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        directory: RunDirectory,
+        *,
+        every_minutes: float,
+        newest: Progress | None,
+    ):
+        self.newest, self.failed = newest, False
+        self._checkpoints = checkpoints
+        self._directory = directory
+        self._interval = 60 * every_minutes
+        self._begun = time.monotonic()
+        self._saved_at = -math.inf
+        self._unsaved_best: Position | None = None
+
+    def due(self) -> bool:
+        """Whether training should not go on without a checkpoint."""
+        return time.monotonic() >= max(self._begun, self._saved_at) + self._interval
+
+    def save(self, position: Position, *, at_once: bool) -> None:
+        """Writes a checkpoint; not so soon after the last one, unless it is to be `at_once`.
+
+        A best epoch that the phase may return to stays in memory until the next checkpoint.
+
+        Raises:
+            Diverged: the variables are not finite; the best epoch is saved.
+            UserError: the checkpoint cannot be written.
+        """
+        progress = position.progress
+        if not at_once and time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS:
+            if position.returns_to_best and progress.best_step == progress.step:
+                # A copy, since the next step donates the arrays of the state.
+                copy = jax.tree.map(jnp.copy, position.state)
+                self._unsaved_best = dataclasses.replace(position, state=copy)
+            return
+        self.save_best(progress)
+        if position.trained and progress != self.newest:
+            check_state(position.state, progress.step, position.phase)
+            self._write(position)
+
+    def save_best(self, progress: Progress) -> None:
+        """Writes the best epoch of a phase if it has no checkpoint yet.
+
+        Raises:
+            UserError: the checkpoint cannot be written.
+        """
+        best, self._unsaved_best = self._unsaved_best, None
+        if best is not None and best.progress.step == progress.best_step:
+            self._write(best)
+
+    def rescue(self, position: Position) -> None:
+        """Saves what was trained before an error, if it is whole.
+
+        If it cannot be saved either, a warning says so: the first error is the one to report.
+        """
+        if self.failed:
+            return
+        try:
+            self.save_best(position.progress)
+            if position.trained and position.progress != self.newest and position.is_whole():
+                self._write(position)
+        except Exception as error:  # whatever the first error leads to
+            warn_not_saved(error)
+
+    def _write(self, position: Position) -> None:
+        everything = position.frozen | position.state.variables
+        changed = partition(everything, position.changed)[0]
+        self.failed = True  # unless the rest ends well
+        if not self._directory.exists():
+            raise UserError(
+                f"{self._directory.path} is gone: it was moved or deleted while its run trained; "
+                "move it back and give the same command to continue, or to begin anew"
+            )
+        self._checkpoints.save(position.progress, changed, position.state.optimizer)
+        self.failed = False
+        self.newest, self._saved_at = position.progress, time.monotonic()
+
+
+def warn_not_saved(error: Exception) -> None:
+    """Says why what was trained since the last checkpoint is lost."""
+    reason = " ".join(str(error).split())
+    logging.getLogger("jaxtl").warning(
+        "what was trained since the last checkpoint is not saved: %s", reason
+    )
