@@ -75,8 +75,8 @@ def stop_signals() -> Iterator[Stop]:
                 file=sys.stderr,
                 flush=True,
             )
-            if os.isatty(sys.__stdout__.fileno()):  # a second signal leaves no time for it
-                os.write(sys.__stdout__.fileno(), _SHOW_CURSOR)
+            if os.isatty(1):  # a second signal leaves the bar no time for it
+                os.write(1, _SHOW_CURSOR)
         stop.request(number)
 
     usual = {int(n): signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}

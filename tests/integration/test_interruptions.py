@@ -1,44 +1,17 @@
 """A run that was killed or stopped, and continued, equals one that nothing interrupted."""
 
-import contextlib
-import os
-import pty
 import re
 import shutil
 import signal
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from same_bits import assert_same_bits
+from terminal import shown_until_the_end, start_on_a_terminal
 from workplace import STEPS, finish, measurements, saved_steps, wait_until
-
-
-def arrays(run):
-    """Every array of every checkpoint of a run, as Orbax reads them."""
-    folders = [run / "checkpoints" / "initial"]
-    for step in saved_steps(run):
-        saved = run / "checkpoints" / "steps" / str(step)
-        folders += [saved / "variables", saved / "optimizer"]
-    with ocp.StandardCheckpointer() as reader:
-        return {
-            (str(folder.relative_to(run)), name): np.asarray(value)
-            for folder in folders
-            for name, value in reader.restore(folder).items()
-        }
-
-
-def assert_same_bits(run, reference):
-    assert measurements(run) == measurements(reference)
-    assert saved_steps(run) == saved_steps(reference)
-    found, expected = arrays(run), arrays(reference)
-    assert found.keys() == expected.keys()
-    assert len(expected) > 300
-    for key, value in expected.items():
-        assert found[key].dtype == value.dtype, key
-        assert found[key].tobytes() == value.tobytes(), key
 
 
 def result(ended):
@@ -48,25 +21,6 @@ def result(ended):
 
 def begin(workplace, name, **options):
     return workplace.start("jaxtl.train", "--cfg", "tiny.py", "--workdir", name, **options)
-
-
-def shown_until(ended, process, terminal):
-    """What a process shows on a terminal; `ended` is told all of it each time there is more."""
-    shown = ""
-    with contextlib.suppress(OSError):  # how Linux says that the terminal's other side is closed
-        while block := os.read(terminal, 65536):
-            shown += block.decode()
-            ended(shown)
-    os.close(terminal)
-    _, err = process.communicate(timeout=60)
-    return re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown), err
-
-
-def begin_on_a_terminal(workplace, name, **options):
-    ours, its = pty.openpty()
-    process = begin(workplace, name, stdout=its, **options)
-    os.close(its)
-    return process, ours
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +65,14 @@ def stopped(workplace):
     path = workplace.path / "stopped"
     for _ in range(3):  # on a busy machine the signal may come late, after the epoch
         shutil.rmtree(path, ignore_errors=True)
-        process, terminal = begin_on_a_terminal(workplace, "stopped")
+        process, terminal = start_on_a_terminal(partial(begin, workplace, "stopped"))
         stop = threading.Timer(0.2, process.terminate)
 
         def watch(shown, stop=stop):
             if "finetune 1/8" in shown and stop.ident is None:
                 stop.start()
 
-        shown, err = shown_until(watch, process, terminal)
+        shown, err = shown_until_the_end(watch, process, terminal)
         if max(saved_steps(path)) < 3 * STEPS:
             break
     return Stopped(path, process.returncode, shown, err)
@@ -136,14 +90,14 @@ def stopped_early(workplace):
     assert (caches(home), len(caches(home, ".part"))) == (set(), 1)
     left = caches(home, ".part")
 
-    process, terminal = begin_on_a_terminal(workplace, "early", home=home)
+    process, terminal = start_on_a_terminal(partial(begin, workplace, "early", home=home))
     asked = []
 
     def watch(shown):
         if "running the frozen stages up to block_15" in shown and not asked:
             asked.append(process.terminate())
 
-    shown, err = shown_until(watch, process, terminal)
+    shown, err = shown_until_the_end(watch, process, terminal)
     assert len(caches(home)) == 1  # of validation in the first phase
     assert caches(home, ".part") == left
     return Stopped(workplace.path / "early", process.returncode, shown, err)
@@ -164,7 +118,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_even_without_its_activations(
 
 @pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_while_frozen_stages_run_stops(stopped_early):
-    assert stopped_early.code == 130, stopped_early.err
+    assert stopped_early.code == 143, stopped_early.err
     assert "Traceback" not in stopped_early.err
     assert max(saved_steps(stopped_early.path)) == 2 * STEPS
     last = stopped_early.shown.splitlines()[-1]
@@ -186,7 +140,7 @@ def test_a_run_that_was_stopped_while_frozen_stages_ran_goes_on_to_the_same_bits
 
 @pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_in_the_middle_of_an_epoch(stopped):
-    assert stopped.code == 130, stopped.err
+    assert stopped.code == 143, stopped.err
     assert "Traceback" not in stopped.err
     assert 2 * STEPS < max(saved_steps(stopped.path)) < 3 * STEPS
     assert len(measurements(stopped.path)) == 4  # two whole epochs, two lines each

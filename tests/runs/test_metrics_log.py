@@ -119,3 +119,17 @@ def test_tensorboard_is_told_to_forget_what_came_after_the_last_checkpoint(open_
     write(open_log(10), 20)
     starts = [e for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
     assert [event.step for event in starts] == [11]
+
+
+def test_a_run_that_goes_back_forgets_what_it_measured_since(open_log, path, tmp_path):
+    log = open_log(0)
+    for step in (10, 20, 30):
+        log.write("head", step // 10, step, "val", {"loss": 1.0, "accuracy": 0.5})
+    log.forget(10)
+    log.write("head", 2, 20, "val", {"loss": 2.0, "accuracy": 0.5})
+    log.close()
+    assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(10, 1.0), (20, 2.0)]
+    restarts = [
+        event.step for event in events(tmp_path / "tensorboard") if event.session_log.status
+    ]
+    assert restarts == [1, 11]

@@ -1,47 +1,22 @@
 """A whole run in this process, on eight simulated devices: frozen is frozen, and patience ends."""
 
+import json
 from dataclasses import dataclass
 
 import chex
 import numpy as np
 import pytest
-from rich.console import Console
-from small_network import small_network
+from small_run import LIKE, NETWORK, RULES, run, settings
 
-from jaxtl.config import Config
 from jaxtl.errors import UserError
-from jaxtl.models import split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.training import loop, step
+from jaxtl.training import saving, step
 from jaxtl.training.parallel import data_parallel
-from jaxtl.training.setup import open_data, train
 from jaxtl.training.trainable import select_trainable
 
 pytestmark = pytest.mark.usefixtures("small")
-
-MODEL = {"name": "small", "image_size": 32, "weights": None, "dropout": 0.2}
-NETWORK = small_network(num_classes=10)
-LIKE = split(NETWORK)[1]
-RULES = {"head/.*": 1.0, "(top|block_(14|16))/.*": 0.5}  # block_15 is frozen between trained ones
-
-
-def settings(*phases, **sections):
-    return Config.model_validate(
-        {
-            "model": MODEL,
-            "data": {"source": "digits", "batch_size": 256},
-            "phases": tuple({"name": f"p{i}", "epochs": 1, **p} for i, p in enumerate(phases)),
-            **sections,
-        }
-    )
-
-
-def run(config, workdir):
-    train(config, open_data(config), workdir, Console(quiet=True))
-    directory = RunDirectory(workdir)
-    return directory, Checkpoints(directory.checkpoints, read_only=True)
 
 
 def limit_traces(monkeypatch, **most):
@@ -101,7 +76,7 @@ def patient(small, tmp_path_factory):
     runs = {}
     for seconds in (0.0, 1e9):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
+            patch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
             runs[seconds] = Ended(*run(config, tmp_path_factory.mktemp("run") / "run"))
     return runs
 
@@ -136,13 +111,16 @@ def test_how_often_checkpoints_are_written_changes_no_result(patient):
 
 
 def test_a_phase_that_ends_with_its_last_epoch_saves_no_best_one_between(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 1e9)
     head = {"train": {"head/.*": 1.0}, "restore_best": False}
     config = settings({**head, "lr": 1e-3}, {**head, "epochs": 4, "lr": 1e-12})
     directory, checkpoints = run(config, tmp_path / "run")
     newest = checkpoints.newest()
     assert newest.best_step < newest.step
-    assert [path.name for path in (directory.checkpoints / "steps").iterdir()] == [str(newest.step)]
+    files = (directory.checkpoints / "steps").glob("*/progress/metadata")
+    saved = [json.loads(file.read_text())["progress"]["step"] for file in files]
+    assert newest.step in saved
+    assert newest.best_step not in saved
 
 
 def test_a_run_without_its_metadata_is_refused_and_keeps_its_checkpoints(tmp_path):
@@ -169,5 +147,5 @@ def test_a_phase_traces_its_steps_once_however_many_epochs_there_are(tmp_path, m
 
 def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_do(tmp_path):
     config = settings({"train": {".*": 1.0}, "optimizer": "sgd", "lr": 1e30})
-    with pytest.raises(UserError, match=r"the training loss is .* lower learning rate"):
+    with pytest.raises(UserError, match=r"the training loss is .* of phase p0; try a lower"):
         run(config, tmp_path / "run")

@@ -1,0 +1,250 @@
+"""Faults of images, disks and processes in the middle of a run: one line, and nothing is lost."""
+
+import contextlib
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from rich.console import Console
+from small_run import watched
+from workplace import finish, measurements, wait_until
+
+from jaxtl.config.config_file import load
+from jaxtl.errors import UserError
+from jaxtl.runs.checkpoints import Checkpoints
+from jaxtl.training.setup import open_data, train
+
+pytestmark = pytest.mark.usefixtures("small")
+
+STEPS = 6  # batches in an epoch
+FLAGS = {
+    "model.name": "small",
+    "model.width": "1",
+    "phases.head.epochs": "1",
+    "phases.finetune.epochs": "2",
+    "data.memory_gb": "0",  # each image is read when it is needed
+    "cache.disk_gb": "0",
+    "views": "0",
+}
+
+
+def config_in(folder, workplace):
+    """A config of a small run on images of its own, which a test may ruin."""
+    shutil.copytree(workplace.path / "data", folder / "data")
+    place = {
+        "data.source": str(folder / "data"),
+        "model.weights": str(workplace.path / "small.h5"),
+    }
+    return load(str(workplace.path / "tiny.py"), FLAGS | place)
+
+
+@pytest.fixture
+def config(workplace, tmp_path):
+    return config_in(tmp_path, workplace)
+
+
+def run(config, path, out=None):
+    train(config, open_data(config), path, out or Console(quiet=True))
+
+
+def newest(path):
+    return Checkpoints(path / "checkpoints", read_only=True).newest()
+
+
+def bits(path):
+    """The arrays of a run's newest checkpoint."""
+    folders = (path / "checkpoints" / "steps").iterdir()
+    last = max((folder for folder in folders if folder.name.isdigit()), key=lambda f: int(f.name))
+    with ocp.StandardCheckpointer() as reader:
+        tree = [reader.restore(last / item) for item in ("variables", "optimizer")]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.fixture(scope="module")
+def whole(workplace, small, tmp_path_factory):
+    """What an uninterrupted run measures, and where it ends."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(config_in(folder, workplace), folder / "run")
+    return measurements(folder / "run"), bits(folder / "run")
+
+
+@contextlib.contextmanager
+def ruined(file):
+    """Cuts an image off; afterwards it is as it was."""
+    content, times = file.read_bytes(), file.stat()
+    file.write_bytes(content[: len(content) // 2])
+    yield
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_an_image_that_cannot_be_read_ends_an_epoch_and_keeps_its_steps(config, whole, tmp_path):
+    path, data = tmp_path / "run", open_data(config)
+    last = np.random.RandomState([config.seed, 0]).permutation(len(data.train))[-1]
+    file = Path(data.train.describe(int(last)))
+    with ruined(file), pytest.raises(UserError, match=file.name):
+        train(config, data, path, Console(quiet=True))
+    saved = newest(path)
+    assert (saved.phase, saved.epoch) == (0, 0)
+    assert 0 < saved.batch == saved.step < STEPS
+    run(config, path)
+    assert (measurements(path), bits(path)) == whole
+
+
+def test_an_image_that_cannot_be_validated_costs_no_trained_epoch(config, whole, tmp_path):
+    path, data = tmp_path / "run", open_data(config)
+    file = tmp_path / "data" / "val" / "red" / "03.png"
+    with ruined(file), pytest.raises(UserError, match=r"red/03\.png"):
+        train(config, data, path, Console(quiet=True))
+    saved = newest(path)
+    assert (saved.phase, saved.epoch, saved.batch, saved.step) == (0, 0, STEPS, STEPS)
+    assert measurements(path) == []
+    run(config, path)
+    assert (measurements(path), bits(path)) == whole
+
+
+def test_a_run_directory_that_is_moved_away_is_missed_and_can_be_moved_back(
+    config, whole, tmp_path, capfd
+):
+    path, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    out = watched("finetune 1/2", lambda: path.rename(elsewhere))
+    with pytest.raises(UserError, match=r"run is gone: .* move it back"):
+        run(config, path, out)
+    assert not path.exists()
+    assert "Traceback" not in capfd.readouterr().err
+    elsewhere.rename(path)
+    run(config, path)
+    assert (measurements(path), bits(path)) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder, left):
+    """Fills a disk but for a few bytes."""
+    filler = folder / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    os.truncate(filler, filler.stat().st_size - left)
+    return filler
+
+
+@pytest.mark.parametrize("left", [0, 40_960, 409_600])
+def test_a_disk_that_fills_up_ends_a_run_in_one_line(config, whole, small_disk, capfd, left):
+    path = small_disk / "run"
+    out = watched("finetune 1/2", lambda: fill(small_disk, left))
+    with contextlib.suppress(UserError, OSError):
+        run(config, path, out)
+        assert left == 409_600  # it may be enough
+    assert "Traceback" not in capfd.readouterr().err
+    (small_disk / "filler").unlink()
+    run(config, path)
+    assert (measurements(path), bits(path)) == whole
+
+
+@contextlib.contextmanager
+def few_open_files():
+    """Lets this process open no file more, from when it calls what is yielded."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit():
+        opened = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 1, before[1]))
+
+    try:
+        yield limit
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_process_without_another_file_handle_ends_in_one_line(config, whole, tmp_path, capfd):
+    path = tmp_path / "run"
+    with few_open_files() as limit, pytest.raises((UserError, OSError)) as caught:
+        run(config, path, watched("finetune 1/2", limit))
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+    run(config, path)
+    assert (measurements(path), bits(path)) == whole
+
+
+def command(workplace, path, prefix=()):
+    """A run in a process of its own, with what it says in one line at the end."""
+    arguments = ["-m", "jaxtl.train", "--cfg", "tiny.py", "--workdir", str(path)]
+    return subprocess.Popen(
+        [*prefix, sys.executable, *arguments, "--cfg.checkpoint.every_minutes=1e-9"],
+        cwd=workplace.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_one_line(ended, *words):
+    assert ended.code == 2, ended.err
+    lines = [line for line in ended.err.splitlines() if not line.startswith("weights: ")]
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("error: ")
+    assert [word for word in words if word not in lines[0]] == []
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_a_command(workplace, small_disk):
+    path = small_disk / "run"
+    process = command(workplace, path)
+    wait_until(lambda: len(measurements(path)) >= 2, process)
+    fill(small_disk, 0)
+    assert_one_line(finish(process), "cannot be written")
+    (small_disk / "filler").unlink()
+    ended = finish(command(workplace, path))
+    assert ended.code == 0, ended.err
+    assert len(measurements(path)) == 20
+
+
+@pytest.mark.slow
+def test_a_directory_that_becomes_read_only_under_a_command(workplace, tmp_path):
+    """Root may write anywhere unless it gives that right up."""
+    drop = ("setpriv", "--inh-caps=-dac_override", "--bounding-set=-dac_override")
+    if shutil.which("setpriv") is None or os.geteuid() != 0:
+        drop = ()
+    path = tmp_path / "run"
+    process = command(workplace, path, drop)
+    wait_until(lambda: len(measurements(path)) >= 2, process)
+    places = [path, path / "checkpoints", path / "checkpoints" / "steps"]
+    for place in places:
+        place.chmod(0o555)
+    ended = finish(process)
+    for place in places:
+        place.chmod(0o755)
+    assert_one_line(ended, "cannot be written", "ermission denied")
+    ended = finish(command(workplace, path))
+    assert ended.code == 0, ended.err
+    assert len(measurements(path)) == 20
+
+
+@pytest.mark.slow
+def test_a_second_trainer_in_the_same_directory_is_refused(workplace, tmp_path):
+    path = tmp_path / "run"
+    first = command(workplace, path)
+    wait_until(lambda: measurements(path), first)
+    second = finish(command(workplace, path))
+    assert_one_line(second, "another process trains in", "--workdir")
+    ended = finish(first)
+    assert ended.code == 0, ended.err
+    assert len(measurements(path)) == 20

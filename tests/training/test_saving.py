@@ -1,0 +1,169 @@
+"""What is saved when: within an epoch, before an error, and never a state that diverged."""
+
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from small_run import RULES, bits, metrics, opened, run, settings, watched
+
+from jaxtl.errors import Interrupted
+from jaxtl.training import saving
+from jaxtl.training.divergence import Diverged
+
+pytestmark = pytest.mark.usefixtures("small")
+
+HEAD = {"train": {"head/.*": 1.0}}
+# Steps on cached features run in chunks of 60, and those on images one by one.
+KINDS = {
+    "features": (
+        {**HEAD, "epochs": 2, "lr": 1e-3},
+        {"data": {"source": "digits", "batch_size": 8}},
+    ),
+    "images": (
+        {"train": RULES, "epochs": 2, "lr": 1e-3, "batch_norm": "train"},
+        {"augment": {"horizontal_flip": True}, "views": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_within_an_epoch_change_no_bit(tmp_path, kind):
+    """Each of them reads on from the middle of the epoch: chunks, dropout and views stay."""
+    phase, sections = KINDS[kind]
+    run(settings(phase, **sections), tmp_path / "seldom")
+    run(settings(phase, **sections, checkpoint={"every_minutes": 1e-9}), tmp_path / "often")
+    assert len(metrics(tmp_path / "seldom")) == 4
+    assert metrics(tmp_path / "often") == metrics(tmp_path / "seldom")
+    assert bits(tmp_path / "often") == bits(tmp_path / "seldom")
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_a_run_that_stops_after_any_epoch_goes_on_to_the_same_bits(tmp_path, monkeypatch, seconds):
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
+    phase, sections = KINDS["images"]
+    config = settings(phase, {**phase, "lr": 1e-4}, **sections)
+    run(config, tmp_path / "whole")
+    for text in ("p0 1/2", "p0 2/2", "p1 1/2", "p1 2/2"):
+        with pytest.raises(Interrupted):
+            run(config, tmp_path / "stopped", watched(text, ctrl_c))
+    run(config, tmp_path / "stopped")
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "whole")
+    assert bits(tmp_path / "stopped") == bits(tmp_path / "whole")
+
+
+def all_arrays(workdir):
+    """Every array that Orbax finds in the checkpoints of a run."""
+    folders = [path.parent for path in (workdir / "checkpoints").rglob("_METADATA")]
+    assert folders
+    with ocp.StandardCheckpointer() as reader:
+        return [leaf for folder in folders for leaf in jax.tree.leaves(reader.restore(folder))]
+
+
+# Adam moves each of the head's 64 x 10 weights by the learning rate, whatever the gradient.
+FAR_TOO_HIGH = {**HEAD, "epochs": 3, "lr": 1e36}
+
+
+def test_a_phase_that_diverges_ends_the_run_and_is_never_saved(tmp_path):
+    config = settings({**HEAD, "epochs": 2, "lr": 1e-3}, FAR_TOO_HIGH)
+    with pytest.raises(Diverged, match=r"after step \d+ of phase p1; try a lower learning rate"):
+        run(config, tmp_path / "run")
+    newest = opened(tmp_path / "run")[1].newest()
+    assert (newest.phase, newest.epoch) == (0, 2)
+    assert all(np.isfinite(array).all() for array in all_arrays(tmp_path / "run"))
+
+
+def test_a_step_that_ruins_the_variables_is_not_saved_before_the_loss_shows_it(tmp_path):
+    """The only step of an epoch, whose loss is that of the variables before it."""
+    phase = {**HEAD, "epochs": 2, "lr": 1e38, "optimizer": "sgd", "momentum": 0.9}
+    data = {"source": "digits", "batch_size": 1504}  # all of the images
+    with pytest.raises(Diverged, match="after step 1 of phase p0"):
+        run(settings({**phase, "weight_decay": 1e5}, data=data), tmp_path / "run")
+    assert opened(tmp_path / "run")[1].newest() is None
+
+
+def test_the_best_epoch_is_kept_when_a_phase_diverges_later(tmp_path, monkeypatch):
+    """Decay makes the weights grow by a factor of 1e3 with every step; 1e38 is the end."""
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+    growing = {**HEAD, "epochs": 9, "lr": 1.0, "weight_decay": 1e3, "optimizer": "sgd"}
+    with pytest.raises(Diverged, match="of phase p1"):
+        run(settings({**HEAD, "lr": 1e-3}, growing), tmp_path / "run")
+    lines = [line for line in metrics(tmp_path / "run") if line["phase"] == "p1"]
+    best = max(lines[1::2], key=lambda line: (line["accuracy"], -line["loss"]))
+    newest = opened(tmp_path / "run")[1].newest()
+    assert (newest.step, newest.best_step) == (best["step"], best["step"])
+    assert all(np.isfinite(array).all() for array in all_arrays(tmp_path / "run"))
+
+
+HALVING = ({**HEAD, "epochs": 2, "lr": 1e-3}, FAR_TOO_HIGH)
+
+
+@pytest.fixture(scope="module")
+def halved(small, tmp_path_factory):
+    """A run whose second phase diverges until its learning rate is low enough, and what it said."""
+    path = tmp_path_factory.mktemp("run") / "whole"
+    out = watched("nothing", None)
+    run(settings(*HALVING, on_nan="halve_lr"), path, out)
+    return path, out.file.getvalue()
+
+
+def test_a_phase_that_diverges_begins_again_at_half_the_learning_rate(halved):
+    path, said = halved
+    newest = opened(path)[1].newest()
+    assert 1 <= newest.halvings <= 10
+    assert newest.lr_factor == 0.5**newest.halvings
+    told = [line for line in said.splitlines() if "half the learning rate" in line]
+    assert len(told) == newest.halvings
+    assert "of phase p1; back to step 12, with half the learning rate: 5e+35" in told[0]
+    assert [(line["phase"], line["epoch"], line["split"]) for line in metrics(path)] == [
+        (phase, epoch, split)
+        for phase, epochs in (("p0", 2), ("p1", 3))
+        for epoch in range(1, epochs + 1)
+        for split in ("train", "val")
+    ]
+
+
+def test_the_lower_learning_rate_is_that_of_a_run_that_began_with_it(halved, tmp_path):
+    path, _ = halved
+    factor = opened(path)[1].newest().lr_factor
+    first, second = HALVING
+    run(settings(first, {**second, "lr": second["lr"] * factor}), tmp_path / "run")
+    assert metrics(tmp_path / "run") == metrics(path)
+    assert bits(tmp_path / "run") == bits(path)
+
+
+def test_a_run_that_stops_goes_on_with_the_lower_learning_rate(halved, tmp_path):
+    config = settings(*HALVING, on_nan="halve_lr")
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", watched("p1 1/3", ctrl_c))
+    out = watched("nothing", None)
+    run(config, tmp_path / "run", out)
+    assert "half the learning rate" not in out.file.getvalue()
+    assert metrics(tmp_path / "run") == metrics(halved[0])
+    assert bits(tmp_path / "run") == bits(halved[0])
+
+
+def test_the_next_phase_has_its_own_learning_rate(tmp_path):
+    config = settings(FAR_TOO_HIGH, {**HEAD, "lr": 1e-3}, on_nan="halve_lr")
+    newest = run(config, tmp_path / "run")[1].newest()
+    assert (newest.phase, newest.lr_factor) == (1, 1.0)
+    assert newest.halvings >= 1
+
+
+def test_a_phase_that_diverges_goes_back_to_its_newest_checkpoint(tmp_path, monkeypatch):
+    """What it is worth there is lost already, so ten lower learning rates do not help either."""
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    growing = {**HEAD, "epochs": 9, "lr": 1.0, "weight_decay": 1e4, "optimizer": "sgd"}
+    out = watched("nothing", None)
+    with pytest.raises(Diverged, match="of phase p0; try"):
+        run(settings(growing, on_nan="halve_lr"), tmp_path / "run", out)
+    told = [line for line in out.file.getvalue().splitlines() if "half the learning rate" in line]
+    assert len(told) == 10
+    assert "back to step 6," in told[0]
+    lines = metrics(tmp_path / "run")
+    assert len({(line["step"], line["split"]) for line in lines}) == len(lines)
