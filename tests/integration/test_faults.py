@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -160,23 +161,20 @@ def test_a_disk_that_fills_up_ends_a_run_in_one_line(config, whole, small_disk, 
 
 
 @contextlib.contextmanager
-def few_open_files():
-    """Lets this process open no file more, from when it calls what is yielded."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def limit():
-        opened = max(int(name) for name in os.listdir("/proc/self/fd"))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 1, before[1]))
-
+def no_more_files():
+    """Yields a function that keeps this process from opening files until the block ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        yield limit
+        yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_process_without_another_file_handle_ends_in_one_line(config, whole, tmp_path, capfd):
+def test_a_process_that_may_open_no_file_ends_in_one_line(config, whole, tmp_path, capfd):
     path = tmp_path / "run"
-    with few_open_files() as limit, pytest.raises((UserError, OSError)) as caught:
+    in_memory = config.data.model_copy(update={"memory_gb": 1.0})
+    config = config.model_copy(update={"data": in_memory})
+    with no_more_files() as limit, pytest.raises((UserError, OSError)) as caught:
         run(config, path, watched("finetune 1/2", limit))
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
@@ -185,7 +183,7 @@ def test_a_process_without_another_file_handle_ends_in_one_line(config, whole, t
 
 
 def command(workplace, path, prefix=()):
-    """A run in a process of its own, with what it says in one line at the end."""
+    """A run in a process of its own."""
     arguments = ["-m", "jaxtl.train", "--cfg", "tiny.py", "--workdir", str(path)]
     return subprocess.Popen(
         [*prefix, sys.executable, *arguments, "--cfg.checkpoint.every_minutes=1e-9"],
@@ -248,3 +246,61 @@ def test_a_second_trainer_in_the_same_directory_is_refused(workplace, tmp_path):
     ended = finish(first)
     assert ended.code == 0, ended.err
     assert len(measurements(path)) == 20
+
+
+LIMITED = """
+import resource, sys
+kind, limit = sys.argv.pop(1), int(sys.argv.pop(1))
+if kind == "files":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+else:
+    import jax
+    jax.devices()
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + limit, used + limit))
+from jaxtl import cli, train
+cli.run(train.main)
+"""
+
+
+def limited(workplace, path, kind, limit, *flags):
+    """How a run ends that may open so many files, or take so many more bytes of memory."""
+    arguments = ("--cfg", "tiny.py", "--workdir", str(path), *flags)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LIMITED, kind, str(limit), *arguments],
+        cwd=workplace.path,
+        env=os.environ | {"JAXTL_LARGE_PAGES": "0", "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return finish(process)
+
+
+@pytest.mark.slow
+def test_a_command_that_may_open_few_files(workplace, tmp_path):
+    ended = limited(workplace, tmp_path / "run", "files", 64)
+    if ended.code:
+        assert_one_line(ended)
+
+
+TRAINING_ALL = (
+    *("--cfg.model.image_size=96", "--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1"),
+    "--cfg.phases.head.train={'.*': 1.0}",
+)
+
+
+@pytest.mark.slow
+def test_a_batch_that_needs_too_much_memory_is_refused_with_one_that_fits(workplace, tmp_path):
+    def trained(batch_size):
+        flags = (*TRAINING_ALL, f"--cfg.data.batch_size={batch_size}")
+        path = tmp_path / f"run-{batch_size}"
+        return limited(workplace, path, "memory", 1_500_000_000, *flags)
+
+    ended = trained(1024)
+    assert_one_line(ended, "data.batch_size=1024 needs more memory", "in a new --workdir")
+    fitting = int(re.search(r"--cfg\.data\.batch_size=(\d+)", ended.err)[1])
+    assert f"{fitting} fits" in ended.err
+    assert 1024 % fitting == 0
+    assert trained(fitting).code == 0
