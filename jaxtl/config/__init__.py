@@ -1,6 +1,6 @@
 """The config of a run: its schema, config files and flags, and what a config file imports."""
 
-from jaxtl.config.config_file import REQUIRED, Augment, Cache, Config, Data, Model
+from jaxtl.config.config_file import REQUIRED, Augment, Cache, Checkpoint, Config, Data, Model
 from jaxtl.config.phases import Phase, everything, from_stage, gradual, head_only
 from jaxtl.config.recipes import fine_tuning
 
@@ -8,6 +8,7 @@ __all__ = [
     "REQUIRED",
     "Augment",
     "Cache",
+    "Checkpoint",
     "Config",
     "Data",
     "Model",

@@ -121,11 +121,25 @@ class Cache(Checked):
     disk_gb: NotNegative = 20.0
 
 
+class Checkpoint(Checked):
+    """When a run is saved, and what a checkpoint holds (docs/run-directory.md).
+
+    Attributes:
+        every_minutes: how long training goes on without a checkpoint where an epoch takes longer.
+        full: store also weights that are published; else they are read from their source again
+            when the run is used, from the user's cache or the network.
+    """
+
+    every_minutes: Positive = 5.0
+    full: bool = False
+
+
 class Config(Checked):
     """A whole run.
 
     Attributes:
-        model, data, augment, cache: parts of the config, each described in its own class.
+        model, data, augment, cache, checkpoint: parts of the config, each described in its own
+            class.
         phases: the phases of training, in order.
         views: how many augmented views of each training image there are. 0 draws a new one every
             epoch, and the frozen stages run each time, as in Keras; with a finite number they run
@@ -141,6 +155,7 @@ class Config(Checked):
     data: Data = Data()
     augment: Augment = Augment()
     cache: Cache = Cache()
+    checkpoint: Checkpoint = Checkpoint()
     phases: tuple[Phase, ...] = Field(min_length=1)
     views: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"

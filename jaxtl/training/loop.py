@@ -23,8 +23,9 @@ from jaxtl.data.loader import Loader
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
-from jaxtl.runs.checkpoints import Checkpoints, Progress
+from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.metrics_log import MetricsLog
+from jaxtl.runs.progress import Progress
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
 from jaxtl.training.feature_store import FeatureStore
@@ -131,7 +132,7 @@ class Training:
             cached=train.dtype,
         )
         if self.progress.epoch or self.progress.batch:
-            saved = self.checkpoints.optimizer(self.progress.step, state.optimizer)
+            saved = self.checkpoints.optimizer(self.progress.number, state.optimizer)
             state = TrainState(state.step, state.variables, replicate(saved, self.devices))
         chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
         run = _PhaseRun(index, phase, train, val, step, frozen, hyper)
@@ -145,10 +146,10 @@ class Training:
 
     def _restore_best(self, phase: Phase) -> None:
         """Returns to the phase's best variables, if `phase.restore_best`."""
-        step = self.progress.result_step(phase)
-        if step == self.progress.step:
+        number = self.progress.result_number(phase)
+        if number == self.progress.number:
             return
-        best = self.checkpoints.variables(step, self.variables)
+        best = self.checkpoints.variables(number, self.variables)
         self.variables = replicate(best, self.devices)
         result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
         self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
