@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
         if part.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         os.replace(part, path)
-        _sync_one(path.parent)
+        sync_entry(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -72,11 +72,16 @@ def sync(path: Path) -> None:
     """
     if path.is_dir():
         for inside in path.rglob("*"):
-            _sync_one(inside)
-    _sync_one(path)
+            sync_entry(inside)
+    sync_entry(path)
 
 
-def _sync_one(path: Path) -> None:
+def sync_entry(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on disk.
+
+    Raises:
+        OSError: the disk has an error, or it is gone.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

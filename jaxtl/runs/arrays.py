@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxtl.errors import UserError, printable
+from jaxtl.files import sync, sync_entry
 
 HostArrays = dict[str, np.ndarray]
 Digests = Mapping[str, str]
@@ -62,8 +63,11 @@ def write_arrays(place: Path, arrays: HostArrays) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written to.
     """
-    with explaining_failed_writes(place), ocp.StandardCheckpointer() as writer:
-        writer.save(place, arrays, force=True)
+    with explaining_failed_writes(place):
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(place, arrays, force=True)
+        sync(place)
+        sync_entry(place.parent)
 
 
 def read_arrays(

@@ -26,7 +26,7 @@ import pydantic
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxtl.errors import UserError
-from jaxtl.files import read_json, sealed, sync, unsealed
+from jaxtl.files import read_json, sealed, sync, sync_entry, unsealed
 from jaxtl.models import Variables
 from jaxtl.runs.arrays import (
     Damaged,
@@ -72,6 +72,7 @@ class Checkpoints:
                 [preservation_policy.LatestN(2), self._best]
             ),
             read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,  # of processes that were killed
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
         handlers = {
@@ -219,9 +220,12 @@ class Checkpoints:
                 break
             except Exception as error:
                 errors.append(error)
-        if errors:
-            with explaining_failed_writes(self._manager.directory):
+        with explaining_failed_writes(self._manager.directory):
+            if errors:
                 raise errors[0]
+            if not self._read_only:
+                with contextlib.suppress(FileNotFoundError):  # somebody removed it, or moved it
+                    sync_entry(Path(self._manager.directory))
 
     def _place(self, name: int) -> Path:
         return Path(self._manager.directory) / str(name)
@@ -280,8 +284,10 @@ class Checkpoints:
 
     def _sync(self) -> None:
         """Waits until what Orbax has written is on disk; it calls this before it renames that."""
-        for unfinished in Path(self._manager.directory).glob("*.orbax-checkpoint-tmp*"):
+        steps = Path(self._manager.directory)
+        for unfinished in steps.glob("*.orbax-checkpoint-tmp*"):
             sync(unfinished)
+        sync_entry(steps)
 
 
 class _Contents(pydantic.BaseModel):

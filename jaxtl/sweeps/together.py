@@ -6,6 +6,7 @@ One checkpoint holds the variables of all of them; each run directory points int
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
@@ -215,7 +216,7 @@ def _write_run(
     number = run.progress.result_number(run.variation.config.phases[-1])
     group.add(directory.checkpoints, index, number, run.progress)
     log = MetricsLog(directory.metrics, directory.tensorboard, until=0)
-    for line in run.metrics:
-        log.write(*line)
-    log.close()
+    with contextlib.closing(log):
+        for line in run.metrics:
+            log.write(*line)
     directory.begin(run.variation.config, metadata)
