@@ -257,6 +257,8 @@ class Checkpoints:
         place = self._place(name)
         contents = _read(place)
         if name not in self._manager.all_steps():
+            self._manager.reload()  # another process may have written it meanwhile
+        if name not in self._manager.all_steps():
             raise Damaged(f"checkpoint {place} is damaged or incomplete: it has no mark of its end")
         if contents.digests is not None and contents.optimizer is not None:
             check_arrays(place / "variables", contents.digests)
