@@ -521,11 +521,12 @@ def rows_of_lots(lots, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def process_over(images, store, read, *, seconds=0.0):
+def process_over(images, store, read, *, seconds=0, size=SIZE, memory=0, stderr=None):
+    """A process that makes the rows of images, see `pass_process.py`."""
     script = Path(__file__).with_name("pass_process.py")
-    arguments = [str(images), str(store), str(read), str(seconds)]
+    arguments = map(str, (images, store, read, seconds, size, memory))
     command = [sys.executable, "-u", str(script), *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             yield process
         finally:
