@@ -1,0 +1,167 @@
+"""The readers of files that strangers made, each as a function of bytes, and valid files for them.
+
+A reader may return or raise `UserError`; whatever else it raises is an error of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePath
+
+import numpy as np
+import safetensors.numpy
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share
+
+from small_network import SMALL, small_network
+
+from jaxtl.data.decoding import decode
+from jaxtl.errors import UserError
+from jaxtl.models import REGISTRY, Network, split
+from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.metrics_log import read_metrics
+from jaxtl.weights.keras import read_keras
+from jaxtl.weights.strict import load_into, published
+from jaxtl.weights.torch import read_torch, variables_of
+from jaxtl.weights.write import write_weights
+
+REGISTRY["fuzzed"] = dataclasses.replace(
+    SMALL,
+    names={"fuzzed": SMALL.names["small"]},
+    torch_layers=lambda network, _: [
+        layer._replace(name=layer.path.replace("/", ".")) for layer in SMALL.keras_layers(network)
+    ],
+)
+_SMALL = small_network(num_classes=None)
+NETWORK = Network(
+    {name: getattr(_SMALL, name) for name in _SMALL.stage_names},
+    dataclasses.replace(_SMALL.spec, name="fuzzed"),
+)
+FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+def read_weights(name: str) -> Callable[[bytes], None]:
+    """The reader of weights files with that suffix."""
+    read = read_keras if "h5" in name or "keras" in name else read_torch
+
+    def reader(data: bytes) -> None:
+        path = PurePath(f"file.{name}")
+        load_into(NETWORK, read(data, path, NETWORK), file=str(path))
+
+    return reader
+
+
+def read_image(data: bytes) -> None:
+    """Decodes an image."""
+    assert decode(data, 16, "crop").shape == (16, 16, 3)
+
+
+def read_run_file(name: str) -> Callable[[bytes], None]:
+    """The reader of one file of a run directory, whose other files are whole."""
+
+    def reader(data: bytes) -> None:
+        (FOLDER / "config.json").write_text(json.dumps(CONFIG))
+        (FOLDER / "run.json").write_text(json.dumps(RUN))
+        (FOLDER / name).write_bytes(data)
+        run = RunDirectory(FOLDER)
+        run.config()
+        run.metadata()
+        if name == "metrics.jsonl":
+            read_metrics(run.metrics)
+
+    return reader
+
+
+PHASE = {"name": "head", "train": {"head/.*": 1.0}, "epochs": 2, "lr": 1e-3}
+CONFIG = {"model": {"name": "small", "weights": None}, "data": {"source": "x"}, "phases": [PHASE]}
+SPLIT = {"images": 3, "sha256": "0" * 64}
+RUN = {
+    "classes": ["a", "b"],
+    "data": {"train": SPLIT, "val": SPLIT},
+    "source": "/images",
+    "weights": None,
+    "versions": {"jax": "1"},
+    "result": {"step": 3, "accuracy": 0.5},
+}
+LINE = {"phase": "p", "epoch": 1, "step": 1, "split": "val", "loss": 1.0, "accuracy": 0.5}
+
+
+def encoded(image_format: str, **options: object) -> bytes:
+    """A small image in that format."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, image_format, **options)
+    return file.getvalue()
+
+
+def weights(name: str) -> bytes:
+    """The weights of the network as a file with that suffix."""
+    if name in ("h5", "weights.h5"):
+        path = FOLDER / f"whole.{name}"
+        path.unlink(missing_ok=True)
+        write_weights(NETWORK, path)
+        return path.read_bytes()
+    if name == "keras":
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("config.json", '{"config": {"layers": []}}')
+            archive.writestr("model.weights.h5", weights("weights.h5"))
+        return file.getvalue()
+    arrays = torch_arrays()
+    if name == "safetensors":
+        return safetensors.numpy.save(arrays)
+    import torch
+
+    file = io.BytesIO()
+    torch.save({key: torch.from_numpy(value) for key, value in arrays.items()}, file)
+    return file.getvalue()
+
+
+def torch_arrays() -> dict[str, np.ndarray]:
+    """The weights of the network by torch's names, in torch's layouts."""
+    variables, arrays = split(NETWORK)[1], {}
+    for layer in REGISTRY["fuzzed"].torch_layers(published(NETWORK), "timm"):
+        for theirs, ours in variables_of(layer).items():
+            if f"{layer.path}/{ours}" in variables:
+                value = np.asarray(variables[f"{layer.path}/{ours}"])
+                value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+                arrays[f"{layer.name}.{theirs}"] = np.ascontiguousarray(value)
+    return arrays
+
+
+WEIGHTS = ("h5", "weights.h5", "keras", "safetensors")
+RUN_FILES = {"config.json": CONFIG, "run.json": RUN, "metrics.jsonl": LINE}
+IMAGES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def targets() -> dict[str, tuple[Callable[[bytes], None], list[bytes]]]:
+    """Every reader with valid files for it."""
+    return {
+        "image": (read_image, [encoded(name) for name in IMAGES]),
+        **{name: (read_weights(name), [weights(name)]) for name in WEIGHTS},
+        **{
+            name: (read_run_file(name), [(json.dumps(content) + "\n").encode()])
+            for name, content in RUN_FILES.items()
+        },
+    }
+
+
+def refuses_or_reads(reader: Callable[[bytes], None], data: bytes) -> bool:
+    """Whether a reader takes a file; False if it refuses it in one line.
+
+    Raises:
+        Exception: anything else that the reader raises.
+    """
+    try:
+        reader(data)
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return False
+    return True
