@@ -4,14 +4,14 @@
 
 The job fine-tunes MobileNetV2 on scikit-learn's digits as PNG files in two phases: a new head, then
 the last blocks with trained BatchNorms, each after a frozen pass over two views of every image. It
-first runs twice without a kill; the first run fills the cache of compiled programs, and the second
-must equal it. Then each run is killed by SIGKILL, continued by the same command, and must equal
-them: all variables, the optimizer's state, the result in `run.json`, and `metrics.jsonl` line by
-line, without the speed. Each run has its own cache directory, so its frozen passes really run.
+runs twice without a kill; the first run compiles, and the second must equal it. Then each run is
+killed by SIGKILL, continued by the same command, and must equal them: all variables, the state of
+the optimizer, the result in `run.json`, and `metrics.jsonl` line by line, without the speed. Each
+run has its own cache directory, so its frozen passes really run.
 
 Half of the kills aim at a frozen pass, a validation or a save: they wait for one from a random
 moment on. Where a kill fell is read from what its process printed and left on disk. What fails is
-kept. Exit code 1 if a run differs. Linux only.
+kept, and the exit code is 1. Linux only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import pty
 import random
 import re
@@ -62,11 +61,7 @@ def get_config() -> Config:
         phases=(
             Phase(name="head", train=head_only(), epochs=4, lr=1e-3),
             Phase(
-                name="finetune",
-                train=from_stage("block_15", decay=1.0),
-                epochs=6,
-                lr=1e-4,
-                batch_norm="train",
+                name="finetune", epochs=6, lr=1e-4, train=from_stage("block_15"), batch_norm="train"
             ),
         ),
     )
@@ -85,34 +80,16 @@ LONGEST = 600.0  # seconds that a process may take
 
 
 @dataclasses.dataclass
-class Kill:
-    """When to kill a process: `delay` seconds after the first moment of the kind `aim` that comes
-    later than `after` seconds from its start."""
-
-    aim: str
-    after: float
-    delay: float
-
-
-@dataclasses.dataclass
 class Ended:
-    """A process that ended.
-
-    Attributes:
-        code: its exit code.
-        text: what it showed.
-        seconds: how long it ran.
-        started: after how many seconds it began with a pass or with training.
-        moment: what it was doing.
-        lost: the seconds since the last thing that it put on disk to continue from.
-    """
+    """A process that ended."""
 
     code: int
-    text: str
-    seconds: float
-    started: float
-    moment: str
-    lost: float
+    text: str  # what it showed
+    seconds: float  # from its start
+    moment: str  # what it was doing
+    lost: (
+        float  # seconds since it, or the process before it, put something on disk to continue from
+    )
 
 
 def write_images(folder: Path) -> None:
@@ -141,65 +118,56 @@ def unfinished_saves(folder: Path) -> set[str]:
 def kept_at(folder: Path) -> float:
     """When something was put on disk that a run continues from: a checkpoint, or rows of a pass."""
     times = [0.0]
-    for pattern in (
+    for kept in (
         "run/checkpoints/initial.json",
         "run/checkpoints/steps/*",
         "cache/*/*/*/about.json",
     ):
-        for path in folder.glob(pattern):
+        for path in folder.glob(kept):
             with contextlib.suppress(FileNotFoundError):
-                if "tmp" not in path.name:
-                    times.append(path.stat().st_mtime)
+                times.append(0.0 if "tmp" in path.name else path.stat().st_mtime)
     return max(times)
 
 
-def run_process(job: Path, folder: Path, kill: Kill | None = None) -> Ended:
-    """Trains the job in `folder`, until it ends or is killed."""
+def run_process(
+    job: Path, folder: Path, aim: str = "", after: float = 0, delay: float = 0
+) -> Ended:
+    """Trains the job in `folder` to its end; or, with an aim, kills the process `delay` seconds
+    after the first such moment that comes later than `after` seconds from its start."""
     cache = folder / "cache" / "jaxtl"
     cache.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         (cache / "weights").symlink_to(Path(platformdirs.user_cache_dir("jaxtl")) / "weights")
-    variables = {
-        "XDG_CACHE_HOME": str(folder / "cache"),
+    variables = {"XDG_CACHE_HOME": str(folder / "cache"), "TERM": "xterm", "COLUMNS": "120"}
+    compiled = {
         "JAX_COMPILATION_CACHE_DIR": str(job / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-        "TERM": "xterm",
-        "COLUMNS": "120",
     }
     ours, its = pty.openpty()
     left, clock, begun = unfinished_saves(folder), time.time(), time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxtl.train", "--cfg", "job.py", "--workdir", folder / "run"],
         cwd=job,
-        env=os.environ | variables,
-        stdin=subprocess.DEVNULL,
+        env=os.environ | variables | compiled,
+        stdin=its,
         stdout=its,
         stderr=its,
     )
     os.close(its)
-    text, started, at = "", 0.0, None
+    text, at = "", None
     for block in blocks(ours):
         text += block
         now = time.monotonic() - begun
-        moment = doing(text[-4000:]) if kill or not started else ""
-        if not started and moment not in ("", "start"):
-            started = now
-        if kill and at is None and now >= kill.after:
-            saving = kill.aim == "save" and unfinished_saves(folder) - left
-            if saving or kill.aim in ("anywhere", moment):
-                at = now + kill.delay
+        if aim and at is None and now >= after:
+            saving = aim == "save" and unfinished_saves(folder) - left
+            if saving or aim in ("anywhere", doing(text[-4000:])):
+                at = now + delay
         if (at is not None and now >= at) or now > LONGEST:
-            process.kill()
-            break
-    code = process.wait()
-    seconds, died = time.monotonic() - begun, time.time()
-    for block in blocks(ours):  # what it showed before it died
-        text += block
-        if not block:
-            break
+            process.kill()  # the loop ends once all that it showed is read
     os.close(ours)
+    code, seconds, died = process.wait(), time.monotonic() - begun, time.time()
     moment = "save" if unfinished_saves(folder) - left else doing(text)
-    return Ended(code, text, seconds, started, moment, died - max(clock, kept_at(folder)))
+    return Ended(code, text, seconds, moment, died - max(clock, kept_at(folder)))
 
 
 def blocks(terminal: int) -> Iterator[str]:
@@ -215,11 +183,9 @@ def blocks(terminal: int) -> Iterator[str]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """All that must be the same: a digest of each array, the progress, the result, the metrics."""
-    found: dict[str, Any] = {}
-    for path, array in split(jaxtl.load_run(run).network)[1].items():
-        found[f"result: {path}"] = digest(array)
-    names = [path for path in (run / "checkpoints" / "steps").iterdir() if path.name.isdigit()]
-    newest = max(names, key=lambda path: int(path.name))
+    result = split(jaxtl.load_run(run).network)[1]
+    found: dict[str, Any] = {f"result: {path}": digest(array) for path, array in result.items()}
+    newest = max((run / "checkpoints" / "steps").iterdir(), key=lambda path: int(path.name))
     with ocp.StandardCheckpointer() as reader:
         for item in ("variables", "optimizer"):
             for path, array in reader.restore(newest.resolve() / item).items():
@@ -229,8 +195,7 @@ def outcome(run: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found["number of metrics lines"] = len(lines)
     for number, line in enumerate(lines):
-        line.pop("images_per_second", None)
-        found[f"metrics line {number}"] = line
+        found[f"metrics line {number}"] = line | {"images_per_second": None}
     return found
 
 
@@ -250,8 +215,8 @@ def killed_run(
     processes: list[Ended] = []
     for aim in aims:
         while True:
-            kill = Kill(aim, draw.uniform(0, 0.9 * usual), draw.uniform(0, 0.2))
-            ended = run_process(job, folder, kill)
+            after, delay = draw.uniform(0, 0.9 * usual), draw.uniform(0, 0.2)
+            ended = run_process(job, folder, aim, after, delay)
             if ended.code == -signal.SIGKILL:
                 processes.append(ended)
                 break
@@ -261,15 +226,21 @@ def killed_run(
     return [*processes, run_process(job, folder)]
 
 
+def differences(run: Path, last: Ended, expected: dict[str, Any]) -> list[str]:
+    """What is not as in the runs without a kill; the reason is next to the run directory."""
+    if last.code:
+        (run.parent / "shown.txt").write_text(last.text)
+        return [f"exit code {last.code}"]
+    found = outcome(run)
+    return sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
+
+
 def summary(kills: list[Ended]) -> dict[str, Any]:
     """How many kills fell into which moment, and the seconds that they cost."""
-    lost = [kill.lost for kill in kills]
-    return {
-        "kills": len(kills),
-        "by_moment": dict(collections.Counter(kill.moment for kill in kills).most_common()),
-        "lost_median_s": round(statistics.median(lost), 2),
-        "lost_worst_s": round(max(lost), 2),
-    }
+    moments = collections.Counter(kill.moment for kill in kills)
+    lost = [round(kill.lost, 2) for kill in kills]
+    cost = {"lost_median_s": statistics.median(lost), "lost_worst_s": max(lost)}
+    return {"kills": len(kills), "by_moment": dict(moments), **cost}
 
 
 def main() -> int:
@@ -277,7 +248,7 @@ def main() -> int:
     flags = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     flags.add_argument("--runs", type=int, default=50)
     flags.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    flags.add_argument("--kills-per-run", type=int, default=1, help="every third run gets one more")
+    flags.add_argument("--kills-per-run", type=int, default=1, help="every third gets one more")
     flags.add_argument("--out", type=Path, default=Path("chaos.json"))
     given = flags.parse_args()
     draw = random.Random(given.seed)
@@ -292,41 +263,34 @@ def main() -> int:
     expected, usual = outcome(job / "first" / "run"), whole[1].seconds
     same = outcome(job / "second" / "run") == expected
     print(f"uninterrupted: {usual:.1f} s, twice the same bits: {same}", flush=True)
-    rows, kills, next_aim = [], [], 0
+    runs: list[list[Ended]] = []
+    failed, kills = int(not same), 0
     for number in range(given.runs):
         count = given.kills_per_run + (number % 3 == 2)
-        aims = [AIMS[(next_aim + i) % len(AIMS)] for i in range(count)]
-        next_aim += count
+        aims = [AIMS[(kills + i) % len(AIMS)] for i in range(count)]
+        kills += count
         folder = job / f"run-{number}"
-        *killed, last = killed_run(job, folder, draw, aims, usual)
-        wrong = [f"exit code {last.code}"] if last.code else []
-        if not wrong:
-            found = outcome(folder / "run")
-            wrong = sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))
-        fell = ", ".join(f"{k.seconds:.1f} s ({k.moment}, {k.lost:.1f} s lost)" for k in killed)
+        runs.append(killed_run(job, folder, draw, aims, usual))
+        wrong = differences(folder / "run", runs[-1][-1], expected)
+        failed += bool(wrong)
+        fell = ", ".join(
+            f"{k.seconds:.1f} s ({k.moment}, {k.lost:.1f} s lost)" for k in runs[-1][:-1]
+        )
         verdict = f"DIFFERS in {', '.join(wrong[:3])}; kept: {folder}" if wrong else "same bits"
         print(f"{number + 1}/{given.runs}  killed after {fell}  {verdict}", flush=True)
-        processes = [dataclasses.asdict(process) for process in (*killed, last)]
-        for process in processes:
-            del process["text"]
-        rows.append({"processes": processes, "differs": wrong})
-        kills += killed
-        if wrong:
-            (folder / "shown.txt").write_text(last.text)
-        else:
+        if not wrong:
             shutil.rmtree(folder)
-    failed = sum(bool(row["differs"]) for row in rows) + (not same)
     report = {
         "seed": given.seed,
-        "machine": f"{os.cpu_count()} cores, {platform.system()}, jax {jax.__version__}",
+        "machine": f"{os.cpu_count()} cores, {sys.platform}, jax {jax.__version__}",
         "uninterrupted_s": round(usual, 2),
         "arrays_compared": sum(": " in key for key in expected),
         "failed": failed,
-        **summary(kills),
-        "start_median_s": round(statistics.median(k.started for k in kills if k.started), 2),
+        **summary([killed for run in runs for killed in run[:-1]]),
     }
     print(json.dumps(report, indent=2))
-    given.out.write_text(json.dumps(report | {"runs": rows}, indent=2) + "\n")
+    every = [[vars(process) for process in run] for run in runs]
+    given.out.write_text(json.dumps(report | {"runs": every}, indent=2) + "\n")
     if not failed:
         shutil.rmtree(job)
     return int(failed > 0)
