@@ -30,7 +30,7 @@ def main() -> None:
     reader, files = known[name]
     corpus = Path(tempfile.mkdtemp(prefix=f"corpus-{name}-"))
     for number, data in enumerate(files):
-        readers.refuses_or_reads(reader, data)
+        assert readers.refuses_or_reads(reader, data), name
         (corpus / str(number)).write_bytes(data)
     longest = 2 * max(map(len, files))
     limits = [f"-max_len={longest}", "-rss_limit_mb=2048", "-timeout=20"]

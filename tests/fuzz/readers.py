@@ -120,7 +120,7 @@ def weights(name: str) -> bytes:
     import torch
 
     file = io.BytesIO()
-    torch.save({key: torch.from_numpy(value) for key, value in arrays.items()}, file)
+    torch.save({key: torch.from_numpy(value.copy()) for key, value in arrays.items()}, file)
     return file.getvalue()
 
 

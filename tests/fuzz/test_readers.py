@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
 
-from readers import LINE, RUN_FILES, encoded, refuses_or_reads, targets
+from readers import LINE, RUN_FILES, encoded, read_weights, refuses_or_reads, targets, weights
 
 TARGETS = targets()
 MOST_MEMORY = 64_000_000  # bytes, for files of 200 KB at most
@@ -140,10 +140,10 @@ def test_an_edited_config_in_a_keras_file_is_read_or_refused(data):
     config = {"config": {"layers": [layer, layer]}}
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(TARGETS["keras"][1][0])) as whole:
-        weights = whole.read("model.weights.h5")
+        trunk = whole.read("model.weights.h5")
     with zipfile.ZipFile(file, "w", data.draw(st.sampled_from([0, 8, 12, 14]))) as archive:
         archive.writestr("config.json", json.dumps(data.draw(edited_json(config))))
-        archive.writestr("model.weights.h5", data.draw(st.just(weights) | damaged(weights)))
+        archive.writestr("model.weights.h5", data.draw(st.just(trunk) | damaged(trunk)))
     check("keras", file.getvalue())
 
 
@@ -199,3 +199,18 @@ def test_edited_png_chunks_are_read_or_refused(data):
         checksum = zlib.crc32(kind + body)
         parts.append(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum))
     check("image", b"".join(parts))
+
+
+@pytest.mark.peers
+@fast
+@given(data=st.data())
+def test_damaged_pickles_of_torch_are_read_or_refused(data):
+    """Inside the zip file too, whose checksums torch does not ask for."""
+    pytest.importorskip("torch")
+    whole, file = weights("pth"), io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            member = old.read(name)
+            edit = name.endswith(".pkl") and data.draw(st.booleans())
+            new.writestr(name, data.draw(damaged(member)) if edit else member)
+    refuses_or_reads(read_weights("pth"), data.draw(st.just(file.getvalue()) | damaged(whole)))
