@@ -71,8 +71,8 @@ def get_config() -> Config:
 SHOWN = re.compile(
     r"(?P<validation>(?:head|finetune) \d+/\d+ \d+/\d+ [^\r\n]*?validating)"
     r"|(?P<training>(?:head|finetune) \d+/\d+ \d+/\d+ )"
+    r"|(?P<compiling>views? an image;|running the frozen stages up to \w+ +(?P<all>\d+)/(?P=all) )"
     r"|(?P<pass>running the frozen stages)"
-    r"|(?P<compiling>views? an image;)"
     r"|(?P<end>finetune 6/6 +[\d.]+ s )"
 )
 AIMS = ("anywhere", "pass", "anywhere", "validation", "anywhere", "save")
@@ -258,8 +258,7 @@ def main() -> int:
     print(f"seed {given.seed}, in {job}", flush=True)
     whole = [run_process(job, job / name) for name in ("first", "second")]
     if any(ended.code for ended in whole):
-        print(whole[0].text, whole[1].text, sep="\n")
-        return 1
+        raise SystemExit(whole[0].text + whole[1].text)
     expected, usual = outcome(job / "first" / "run"), whole[1].seconds
     same = outcome(job / "second" / "run") == expected
     print(f"uninterrupted: {usual:.1f} s, twice the same bits: {same}", flush=True)
@@ -289,8 +288,8 @@ def main() -> int:
         **summary([killed for run in runs for killed in run[:-1]]),
     }
     print(json.dumps(report, indent=2))
-    every = [[vars(process) for process in run] for run in runs]
-    given.out.write_text(json.dumps(report | {"runs": every}, indent=2) + "\n")
+    every = {"runs": [[vars(process) for process in run] for run in runs]}
+    given.out.write_text(json.dumps(report | every, indent=2) + "\n")
     if not failed:
         shutil.rmtree(job)
     return int(failed > 0)
