@@ -98,7 +98,7 @@ def operation(bench: Bench, row: str) -> Results:
     peers = [peer for peer in bench.peers if not (row.startswith("jpeg") and peer == COMPILED)]
     # jaxtl's commands take large pages by themselves.
     large = peers if row == "full_pages" else ["jaxtl"] if row == "full" else []
-    environment = dict.fromkeys(large, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
+    environment = {peer: {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} for peer in large}
     with contextlib.ExitStack() as stack:
         workers = {
             peer: stack.enter_context(bench.worker(peer, **environment.get(peer, {})))
