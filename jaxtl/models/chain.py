@@ -6,6 +6,7 @@ draws numbers, weight files bring others, and `merge` puts structure and numbers
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -290,6 +291,7 @@ def _initial(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return rng.uniform(-limit, limit, shape).astype(np.float32)
 
 
+@functools.lru_cache(maxsize=16)  # tracing a network takes 0.3 s
 def output_spec(network: Network, image_size: int, stop: str | None = None) -> jax.ShapeDtypeStruct:
     """Shape (1, ...) and type of the output of the stages before `stop` for one image."""
     graph, variables = split(network)

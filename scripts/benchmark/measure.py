@@ -95,10 +95,15 @@ def operation(bench: Bench, row: str) -> Results:
     Each warms up, is measured in turn, and tells to what accuracy such steps train.
     """
     name = row.removesuffix("_pages")
-    environment = {} if name == row else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     peers = [peer for peer in bench.peers if not (row.startswith("jpeg") and peer == COMPILED)]
+    # jaxtl's commands take large pages by themselves.
+    large = peers if row == "full_pages" else ["jaxtl"] if row == "full" else []
+    environment = {peer: {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} for peer in large}
     with contextlib.ExitStack() as stack:
-        workers = {p: stack.enter_context(bench.worker(p, **environment)) for p in peers}
+        workers = {
+            peer: stack.enter_context(bench.worker(peer, **environment.get(peer, {})))
+            for peer in peers
+        }
         for worker in workers.values():
             worker.ask("prepare", name)
         calls = {peer: partial(worker.ask, "seconds") for peer, worker in workers.items()}

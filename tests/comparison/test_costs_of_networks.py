@@ -105,6 +105,7 @@ def cost(network):
     return measure(network, 32, 4, jax.devices()[0])
 
 
+@pytest.mark.slow
 def test_all_that_is_stored_counts_as_size_and_statistics_are_no_parameters(network, cost):
     trunk = 410_208  # Keras: MobileNetV2(alpha=0.35, include_top=False).count_params()
     statistics = 14_080  # and its non-trainable ones among them
@@ -113,6 +114,7 @@ def test_all_that_is_stored_counts_as_size_and_statistics_are_no_parameters(netw
     assert cost.parameters == trunk - statistics + head
 
 
+@pytest.mark.slow
 def test_finetuning_holds_the_parameters_with_both_moments_and_activations(network, cost):
     weights = sum(value.nbytes for value in split(network)[1].values())
     assert weights < 1e6 * cost.inference_memory_mb

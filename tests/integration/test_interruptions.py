@@ -105,6 +105,7 @@ def stopped_early(workplace):
     return Stopped(workplace.path / "early", process.returncode, shown, err)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits_even_without_its_activations(
     workplace, whole, killed
 ):

@@ -145,6 +145,7 @@ def test_tensorboard_has_its_events(whole):
     assert events.stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_reports_its_result(whole, workplace):
     before = (whole.path / "metrics.jsonl").read_text()
     again = workplace.train("whole")
@@ -183,6 +184,7 @@ def test_a_new_run_that_is_stopped_says_what_continues_it(workplace, monkeypatch
     assert workplace.here("jaxtl.train", "--cfg", "tiny.py", *flags[1].split()).code == 130
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_continued_without_naming_it(workplace, small):
     first = workplace.here(*SMALL)
     assert first.code == 0, first.err
@@ -210,7 +212,9 @@ def test_class_folders_that_are_not_utf8_are_trained_on_to_the_end(workplace, tm
     assert metadata(run)["classes"] == ["caf\\xe9", "green", "red"]
 
 
-@pytest.mark.parametrize("style", ["table", "csv", "json"])
+@pytest.mark.parametrize(
+    "style", ["table", *(pytest.param(style, marks=pytest.mark.slow) for style in ("csv", "json"))]
+)
 def test_paths_that_are_not_utf8_come_out_as_they_are(whole, workplace, tmp_path, style):
     odd = tmp_path / NOT_UTF8
     odd.mkdir()

@@ -43,7 +43,7 @@ def test_a_step_goes_down_the_gradient_of_the_mean_loss_of_real_images():
         )
 
 
-@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+@pytest.mark.parametrize("batch_norm", [pytest.param("frozen", marks=pytest.mark.slow), "train"])
 def test_one_two_and_eight_devices_give_the_same_losses(batch_norm):
     warped = Augment(shear=5.0, zoom=0.2, horizontal_flip=True, brightness=0.2)
     batches = [make_batch(seed, count, side=64) for seed, count in enumerate([16, 16, 5, 16])]
@@ -65,7 +65,7 @@ def test_one_two_and_eight_devices_give_the_same_losses(batch_norm):
         chex.assert_trees_all_close(changing[devices], changing[1], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("rules", [HEAD_ONLY, MIDDLE])
+@pytest.mark.parametrize("rules", [HEAD_ONLY, pytest.param(MIDDLE, marks=pytest.mark.slow)])
 def test_many_steps_in_one_call_are_the_same_steps(rules):
     batches = [make_batch(seed, count) for seed, count in enumerate([16, 16, 16, 16, 5])]
     losses, changing = {}, {}

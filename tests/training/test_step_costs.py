@@ -30,7 +30,7 @@ def forward(setup, inputs, **options):
     return operations(step.lower(setup.variables, None, inputs).compile())
 
 
-@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("side", [32, pytest.param(96, marks=pytest.mark.slow)])
 def test_a_head_only_step_on_images_needs_no_more_operations_than_a_forward_pass(side):
     setup = Setup(HEAD_ONLY, 1, weight_decay=0.1, clip_norm=1.0, dropout=0.2)
     batch = make_batch(side=side)
@@ -63,6 +63,7 @@ def test_a_step_on_cached_activations_costs_three_passes_of_the_stages_that_trai
     assert 2 * once < needed < 3.2 * once
 
 
+@pytest.mark.slow
 def test_frozen_stages_right_of_the_frontier_are_not_differentiated():
     with_frozen = operations(Setup(MIDDLE, 1).compiled())
     all_trained = operations(Setup(UP_FROM_14, 1).compiled())

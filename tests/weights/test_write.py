@@ -249,6 +249,7 @@ def test_a_file_marked_with_a_convention_that_is_none_is_refused(file, tmp_path)
         create("vgg16", num_classes=None, weights=str(path))
 
 
+@pytest.mark.slow
 def test_a_file_with_a_byte_that_is_wrong_is_refused_in_words_or_read(tmp_path):
     network = random_network("mobilenet_v2", width=0.35, convention="keras")
     write_weights(network, tmp_path / "whole.h5")
@@ -323,8 +324,8 @@ def test_the_line_that_loads_a_file_makes_the_network_of_keras_with_its_weights(
 @pytest.mark.parametrize(
     ("name", "width", "size", "classes"),
     [
-        ("mobilenet_v2", 0.35, 100, None),
-        ("mobilenet_v2", 0.35, 100, CLASSES),
+        slow("mobilenet_v2", 0.35, 100, None),
+        slow("mobilenet_v2", 0.35, 100, CLASSES),
         ("mobilenet_v2", 0.35, 32, None),
         slow("mobilenet_v1", 0.25, 100, CLASSES),
         slow("resnet50", 1.0, 100, None),
