@@ -28,6 +28,7 @@ from jaxtl.comparison.table import comparison_table
 from jaxtl.config.config_file import Data
 from jaxtl.data.sources import Splits, found_line, open_splits
 from jaxtl.errors import UserError
+from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import on_cpu
 
 
@@ -66,6 +67,7 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
             rows[-1] = row = contender.fine_tuned(rows[-1])
             write_comparison(table, rows, conditions)
             contender.announce(row.summary if isinstance(row, Row) else row.problem)
+            forget_programs()
     except KeyboardInterrupt:
         if rows:
             out.print(comparison_table(rows, conditions, width=out.width, rest=table))
