@@ -15,7 +15,7 @@ from rich.console import Console
 from jaxtl.config import Augment, Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.errors import Interrupted, UserError
+from jaxtl.errors import Interrupted
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
 from jaxtl.runs.checkpoints import Checkpoints, Progress
@@ -123,7 +123,7 @@ class Training:
     def _close_after_error(self) -> None:
         try:
             self._close()
-        except (UserError, OSError) as error:
+        except Exception as error:  # the first one is the one to report
             if not self.saver.failed:
                 warn_not_saved(error)
 

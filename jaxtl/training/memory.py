@@ -50,9 +50,10 @@ def out_of_memory(step: Any, fixed: tuple, chunk: Batch, device: jax.Device) -> 
     free = _free_bytes(device)
     error = f"data.batch_size={devices * each} needs more memory than the device has"
     for size in _halves(each):
-        if free is None or _bytes_needed(step, fixed, chunk, size) <= free:
+        needed = None if free is None else _bytes_needed(step, fixed, chunk, size)
+        if free is None or needed is None or needed <= free:
             batch_size = devices * size
-            fits = "" if free is None else f"{batch_size} fits: "
+            fits = "" if needed is None else f"{batch_size} fits: "
             return OutOfMemory(
                 f"{error}; {fits}try --cfg.data.batch_size={batch_size} in a new --workdir"
             )
@@ -67,8 +68,8 @@ def _halves(size: int) -> Iterator[int]:
         yield size
 
 
-def _bytes_needed(step: Any, fixed: tuple, chunk: Batch, size: int) -> int:
-    """What a step on batches of `size` images a device takes beside its arguments."""
+def _bytes_needed(step: Any, fixed: tuple, chunk: Batch, size: int) -> int | None:
+    """What a step on `size` images a device takes beside its arguments; None if it is too late."""
 
     def shape(array: Any, per_device: int | None = None) -> jax.ShapeDtypeStruct:
         sizes = list(array.shape)
@@ -78,7 +79,10 @@ def _bytes_needed(step: Any, fixed: tuple, chunk: Batch, size: int) -> int:
 
     fixed = jax.tree.map(shape, fixed)
     batches = jax.tree.map(lambda array: shape(array, size), chunk)
-    sizes: Any = step.lower(*fixed, batches).compile().memory_analysis()
+    try:
+        sizes: Any = step.lower(*fixed, batches).compile().memory_analysis()
+    except (MemoryError, jax.errors.JaxRuntimeError):  # there is too little even to compile it
+        return None
     return sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
 
 
