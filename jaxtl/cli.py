@@ -186,12 +186,12 @@ def keep_compiled_programs() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = Path(platformdirs.user_cache_dir("jaxtl")) / "xla"
-        most = os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", _MOST_BYTES_OF_PROGRAMS)
         settings = {
             "jax_compilation_cache_dir": str(folder),
-            "jax_compilation_cache_max_size": int(most),
             "jax_persistent_cache_min_compile_time_secs": 0.3,
         }
+        if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+            settings["jax_compilation_cache_max_size"] = _MOST_BYTES_OF_PROGRAMS
         for name, value in settings.items():
             os.environ[name.upper()] = str(value)
             if "jax" in sys.modules:
