@@ -57,7 +57,5 @@ def test_programs_used_longest_ago_go_where_there_are_too_many(tmp_path):
     assert given == limit
     after = programs(tmp_path)
     assert limit / 2 < sum(after.values()) <= limit
-    new = after.keys() - before.keys()
-    assert new
-    compile_programs(tmp_path, range(4, 8), JAX_COMPILATION_CACHE_MAX_SIZE=str(limit))
-    assert programs(tmp_path).keys() >= new
+    assert after.keys() - before.keys()
+    assert before.keys() - after.keys()

@@ -92,7 +92,7 @@ def test_as_much_is_held_after_two_runs_as_after_six(
 def test_a_comparison_holds_as_much_after_four_networks_as_after_two(tmp_path, monkeypatch):
     write_images(tmp_path / "data", each=8, seed=1)
     monkeypatch.chdir(tmp_path)
-    models = "mobilenet_v1@0.25,mobilenet_v1@0.5,mobilenet_v2@0.35,mobilenet_v2@0.5".split(",")
+    models = ["mobilenet_v1@0.25", "mobilenet_v1@0.5", "mobilenet_v2@0.35", "mobilenet_v2@0.5"]
     given = ["--data", "data", "--image-size", "32", "--batch-size", "8", "--weights", "none"]
     after = []
     for count in (2, 4):

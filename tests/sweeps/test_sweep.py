@@ -22,6 +22,7 @@ from jaxtl.models import build, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
+from jaxtl.sweeps.failure import Failure
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import grid, load_sweep
 from jaxtl.training import parallel, step
@@ -249,9 +250,13 @@ def test_a_run_that_diverged_is_last_and_is_not_trained_again(tmp_path):
     variations = written(tmp_path, lrs)
     ranking = sweep(variations, tmp_path / "all", QUIET)
     lost = [variation.name for variation in variations if "3e+38" in variation.name]
-    assert [name for name in ranking if ranking[name] is None] == lost == list(ranking)[2:]
-    said = json.loads((tmp_path / "all" / "diverged.json").read_text())
-    assert [name for name in said if "training loss is" in said[name]] == lost
+    diverged = [name for name in ranking if isinstance(ranking[name], Failure)]
+    assert diverged == lost == list(ranking)[2:]
+    said = json.loads((tmp_path / "all" / "failed.json").read_text())
+    assert {name: failure["kind"] for name, failure in said.items()} == dict.fromkeys(
+        lost, "diverged"
+    )
+    assert all("training loss is" in failure["reason"] for failure in said.values())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "all").rglob("*.json")}
     again = sweep(variations, tmp_path / "all", QUIET)
     assert list(again) == list(ranking)
