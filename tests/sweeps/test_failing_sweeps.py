@@ -226,7 +226,7 @@ from jaxtl.sweeps import sweep as imported
 jax.devices()
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT, used + LIMIT))
+resource.setrlimit(resource.RLIMIT_AS, (used + MOST, used + MOST))
 cli.run(sweep.main)
 """
 
@@ -244,7 +244,7 @@ def test_a_group_that_memory_does_not_hold_is_halved_until_it_does(tmp_path):
     )
     (tmp_path / "swept.py").write_text(text)
     flags = ("--cfg.data.batch_size=512", "--cfg.phases.head.epochs=1", "--cfg.cache.memory_gb=8")
-    code = LIMITED.replace("LIMIT", str(1_800_000_000))
+    code = LIMITED.replace("MOST", str(1_800_000_000))
     done = subprocess.run(
         [sys.executable, "-c", code, "--cfg", "swept.py", "--workdir", "all", *flags],
         cwd=tmp_path,
