@@ -50,7 +50,7 @@ def metrics(workdir):
 def bits(workdir):
     """All variables at the newest checkpoint of a run."""
     checkpoints = opened(workdir)[1]
-    variables = checkpoints.variables(checkpoints.newest().step, LIKE)
+    variables = checkpoints.variables(checkpoints.newest().number, LIKE)
     return {path: np.asarray(value).tobytes() for path, value in variables.items()}
 
 

@@ -122,13 +122,16 @@ class Cache(Checked):
 
 
 class Checkpoint(Checked):
-    """When a run is saved (docs/decisions/0031-whatever-ends-a-run-saves-it.md).
+    """When a run is saved, and what a checkpoint holds (docs/run-directory.md).
 
     Attributes:
         every_minutes: how long training goes on without a checkpoint where an epoch takes longer.
+        full: store also weights that are published; else they are read from their source again
+            when the run is used, from the user's cache or the network.
     """
 
     every_minutes: Positive = 5.0
+    full: bool = False
 
 
 class Config(Checked):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import grain
@@ -94,13 +95,22 @@ class Loader:
             memory_bytes=0,
         )
 
-    def epoch(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
+    def epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        *,
+        views: int = 0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Batch]:
         """Yields the batches of an epoch, or the tail of the same sequence from `start_step` on.
 
         Args:
             epoch: the number of the epoch since the run began.
             start_step: the number of batches to leave out.
             views: how many views of an image there are, see `rows`.
+            stop: a function that returns True to end the sequence, asked for each image that is
+                decoded.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
@@ -114,9 +124,12 @@ class Loader:
         else:
             order = self._order(epoch)[start_step * self.batch_size :]
             with contextlib.closing(self._stream(order)) as images:
+                wanted = itertools.takewhile(lambda _: not stop(), images)
                 for batch in self.rows(epoch, start_step, views=views):
-                    decoded = np.stack([next(images) for _ in range(batch.valid.sum())])
-                    yield batch._replace(inputs=_filled_up(decoded, self.batch_size))
+                    decoded = list(itertools.islice(wanted, int(batch.valid.sum())))
+                    if len(decoded) < batch.valid.sum():
+                        return
+                    yield batch._replace(inputs=_filled_up(np.stack(decoded), self.batch_size))
 
     def rows(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
         """Yields the same batches with the images' indices instead of the images.

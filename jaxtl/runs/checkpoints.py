@@ -1,118 +1,50 @@
 """Checkpoints: everything that a run has changed. Orbax writes them while training goes on.
 
-    checkpoints/initial/     all variables as the run began
-    checkpoints/steps/N/     after N training steps: the variables changed so far, the optimizer's
-                             state, and the run's progress
+    checkpoints/initial/       the variables as the run began, but for those that a published source
+    checkpoints/initial.json   has, and what is known of them (see `initial.py`)
+    checkpoints/steps/N/       the variables changed so far, the optimizer's state, the run's
+                               progress, whose number is N, and a digest of each array
 
-Orbax keeps the newest and the best. Variables that never trained are only in `initial`.
-
-Runs of a sweep that trained together share one checkpoint outside their directories
-(docs/decisions/0023-one-checkpoint-for-runs-that-train-together.md):
-
-    shared/                  the variables that are the same in all runs
-    stacked/                 the other variables of each run's result, with a leading axis of runs
-
-Each of these runs then has only
-
-    checkpoints/group.json   the place of that checkpoint, the index of the run, and its progress
+Orbax keeps the two newest and the best. Variables that never trained are only in `initial`. Runs of
+a sweep that trained together share one checkpoint outside their directories (see `groups.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
-import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 import pydantic
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from jaxtl.config import Phase
 from jaxtl.errors import UserError
-from jaxtl.files import replacing, write_json
-from jaxtl.metrics import NONE, Sums, quality
+from jaxtl.files import read_json, sealed, sync, sync_entry, unsealed
 from jaxtl.models import Variables
 from jaxtl.runs.arrays import (
-    abstract,
-    check_same,
+    Damaged,
+    check_arrays,
+    digests,
     explaining_failed_writes,
+    on_host,
     read_arrays,
     refusing_damage,
-    write_arrays,
 )
+from jaxtl.runs.groups import Member
+from jaxtl.runs.initial import read_variables, write_variables
+from jaxtl.runs.progress import Progress
+from jaxtl.weights import Origin
 
-_GROUP = "group.json"
-_STRICT = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+_log = logging.getLogger("jaxtl")
 
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run stands: everything but the arrays that its next step depends on.
-
-    Attributes:
-        phase: the index of the phase.
-        epoch: the number of complete epochs of this phase.
-        batch: the number of batches of the next epoch that are done.
-        step: the number of training steps since the run began.
-        sums: the training metrics of these batches.
-        stale: the number of epochs since the phase's best validation result, or since it began.
-        best_step, best_epoch: when the phase had its best validation result; None before the first.
-        best_accuracy, best_loss: the best validation result of the phase.
-        lr_factor: the factor on the learning rate of the phase, 1 unless it diverged.
-        halvings: how often a learning rate was halved since the run began.
-    """
-
-    phase: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    sums: Sums = NONE
-    stale: int = 0
-    best_step: int | None = None
-    best_epoch: int | None = None
-    best_accuracy: float = -1.0
-    best_loss: float = float("inf")
-    lr_factor: float = 1.0
-    halvings: int = 0
-
-    def next_phase(self) -> Progress:
-        """The progress at the start of the next phase."""
-        return Progress(phase=self.phase + 1, step=self.step, halvings=self.halvings)
-
-    def after_epoch(self, accuracy: float, loss: float) -> Progress:
-        """The progress once the epoch's validation result is known."""
-        done = dataclasses.replace(
-            self, epoch=self.epoch + 1, batch=0, sums=NONE, stale=self.stale + 1
-        )
-        if quality(accuracy, loss) <= quality(self.best_accuracy, self.best_loss):
-            return done
-        return dataclasses.replace(
-            done,
-            stale=0,
-            best_step=self.step,
-            best_epoch=done.epoch,
-            best_accuracy=accuracy,
-            best_loss=loss,
-        )
-
-    def finished(self, phase: Phase) -> bool:
-        """Whether the phase has run all its epochs, or its patience has ended it."""
-        out_of_patience = phase.patience is not None and self.stale >= phase.patience
-        return self.epoch >= phase.epochs or out_of_patience
-
-    def result_step(self, phase: Phase) -> int:
-        """The step whose variables are the result of the phase so far."""
-        if phase.restore_best and self.best_step is not None:
-            return self.best_step
-        return self.step
+_HINT = "copy it back from a backup, or name another --workdir to train again"
 
 
 class Checkpoints:
@@ -121,38 +53,54 @@ class Checkpoints:
     Args:
         folder: the run's `checkpoints` folder.
         read_only: whether to leave the folder as it is.
+
+    Raises:
+        UserError: the folder is damaged.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False):
-        self._initial = folder.resolve() / "initial"
-        self._run = folder.resolve().parent
-        self._member = _Member.find(folder.resolve())
+        folder = folder.resolve()
+        self._initial = folder / "initial"
+        self._run = folder.parent
+        self._member = Member.find(folder)
+        self._read_only = read_only or self._member is not None
         self._best = _KeepBest()
+        self._damaged: set[int] = set()
         # Orbax reports every file, and every error that it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._manager = ocp.CheckpointManager(
-            folder.resolve() / "steps",
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=preservation_policy.AnyPreservationPolicy(
-                    [preservation_policy.LatestN(1), self._best]
-                ),
-                read_only=read_only or self._member is not None,
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(
+                [preservation_policy.LatestN(2), self._best]
             ),
-            item_handlers={
-                "variables": ocp.StandardCheckpointHandler(),
-                "optimizer": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
+            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only,  # of processes that were killed
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
+        handlers = {
+            "variables": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
+        with refusing_damage(folder / "steps"):
+            self._manager = ocp.CheckpointManager(
+                folder / "steps", options=options, item_handlers=handlers
+            )
 
-    def save_initial(self, variables: Variables) -> None:
-        """Writes all variables as the run begins; returns when they are on disk.
+    def save_initial(
+        self, variables: Variables, origin: Origin | None = None, *, full: bool = False
+    ) -> None:
+        """Writes the variables as the run begins; returns when they are on disk.
+
+        Args:
+            variables: all of them.
+            origin: where they came from; None for random ones.
+            full: store also those that the origin can give again.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written to.
         """
         # A run that died before its first epoch may have left the same folder.
-        write_arrays(self._initial, variables)
+        write_variables(self._initial, variables, origin, full=full)
 
     def initial(self, like: Variables) -> Variables:
         """Reads the variables that the run began with.
@@ -161,59 +109,71 @@ class Checkpoints:
             like: the variables of the same network, or `jax.ShapeDtypeStruct`s.
 
         Raises:
-            UserError: the files are damaged, or belong to another network.
+            UserError: the files are damaged, or belong to another network; or their source is
+                needed and cannot be had.
         """
-        return read_arrays(self._initial, like)
+        return read_variables(self._initial, like, repair=not self._read_only)
 
     def save(self, progress: Progress, changed: Variables, optimizer: Any) -> None:
         """Starts to write a checkpoint; training may go on at once.
 
         Args:
-            progress: where the run stands; its `step` names the checkpoint.
+            progress: where the run stands; its `number` names the checkpoint.
             changed: the variables that the run has changed so far.
             optimizer: the state of the phase's optimizer.
 
         Raises:
             UserError: this checkpoint or the one before it cannot be written.
         """
-        if progress.step in self._manager.all_steps():
-            with explaining_failed_writes(self._place(progress.step)):
-                self._manager.wait_until_finished()
-                self._manager.delete(progress.step)
-        self._best.step = progress.best_step
-        items = ocp.args.Composite(
-            variables=ocp.args.StandardSave(changed),
-            optimizer=ocp.args.StandardSave(_leaves(optimizer)),
-            progress=ocp.args.JsonSave(
-                {"progress": dataclasses.asdict(progress), "variables": sorted(changed)}
-            ),
+        if self._has(progress):
+            return  # a run that continued and stopped before its first step changed nothing
+        variables, state = on_host(changed), on_host(_leaves(optimizer))
+        contents = _Contents(
+            progress=progress, variables=digests(variables), optimizer=digests(state)
         )
-        with explaining_failed_writes(self._place(progress.step)):
-            self._manager.save(progress.step, args=items, force=True)
+        self._best.name = self._best_of(progress)
+        items = ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables),
+            optimizer=ocp.args.StandardSave(state),
+            progress=ocp.args.JsonSave(sealed(contents.model_dump())),
+        )
+        with explaining_failed_writes(self._place(progress.number)):
+            for name in [*self._damaged]:  # they would count among the newest
+                self._delete(name)
+            self._manager.save(progress.number, args=items, force=True)
 
     def newest(self) -> Progress | None:
-        """The progress at the newest checkpoint; None before the first."""
-        if self._member is not None:
-            return self._member.progress
-        step = self._manager.latest_step()
-        return None if step is None else self.progress(step)
+        """The progress at the newest checkpoint that is whole; None before the first.
 
-    def progress(self, step: int) -> Progress:
-        """The progress at a checkpoint.
+        A newer one that is damaged is named in a warning, and overwritten when the run goes on.
 
         Raises:
-            UserError: it is damaged.
+            UserError: there are checkpoints, and none is whole.
         """
-        with refusing_damage(self._place(step)):
-            progress = self._json(step).progress
-        self._best.step = progress.best_step
-        return progress
+        if self._member is not None:
+            return self._member.progress
+        errors: list[UserError] = []
+        for name in self._names():
+            try:
+                contents = self._whole(name)
+            except UserError as error:
+                self._damaged.add(name)
+                errors.append(error)
+                continue
+            for damage in errors:
+                _log.warning("%s; the one before it is used", damage)
+            self._best.name = self._best_of(contents.progress)
+            return contents.progress
+        if errors:
+            raise UserError(f"{self._run} has no checkpoint that is whole: {errors[0]}; {_HINT}")
+        return None
 
-    def variables(self, step: int, like: Variables) -> Variables:
+    def variables(self, number: int, like: Variables) -> Variables:
         """All variables at a checkpoint: the initial ones, updated by those that the run changed.
 
         Args:
-            step: the step of an existing checkpoint; for a run of a group, that of its result.
+            number: the number of the progress at an existing checkpoint; for a run of a group, of
+                that of its result.
             like: the variables of the same network, or `jax.ShapeDtypeStruct`s.
 
         Raises:
@@ -221,170 +181,154 @@ class Checkpoints:
                 checkpoint cannot be written.
         """
         if self._member is not None:
-            return self._member.variables(self._run, step, like)
+            return self._member.variables(self._run, number, like)
         with explaining_failed_writes(self._manager.directory):
             self._manager.wait_until_finished()
-        with refusing_damage(self._place(step)):
-            stored = self._manager.item_metadata(step).variables.tree
-            expected = {path: like[path] for path in self._json(step).variables if path in like}
-            check_same(self._place(step), stored, expected)
-            wanted = ocp.args.StandardRestore(abstract(expected))
-            restored = self._manager.restore(step, args=ocp.args.Composite(variables=wanted))
-        return self.initial(like) | restored.variables
+        place = self._place(self._name(number))
+        try:
+            contents = _read(place)
+            changing = {path: like[path] for path in contents.variables if path in like}
+            changed = read_arrays(place / "variables", changing, contents.digests)
+        except Damaged as error:
+            raise UserError(f"{error}; {_HINT}") from error
+        return self.initial(like) | changed
 
-    def optimizer(self, step: int, like: Any) -> Any:
+    def optimizer(self, number: int, like: Any) -> Any:
         """The optimizer's state at a checkpoint.
 
         Args:
-            step: the step of an existing checkpoint.
+            number: the number of the progress at an existing checkpoint.
             like: a state of the same optimizer.
 
         Raises:
             UserError: the files are damaged, or belong to another optimizer.
         """
-        leaves = _leaves(like)
-        with refusing_damage(self._place(step)):
-            stored = self._manager.item_metadata(step).optimizer.tree
-            check_same(self._place(step), stored, leaves)
-            wanted = ocp.args.StandardRestore(abstract(leaves))
-            restored = self._manager.restore(step, args=ocp.args.Composite(optimizer=wanted))
-        ordered = [restored.optimizer[name] for name in leaves]
+        leaves, place = _leaves(like), self._place(self._name(number))
+        restored = read_arrays(place / "optimizer", leaves, _read(place).optimizer)
+        ordered = [restored[name] for name in leaves]
         return jax.tree.unflatten(jax.tree.structure(like), ordered)
 
     def close(self) -> None:
-        """Waits until everything is on disk.
+        """Waits until everything is on disk; nothing stays open, also after an error.
 
         Raises:
             UserError: the last checkpoint cannot be written.
         """
+        errors: list[Exception] = []
+        for _ in range(3):  # Orbax stops at each error of its threads, which it tells once
+            try:
+                self._manager.close()
+                break
+            except Exception as error:
+                errors.append(error)
         with explaining_failed_writes(self._manager.directory):
-            self._manager.close()
+            if errors:
+                raise errors[0]
+            if not self._read_only:
+                with contextlib.suppress(FileNotFoundError):  # somebody removed it, or moved it
+                    sync_entry(Path(self._manager.directory))
 
-    def _place(self, step: int) -> Any:
-        return self._manager.directory / str(step)
+    def _place(self, name: int) -> Path:
+        return Path(self._manager.directory) / str(name)
 
-    def _json(self, step: int) -> _Contents:
-        wanted = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        stored = self._manager.restore(step, args=wanted).progress
-        return _Contents.model_validate_json(json.dumps(stored))
+    def _names(self) -> list[int]:
+        """The names of all checkpoints on disk, from the newest on, those that Orbax passes over
+        included."""
+        folders = Path(self._manager.directory).glob("*")
+        return sorted((int(f.name) for f in folders if f.name.isdecimal()), reverse=True)
+
+    def _name(self, number: int) -> int:
+        """The name of the checkpoint with a number: version 0.2 named it by its step."""
+        for name in self._names():
+            with contextlib.suppress(UserError):
+                contents = _read(self._place(name))
+                if contents.digests is None and contents.progress.number == number:
+                    return name
+        return number
+
+    def _best_of(self, progress: Progress) -> int | None:
+        return None if progress.best_number is None else self._name(progress.best_number)
+
+    def _whole(self, name: int) -> _Contents:
+        """Reads all of a checkpoint.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        place = self._place(name)
+        contents = _read(place)
+        if name not in self._manager.all_steps():
+            self._manager.reload()  # another process may have written it meanwhile
+        if name not in self._manager.all_steps():
+            raise Damaged(f"checkpoint {place} is damaged or incomplete: it has no mark of its end")
+        if contents.digests is not None and contents.optimizer is not None:
+            check_arrays(place / "variables", contents.digests)
+            check_arrays(place / "optimizer", contents.optimizer)
+        return contents
+
+    def _has(self, progress: Progress) -> bool:
+        """Whether there is a checkpoint of this progress; another one in its place is removed."""
+        name = progress.number
+        if name not in {*self._names(), *self._manager.all_steps()}:
+            return False
+        with explaining_failed_writes(self._place(name)):
+            self._manager.wait_until_finished()
+            with contextlib.suppress(UserError):
+                if name not in self._damaged and _read(self._place(name)).progress == progress:
+                    return True
+            self._delete(name)
+        return False
+
+    def _delete(self, name: int) -> None:
+        if name in self._manager.all_steps():
+            self._manager.delete(name)
+        shutil.rmtree(self._place(name), ignore_errors=True)
+        self._damaged.discard(name)
+
+    def _sync(self) -> None:
+        """Waits until what Orbax has written is on disk; it calls this before it renames that."""
+        steps = Path(self._manager.directory)
+        for unfinished in steps.glob("*.orbax-checkpoint-tmp*"):
+            sync(unfinished)
+        sync_entry(steps)
 
 
 class _Contents(pydantic.BaseModel):
-    """The JSON of a checkpoint: progress, and the paths of the variables in it."""
+    """The JSON of a checkpoint: progress, and a digest of each array, by its path.
 
-    model_config = _STRICT
-
-    progress: Progress
-    variables: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """The checkpoint that N runs share which trained together.
-
-    Attributes:
-        folder: the folder of the checkpoint.
-        runs: N.
-        stacked: the paths of the variables with a leading axis of runs.
+    Those of version 0.2 have the paths of the variables alone.
     """
 
-    folder: Path
-    runs: int
-    stacked: Sequence[str]
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
 
-    @classmethod
-    def write(cls, folder: Path, shared: Variables, stacked: Variables) -> Group:
-        """Writes the variables of all runs; returns when they are on disk.
-
-        Args:
-            folder: a new folder; after an error it does not exist.
-            shared: the variables that are the same in all runs.
-            stacked: the other variables of each run's result, (N, ...).
-
-        Raises:
-            UserError: the disk is full, or the folder cannot be written to.
-        """
-        chex.assert_equal_shape_prefix(list(stacked.values()), 1)
-        with replacing(folder) as part:
-            write_arrays(part.resolve() / "shared", shared)
-            write_arrays(part.resolve() / "stacked", stacked)
-        return cls(folder, len(next(iter(stacked.values()))), sorted(stacked))
-
-    def add(self, checkpoints: Path, index: int, step: int, progress: Progress) -> None:
-        """Lets a run directory point to its variables.
-
-        Args:
-            checkpoints: the run's `checkpoints` folder, which is made.
-            index: the index of the run along the leading axis.
-            step: the training step at which the run had these variables.
-            progress: the progress at the end of the run.
-        """
-        checkpoints.mkdir()
-        member = _Member(
-            folder=os.path.relpath(self.folder, checkpoints.parent),
-            runs=self.runs,
-            stacked=list(self.stacked),
-            index=index,
-            step=step,
-            progress=progress,
-        )
-        write_json(checkpoints / _GROUP, member.model_dump())
-
-
-class _Member(pydantic.BaseModel):
-    """What `group.json` says: the group of a run, by `folder` relative to the run directory, and
-    its place there, as for `Group.add`."""
-
-    model_config = _STRICT
-
-    folder: str
-    runs: int
-    stacked: list[str]
-    index: pydantic.NonNegativeInt
-    step: int
     progress: Progress
+    variables: dict[str, str] | list[str]
+    optimizer: dict[str, str] | None = None
 
-    @classmethod
-    def find(cls, checkpoints: Path) -> _Member | None:
-        """Reads what `Group.add` wrote; None for a run that trained alone."""
-        file = checkpoints / _GROUP
-        if not file.exists():
-            return None
-        with refusing_damage(file):
-            member = cls.model_validate_json(file.read_bytes())
-            if member.index >= member.runs:
-                raise ValueError(f"there is no run {member.index} among {member.runs}")
-            return member
+    @property
+    def digests(self) -> dict[str, str] | None:
+        """Those of the variables; None in version 0.2."""
+        return self.variables if isinstance(self.variables, dict) else None
 
-    def variables(self, run: Path, step: int, like: Variables) -> Variables:
-        """As `Checkpoints.variables`, for the run directory `run`."""
-        folder = Path(os.path.normpath(run / self.folder))
-        if step != self.step:
-            raise UserError(f"{run} keeps the variables of step {self.step} alone, not {step}")
-        if not folder.is_dir():
-            raise UserError(
-                f"the variables of {run} are in {folder}, which is not there; move the run "
-                "back into its sweep, or train it again"
-            )
-        stacked = {
-            path: jax.ShapeDtypeStruct((self.runs, *like[path].shape), like[path].dtype)
-            for path in self.stacked
-            if path in like
-        }
-        shared = {path: one for path, one in like.items() if path not in self.stacked}
-        of_all = read_arrays(folder / "stacked", stacked)
-        own = {path: jnp.asarray(np.asarray(value)[self.index]) for path, value in of_all.items()}
-        return read_arrays(folder / "shared", shared) | own
+
+def _read(place: Path) -> _Contents:
+    with refusing_damage(place):
+        content = unsealed(read_json(place / "progress" / "metadata"))
+        contents = _Contents.model_validate_json(json.dumps(content))
+        number = contents.progress.number
+        if contents.digests is not None and place.name != str(number):
+            raise ValueError(f"it is number {number}")
+        return contents
 
 
 @dataclasses.dataclass
 class _KeepBest(preservation_policy.PreservationPolicy):
-    """Keeps the checkpoint of one step."""
+    """Keeps the checkpoint of one name."""
 
-    step: int | None = None
+    name: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        return [info.step == self.step for info in checkpoints]
+        return [info.step == self.name for info in checkpoints]
 
 
 def _leaves(tree: Any) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ import fcntl
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,16 @@ import pydantic
 from jaxtl.config import Config, Phase
 from jaxtl.config.config_file import differences
 from jaxtl.errors import UserError
-from jaxtl.files import is_unfinished, write_json
+from jaxtl.files import is_unfinished, read_json, write_json
 from jaxtl.weights import WeightsRecord
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
-_PACKAGES = ("jaxtl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_log = logging.getLogger("jaxtl")
+
+# Those whose versions decide the numbers of a run, and others.
+_NUMERICAL = ("python", "jax", "jaxlib", "flax", "optax", "pillow")
+_PACKAGES = ("jaxtl", *_NUMERICAL[1:], "orbax-checkpoint", "grain", "numpy")
 
 
 class _Part(pydantic.BaseModel):
@@ -54,6 +59,7 @@ class RunMetadata(_Part):
         source: the data source; an absolute path if it is a path.
         weights: where the initial weights came from; None for random parameters.
         versions: the versions of Python and of the packages, by name.
+        continued: the versions each time that the run was continued with others.
         devices: the devices that the run began on.
         result: steps, best epoch and validation metrics; None until the run is complete.
     """
@@ -63,6 +69,7 @@ class RunMetadata(_Part):
     source: str = ""
     weights: WeightsRecord | None = None
     versions: dict[str, str] = {}
+    continued: tuple[dict[str, str], ...] = ()
     devices: tuple[str, ...] = ()
     result: dict[str, float] | None = None
 
@@ -131,8 +138,14 @@ class RunDirectory:
         """Refuses to begin a run among other files.
 
         Raises:
-            UserError: the directory holds files that no run wrote.
+            UserError: the directory holds files that no run wrote, or a complete run that lost its
+                checkpoints.
         """
+        if self.exists() and self.metadata().result is not None:
+            raise UserError(
+                f"{self.path} is a complete run without a checkpoint: copy its checkpoints/ back "
+                "from a backup, or name another --workdir"
+            )
         # A run that died before its first checkpoint leaves these behind.
         own = {self._config, self._run, self.metrics, self.checkpoints, self.tensorboard}
         if any(not is_unfinished(path) for path in set(self.path.iterdir()) - own):
@@ -161,6 +174,22 @@ class RunDirectory:
                 f"{self.path} cannot be continued: its {' and '.join(changed)} changed since it "
                 "began; name another --workdir"
             )
+
+    def note_versions(self) -> None:
+        """Says, and writes down, that a run goes on with other versions than it had until now."""
+        metadata, now = self.metadata(), _versions()
+        before = (metadata.versions, *metadata.continued)[-1]
+        changed = [
+            f"{name} {before[name]}, now {now[name]}"
+            for name in _NUMERICAL
+            if before.get(name, now[name]) != now[name]
+        ]
+        if changed:
+            began = "was continued" if metadata.continued else "began"
+            text = "this run %s with %s: its numbers may differ from here on"
+            _log.warning(text, began, "; ".join(changed))
+            noted = metadata.model_copy(update={"continued": (*metadata.continued, now)})
+            write_json(self._run, noted.model_dump())
 
     def config(self) -> Config:
         """The run's config.
@@ -228,7 +257,7 @@ def _read(path: Path, model: type[Model]) -> Model:
     """Reads a JSON file of a known schema."""
     try:
         # Not `model_validate_json`: it refuses the escapes of file names that are not UTF-8.
-        return model.model_validate(json.loads(path.read_bytes().decode()), strict=False)
+        return model.model_validate(read_json(path), strict=False)
     except (ValueError, UserError) as error:  # a config refuses its keys by a UserError
         raise UserError(
             f"{path} is damaged, or from another version of jaxtl: {_reason(error)}"
@@ -238,8 +267,10 @@ def _read(path: Path, model: type[Model]) -> Model:
 def _reason(error: ValueError | UserError) -> str:
     if isinstance(error, UserError):
         return str(error)
-    if not isinstance(error, pydantic.ValidationError):
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         return f"no JSON: {error}"
+    if not isinstance(error, pydantic.ValidationError):
+        return str(error)
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else first["msg"]
@@ -249,7 +280,12 @@ def _reason(error: ValueError | UserError) -> str:
 def _machine() -> dict[str, object]:
     """What this process runs on."""
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": _versions(),
         "devices": tuple(f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()),
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | versions

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import pydantic
 
@@ -37,6 +38,8 @@ with _hidden("torch"):  # tensorboardX imports it if it is installed, which take
 
 
 _SECONDS_BETWEEN_FLUSHES = 10.0  # for TensorBoard's file
+_LONGEST_LINE = 10_000  # bytes; ours have some 250
+_MOST_BYTES = 256_000_000  # half a million epochs
 
 
 class MetricsLine(pydantic.BaseModel):
@@ -65,10 +68,11 @@ class MetricsLog:
 
     def __init__(self, path: Path, tensorboard: Path, *, until: int):
         self._path = path
-        self._lines = self._reopened(until)
+        self._remove_after(until)
         tensorboard.mkdir(parents=True, exist_ok=True)
         # Not a SummaryWriter, which starts a thread and a queue between processes for each run.
         self._tensorboard = EventsWriter(str(tensorboard / "events"))
+        self._lines = path.open("a")
         self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
         self._restart(until)
 
@@ -95,14 +99,14 @@ class MetricsLog:
     def forget(self, until: int) -> None:
         """Removes all lines after a training step, since the run goes back there."""
         self._lines.close()
-        self._lines = self._reopened(until)
+        self._remove_after(until)
+        self._lines = self._path.open("a")
         self._restart(until)
 
-    def _reopened(self, until: int) -> TextIO:
+    def _remove_after(self, until: int) -> None:
         if self._path.exists():
             kept = [line for line in read_metrics(self._path) if line["step"] <= until]
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        return self._path.open("a")
 
     def _restart(self, until: int) -> None:
         """Makes TensorBoard forget what it has after a step."""
@@ -117,19 +121,30 @@ class MetricsLog:
             self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
 
     def close(self) -> None:
-        """Writes the rest to disk."""
-        self._lines.close()
-        self._tensorboard.close()
+        """Writes the rest to disk; nothing stays open, also after an error."""
+        if self._lines.closed:
+            return
+        try:
+            self._lines.close()
+        finally:
+            self._tensorboard.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Reads `metrics.jsonl`, without a last line that a crash cut off.
 
     Raises:
-        UserError: another line is damaged.
+        UserError: another line is damaged, or the file or a line is larger than a run makes it.
     """
-    lines = path.read_bytes().split(b"\n")[:-1]
-    try:
-        return [MetricsLine.model_validate_json(line).model_dump() for line in lines]
-    except pydantic.ValidationError as error:
-        raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}") from error
+    lines = []
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+            raise UserError(f"{path} is damaged: it is larger than {_MOST_BYTES:,} bytes")
+        while (line := file.readline(_LONGEST_LINE)).endswith(b"\n"):
+            try:
+                lines.append(MetricsLine.model_validate_json(line).model_dump())
+            except pydantic.ValidationError as error:
+                raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}") from error
+    if len(line) == _LONGEST_LINE:
+        raise UserError(f"{path} is damaged: a line has more than {_LONGEST_LINE:,} bytes")
+    return lines

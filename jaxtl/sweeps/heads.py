@@ -26,7 +26,7 @@ from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.metrics import Sums
 from jaxtl.models import Network, Variables, split
-from jaxtl.runs.checkpoints import Progress
+from jaxtl.runs.progress import Progress
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.feature_cache import Feed

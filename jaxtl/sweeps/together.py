@@ -6,6 +6,7 @@ One checkpoint holds the variables of all of them; each run directory points int
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +24,8 @@ from jaxtl.data.sources import Splits
 from jaxtl.files import replacing
 from jaxtl.metrics import quality
 from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
-from jaxtl.runs.checkpoints import Group
 from jaxtl.runs.directory import RunDirectory, RunMetadata
+from jaxtl.runs.groups import Group
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.sweeps.heads import HeadRun, HeadTraining
 from jaxtl.sweeps.variations import Variation
@@ -210,7 +211,10 @@ def _write_runs(training: HeadTraining, metadata: RunMetadata, workdir: Path) ->
     (workdir / GROUPS).mkdir(exist_ok=True)
     # A name that no other sweep has: a run that is moved there must not find other variables.
     folder = workdir / GROUPS / secrets.token_hex(4)
-    group = Group.write(folder, training.trunk, training.heads)
+    config = training.runs[0].variation.config
+    origin = setup.origin_of(metadata.weights, training.network, config)
+    full = config.checkpoint.full
+    group = Group.write(folder, training.trunk, training.heads, origin, full=full)
     with counter(training.out, "writing the run directories", len(training.runs)) as show:
         for index, result in results.items():
             run = training.runs[index]
@@ -231,10 +235,10 @@ def _write_run(
 ) -> None:
     """Writes the directory of a complete run, as `jaxtl.train` leaves it but for variables."""
     directory.path.mkdir()
-    step = run.progress.result_step(run.variation.config.phases[-1])
-    group.add(directory.checkpoints, index, step, run.progress)
+    number = run.progress.result_number(run.variation.config.phases[-1])
+    group.add(directory.checkpoints, index, number, run.progress)
     log = MetricsLog(directory.metrics, directory.tensorboard, until=0)
-    for line in run.metrics:
-        log.write(*line)
-    log.close()
+    with contextlib.closing(log):
+        for line in run.metrics:
+            log.write(*line)
     directory.begin(run.variation.config, metadata)

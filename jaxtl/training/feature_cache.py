@@ -6,13 +6,13 @@ run once on every view, and training starts from their outputs (docs/frontier-ca
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Callable, Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,21 @@ from rich.console import Console
 from jaxtl.config import Augment, Config
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
+from jaxtl.errors import UserError
 from jaxtl.models import Network, Variables, output_spec, split, stage_of
-from jaxtl.training.feature_store import FeatureStore
+from jaxtl.training.feature_store import FeatureStore, Filling
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
 from jaxtl.training.step import make_feature_step
 
 _MOST_VIEWS = 8  # the most that `views="auto"` chooses
+_SECONDS_BETWEEN_LOOKS = 0.2  # at an array that another process fills
+_EXHAUSTED = "RESOURCE_EXHAUSTED"  # XLA's word for too little memory
 _STEPS_PER_CALL = 64  # steps on features take less time than a call from Python
 _PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # activations depend on their versions
+
+
+class OutOfMemory(UserError, MemoryError):
+    """The frozen stages take more memory than there is, even for a single image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,40 +224,73 @@ class FrozenPass:
             "precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined,unused-ignore]
         }
 
-    def run(self, store: FeatureStore) -> Generator[int]:
-        """Runs the frozen stages and stores their outputs.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the outputs for all images; the views of one image are adjacent rows."""
+        return len(self.loader) * self.views, *self.row.shape[1:]
 
-        Yields:
-            The number of images done, after each batch.
+    def fill(self, array: Filling, out: Console, stop: Callable[[], bool]) -> None:
+        """Runs the frozen stages on the images whose rows are missing, until `stop` returns True.
+
+        If a batch takes too much memory, the pass goes on with half as many images.
 
         Raises:
-            OSError: the disk is full, or the store cannot be written to.
+            OutOfMemory: one image for each device takes more memory than there is.
+            OSError: the disk is full, or the array cannot be written to.
         """
-        size = self.row.shape[1:]
-        dtype = jnp.dtype(self.config.cache.dtype)
-        shape = len(self.loader) * self.views, *size
-        done = 0
-        with store.writing(self.metadata, shape, dtype) as write:
-            for batch, outputs in lagging(self._outputs()):
-                rows = np.stack([np.asarray(out).reshape(-1, *size) for out in outputs], axis=1)
-                write(rows[batch.valid].astype(dtype))
-                done += int(batch.valid.sum())
-                yield done
+        # Not the config's batch size, so that runs with other batch sizes share activations.
+        each = 32 if on_cpu(self.devices) else 256
+        if done := array.rows // self.views:
+            out.print(f"continuing a pass that has {done:,} of {len(self.loader):,} images")
+        title = f"running the frozen stages up to {self.stage}"
+        with counter(out, title, len(self.loader)) as show:
+            while array.rows < self.shape[0] and not stop():
+                try:
+                    for rows in self._rows(array.rows, each * len(self.devices), stop):
+                        array.write(rows)
+                        show(array.rows // self.views)
+                except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                    if not isinstance(error, MemoryError) and _EXHAUSTED not in str(error):
+                        raise
+                    if each == 1:
+                        raise OutOfMemory(
+                            "the memory is not enough for the frozen stages, even for one image a "
+                            "device at a time; try a smaller --cfg.model.image_size"
+                        ) from error
+                    each //= 2
+                    count = f"{each} images" if each > 1 else "1 image"
+                    out.print(f"out of memory: the frozen stages go on with {count} a device")
 
-    def _outputs(self) -> Iterator[tuple[Batch, list[jax.Array]]]:
-        """Yields each batch with the outputs of the frozen stages, one array for each view."""
+    def _rows(self, first: int, batch_size: int, stop: Callable[[], bool]) -> Iterator[np.ndarray]:
+        """Yields the rows from `first` on, those of one batch at a time."""
+        size, dtype = self.row.shape[1:], jnp.dtype(self.config.cache.dtype)
+        views: list[np.ndarray] = []
+        # A short lag bounds the memory, and the work that is still under way after `stop`.
+        for batch, output in lagging(self._outputs(first, batch_size, stop), lag=1):
+            views.append(np.asarray(output).reshape(-1, *size)[batch.valid])
+            if len(views) == self.views:
+                rows = np.stack(views, axis=1).reshape(-1, *size).astype(dtype)
+                # The first batch may begin with rows that are there.
+                yield rows[max(0, first - int(batch.indices[0]) * self.views) :]
+                views = []
+            if stop():
+                return
+
+    def _outputs(
+        self, first: int, batch_size: int, stop: Callable[[], bool]
+    ) -> Iterator[tuple[Batch, jax.Array]]:
+        """Yields each batch with what the frozen stages return for it, once for each view."""
         graph = split(self.network)[0]
         step = make_feature_step(
             graph, self.stage, augmentation=self.augmentation, devices=self.devices
         )
-        # Not the config's batch size, so that runs with other batch sizes share activations.
-        batch_size = (32 if on_cpu(self.devices) else 256) * len(self.devices)
         seed = replicate(np.int32(self.config.data.seed), self.devices)
-        for batch in self.loader.once_through(batch_size).epoch(0):
-            images = shard(batch, self.devices)
-            numbers = [np.full_like(batch.views, view) for view in range(self.views)]
-            views = [images._replace(views=shard(n, self.devices)) for n in numbers]
-            yield batch, [step(self.variables, seed, view) for view in views]
+        images, start = self.loader.once_through(batch_size), first // self.views // batch_size
+        for batch in images.epoch(0, start, stop=stop):
+            sharded = shard(batch, self.devices)
+            for view in range(self.views):
+                views = shard(np.full_like(batch.views, view), self.devices)
+                yield batch, step(self.variables, seed, sharded._replace(views=views))
 
 
 def open_feed(
@@ -267,10 +307,14 @@ def open_feed(
         work: the pass that computes the activations.
         store: the store to find them in or write them to.
         out: the terminal.
-        stop: a function that returns True to stop the pass.
+        stop: a function that returns True to stop the pass; from then on it always does.
 
     Returns:
         The feed; None if `stop` ended the pass.
+
+    Raises:
+        OutOfMemory: the frozen stages take more memory than there is.
+        UserError: an image cannot be read or decoded; the message names it.
     """
     images = Feed(work.loader, planned.views)
     if not planned.cached:
@@ -292,25 +336,28 @@ def stored_outputs(
 ) -> Num[np.ndarray, "rows ..."] | None:
     """The outputs of a pass, memory-mapped, from the store; computed if necessary.
 
+    While another process computes them, this one waits, and takes over if that one stops or dies.
+
     Returns:
         The outputs; the views of one image are adjacent rows. None if `stop` ended the pass.
 
     Raises:
+        OutOfMemory: the frozen stages take more memory than there is.
         OSError: the outputs cannot be stored.
     """
-    if (rows := store.find(work.metadata)) is not None:
-        return rows
-    title = f"running the frozen stages up to {work.stage}"
-    with (
-        counter(out, title, len(work.loader)) as show,
-        contextlib.closing(work.run(store)) as counts,
-    ):
-        for done in counts:
-            show(done)
-            if stop():
-                return None
-    if (rows := store.find(work.metadata)) is None:
-        raise OSError(errno.ENOENT, "another process removed the activations")
+    dtype, waiting = jnp.dtype(work.config.cache.dtype), False
+    while (rows := store.find(work.metadata)) is None and not stop():
+        try:
+            with store.filling(work.metadata, work.shape, dtype) as array:
+                work.fill(array, out, stop)
+        except BlockingIOError:
+            if not waiting:
+                out.print("another process is filling the cache; waiting until it is done")
+            waiting = True
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            continue
+        if not stop() and store.find(work.metadata) is None:
+            raise OSError(errno.ENOENT, "another process removed the activations")
     return rows
 
 

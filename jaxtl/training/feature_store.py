@@ -1,34 +1,48 @@
-"""Stores arrays on disk under a hash of what they were computed from."""
+"""Stores arrays on disk under a hash of what they were computed from.
+
+One process at a time fills an array, row by row (docs/decisions/0030-a-pass-is-continued.md). Three
+things make that safe:
+
+- `HASH/rows.bin` is locked while a process fills it; the lock ends with its process;
+- `HASH/about.json` says how many rows are certainly on disk; nothing beyond them is trusted;
+- `lock` is locked while a process makes room and reserves it, so that the limit holds for all.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
+import io
 import json
+import math
+import operator
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Num
 
-from jaxtl.files import is_unfinished, unfinished, write_json
+from jaxtl.files import write_json
 
-_DAY = 86_400.0  # seconds after which an unfinished array may be removed
+_LOCK, _ABOUT, _ROWS = "lock", "about.json", "rows.bin"
+_SECONDS_BETWEEN_SAVES = 3.0  # what a crash may cost
 
 
 class FeatureStore:
-    """A folder of arrays; each is complete or does not exist.
+    """A folder of arrays, each found once all of its rows are there.
 
     Args:
         folder: the folder; it is made when needed.
-        limit: the bytes that all arrays together may take. When a new array needs more, those used
-            longest ago are removed.
+        limit: the bytes that all arrays of all processes together may take. When a new array needs
+            more, those used longest ago that nobody fills are removed.
     """
 
     def __init__(self, folder: Path, limit: float):
@@ -39,82 +53,248 @@ class FeatureStore:
         """Opens the array that was computed from `metadata`, memory-mapped.
 
         Returns:
-            The array; None if it does not exist or is damaged.
+            The array; None if it does not exist, lacks rows or is damaged.
         """
         place = self._place(metadata)
+        about = _About.read(place)
+        if about is None or about.done != about.shape[0]:
+            return None
         try:
-            about = json.loads((place / "about.json").read_text())
             os.utime(place)  # used now
-            dtype, shape = jnp.dtype(about["dtype"]), tuple(about["shape"])
             # A file that is too short or too long fits no shape.
-            return np.memmap(place / "rows.bin", dtype=dtype, mode="r").reshape(shape)
-        except (OSError, ValueError, KeyError, TypeError):
+            return np.memmap(place / _ROWS, dtype=about.dtype, mode="r").reshape(about.shape)
+        except (OSError, ValueError, OverflowError):
             return None
 
     @contextlib.contextmanager
-    def writing(
+    def filling(
         self, metadata: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
-    ) -> Iterator[Callable[[np.ndarray], int]]:
-        """Writes a new array; it exists once the block ends without an error.
+    ) -> Iterator[Filling]:
+        """Fills an array, from the first row that is missing; no other process can meanwhile.
 
-        If another process stores the same array meanwhile, that one is kept.
+        The rows that the block wrote are kept, however it ends, unless they could not be written.
 
         Args:
             metadata: what the array is computed from, as JSON.
             shape: the shape of the whole array.
             dtype: the type of its numbers.
 
-        Yields:
-            A function that takes the next rows, in order.
-
         Raises:
-            OSError: the disk is full, or the folder cannot be written to.
+            BlockingIOError: another process fills this array or makes room at this moment.
+            OSError: there is no room within the limit or on the disk, the folder cannot be written
+                to or is gone, or its file system has no locks.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        size = int(np.prod(shape)) * dtype.itemsize
-        self._make_room(size)
         place = self._place(metadata)
-        with unfinished(place) as part:
-            part.mkdir()
-            with (part / "rows.bin").open("wb") as file:
-                yield lambda rows: file.write(np.ascontiguousarray(rows).tobytes())
-                written = file.tell()
-                file.flush()
-                os.fsync(file.fileno())
-            if written != size:
-                raise RuntimeError(f"{written} bytes were written for an array of shape {shape}")
-            about = {"shape": shape, "dtype": dtype.name, "metadata": metadata}
-            write_json(part / "about.json", about)
-            if place.exists() and self.find(metadata) is None:  # damaged
-                shutil.rmtree(place, ignore_errors=True)
-            try:
-                part.rename(place)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise  # else another process was first
+        with contextlib.ExitStack() as stack:
+            with (self._folder / _LOCK).open("ab", buffering=0) as lock:
+                _hold(lock)
+                if _is_held(place / _ROWS):
+                    raise BlockingIOError(errno.EAGAIN, "another process fills it", str(place))
+                self._make_room(place, math.prod(shape) * dtype.itemsize)
+                place.mkdir(exist_ok=True)
+                file = stack.enter_context((place / _ROWS).open("ab", buffering=0))
+                _hold(file)
+                array = stack.enter_context(Filling(place, file, metadata, shape, dtype))
+            yield array
 
     def _place(self, metadata: dict[str, Any]) -> Path:
         words = json.dumps(metadata, sort_keys=True)
         return self._folder / hashlib.sha256(words.encode()).hexdigest()
 
-    def _make_room(self, size: int) -> None:
-        """Removes arrays left unfinished for a day, and then those used longest ago."""
-        used, taken = {}, {}
+    def _make_room(self, place: Path, size: int) -> None:
+        """Removes arrays that nobody fills, those used longest ago first, until one of `size` fits.
+
+        What an array that is being filled will take counts as taken.
+
+        Args:
+            place: where the array will be, or is in part.
+            size: the bytes that it takes once it is whole.
+
+        Raises:
+            OSError: there is too little room even without the others; nothing is removed.
+        """
+        reserved, coming, own = 0, 0, 0
+        idle, used = {}, {}
         for path in self._folder.glob("*/"):
-            with contextlib.suppress(OSError):  # another process removed it
-                used[path] = path.stat().st_mtime
-                taken[path] = sum(file.stat().st_size for file in path.rglob("*.bin"))
-        parts = [path for path in taken if is_unfinished(path)]
-        for path in parts:
-            if used[path] < time.time() - _DAY:
-                shutil.rmtree(path, ignore_errors=True)
-                del taken[path]
-        mine = sorted(taken.keys() - parts, key=used.__getitem__)
-        if size >= shutil.disk_usage(self._folder).free + sum(taken[path] for path in mine):
+            with contextlib.suppress(OSError):  # the user removed it
+                there = sum(file.stat().st_size for file in path.glob("*.bin"))
+                if path == place:
+                    own = there
+                elif _is_held(path / _ROWS):
+                    about = _About.read(path)
+                    whole = about.size if about else there
+                    reserved, coming = reserved + whole, coming + whole - there
+                else:
+                    idle[path], used[path] = there, path.stat().st_mtime
+
+        def free() -> int:
+            return shutil.disk_usage(self._folder).free + own - coming
+
+        if size > self._limit - reserved:
+            words = "cache.disk_gb leaves no room beside what other processes are filling"
+            raise OSError(errno.ENOSPC, words, str(self._folder))
+        if size >= free() + sum(idle.values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))
-        for path in mine:
-            free = shutil.disk_usage(self._folder).free
-            if sum(taken.values()) + size <= self._limit and size < free:
+        for path in sorted(idle, key=used.__getitem__):
+            if reserved + sum(idle.values()) + size <= self._limit and size < free():
                 break
             shutil.rmtree(path, ignore_errors=True)
-            del taken[path]
+            del idle[path]
+
+
+class Filling:
+    """An array that this process fills. As a context manager it keeps the rows that were written.
+
+    Args:
+        place: the folder of the array.
+        file: the file of its rows, locked and opened for appending.
+        metadata: what it is computed from, as JSON.
+        shape: the shape of the whole array.
+        dtype: the type of its numbers.
+
+    Attributes:
+        shape: the shape of the whole array.
+        rows: the number of rows that are there, those of an earlier process included.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to or is gone. The array is
+            removed then: a full disk needs the space.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        file: io.FileIO,
+        metadata: dict[str, Any],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+    ):
+        self.shape = shape
+        self._place, self._file = place, file
+        self._about = {"shape": shape, "dtype": dtype.name, "metadata": metadata}
+        self._row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        about, length = _About.read(place), os.fstat(file.fileno()).st_size
+        self.rows, self._saved = 0, -1
+        self._saved_at = time.monotonic()
+        if about is not None and (about.shape, about.dtype) == (shape, dtype):
+            done = about.done * self._row_bytes
+            # A file that goes on after the last of all rows is as damaged as one that is too short.
+            if done == length or (done < length and about.done < shape[0]):
+                self.rows = self._saved = about.done
+
+    def __enter__(self) -> Filling:
+        try:
+            self._file.truncate(self.rows * self._row_bytes)  # a crash may have torn what follows
+            self._save()
+        except OSError:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._save()
+        except OSError:
+            self._remove()
+            if error is None:
+                raise
+
+    def write(self, rows: Num[np.ndarray, "rows ..."]) -> None:
+        """Appends the next rows."""
+        try:
+            data = memoryview(rows.tobytes())
+            while data:
+                data = data[self._file.write(data) :]
+            self.rows += len(rows)
+            if time.monotonic() > self._saved_at + _SECONDS_BETWEEN_SAVES:
+                self._save()
+        except OSError:
+            self._remove()
+            raise
+
+    def _save(self) -> None:
+        """Waits until the rows are on disk, and only then says how many there are."""
+        if self._saved == self.rows:
+            return
+        os.fsync(self._file.fileno())
+        if not self._is_there():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._place))
+        write_json(self._place / _ABOUT, self._about | {"done": self.rows})
+        self._saved, self._saved_at = self.rows, time.monotonic()
+
+    def _is_there(self) -> bool:
+        """Whether its folder is still its own: someone may have removed it, and a process begun
+        another array there."""
+        with contextlib.suppress(OSError):
+            there = os.stat(self._place / _ROWS)
+            return os.path.samestat(there, os.fstat(self._file.fileno()))
+        return False
+
+    def _remove(self) -> None:
+        if self._is_there():
+            shutil.rmtree(self._place, ignore_errors=True)
+
+
+class _About(NamedTuple):
+    """What `about.json` says of an array.
+
+    Attributes:
+        shape: the shape of the whole array.
+        dtype: the type of its numbers.
+        done: the number of rows that are certainly on disk.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    done: int
+
+    @classmethod
+    def read(cls, place: Path) -> _About | None:
+        """Reads the file of an array; None if there is none, or nothing like it."""
+        try:
+            about = json.loads((place / _ABOUT).read_bytes())
+            shape = tuple(operator.index(length) for length in about["shape"])
+            # Earlier versions wrote the file once the array was whole.
+            done = operator.index(about.get("done", shape[0]))
+            return cls(shape, jnp.dtype(about["dtype"]), done) if 0 <= done <= shape[0] else None
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+
+    @property
+    def size(self) -> int:
+        """The bytes of the whole array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _hold(file: io.FileIO) -> None:
+    """Locks a file until it is closed or the process ends.
+
+    Raises:
+        BlockingIOError: it is locked already.
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        words = f"{error.strerror}: a cache needs a file system that can lock files"
+        raise OSError(error.errno, words, str(file.name)) from error
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file."""
+    try:
+        with path.open("r+b", buffering=0) as file:
+            _hold(file)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False

@@ -18,9 +18,10 @@ from jaxtl.data.loader import Batch, Loader
 from jaxtl.errors import Interrupted
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
-from jaxtl.runs.checkpoints import Checkpoints, Progress
+from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import MetricsLog
+from jaxtl.runs.progress import Progress
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
@@ -169,7 +170,7 @@ class Training:
             cached=train.dtype,
         )
         if self.progress.epoch or self.progress.batch:
-            saved = self.checkpoints.optimizer(self.progress.step, state.optimizer)
+            saved = self.checkpoints.optimizer(self.progress.number, state.optimizer)
             state = state._replace(optimizer=replicate(saved, self.devices))
         chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
         so_far = self.trainables[: index + 1]
@@ -190,10 +191,10 @@ class Training:
 
     def _restore_best(self, phase: Phase) -> None:
         """Returns to the phase's best variables, if `phase.restore_best`."""
-        step = self.progress.result_step(phase)
-        if step == self.progress.step:
+        number = self.progress.result_number(phase)
+        if number == self.progress.number:
             return
-        best = self.checkpoints.variables(step, self.variables)
+        best = self.checkpoints.variables(number, self.variables)
         self.variables = replicate(best, self.devices)
         result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
         self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
@@ -340,9 +341,10 @@ class Training:
         """The state at the progress: that of a checkpoint, or of the beginning of the phase."""
         step, trainable = self.progress.step, run.trainable
         if self.progress.epoch or self.progress.batch:
-            variables = self.checkpoints.variables(step, self.variables)
+            number = self.progress.number
+            variables = self.checkpoints.variables(number, self.variables)
             trained = partition(variables, trainable.variables)[0]
-            optimizer = self.checkpoints.optimizer(step, run.state.optimizer)
+            optimizer = self.checkpoints.optimizer(number, run.state.optimizer)
             state = TrainState(jnp.asarray(step, jnp.int32), trained, optimizer)
         else:
             state = first_state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,14 +49,13 @@ class Predictor:
             convention=self.metadata.convention,
             dtype=self.config.dtype,
         )
-        checkpoints = Checkpoints(run.checkpoints, read_only=True)
-        newest = checkpoints.newest()
-        if newest is None:
-            raise UserError(f"{directory} has no checkpoint: its first epoch is not complete")
-        step = newest.result_step(run.phase(newest.phase))
         self._graph, shapes = split(network)
-        variables = checkpoints.variables(step, shapes)
-        checkpoints.close()
+        with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
+            newest = checkpoints.newest()
+            if newest is None:
+                raise UserError(f"{directory} has no checkpoint: its first epoch is not complete")
+            number = newest.result_number(run.phase(newest.phase))
+            variables = checkpoints.variables(number, shapes)
         self._variables = replicate(variables, self._devices)
         self._evaluator = Evaluator(network, self._devices)
 

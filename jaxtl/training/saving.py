@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from jaxtl.errors import UserError
 from jaxtl.models import Variables
-from jaxtl.runs.checkpoints import Checkpoints, Progress
+from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.progress import Progress
 from jaxtl.training.divergence import check_state, is_finite
 from jaxtl.training.step import TrainState
 from jaxtl.training.trainable import partition

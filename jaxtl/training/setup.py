@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -16,16 +17,17 @@ from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import Network, Variables, split
-from jaxtl.runs.checkpoints import Checkpoints, Progress
+from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import DataMetadata, RunDirectory, RunMetadata, SplitMetadata
 from jaxtl.runs.metrics_log import MetricsLog
+from jaxtl.runs.progress import Progress
 from jaxtl.runs.report import write_report
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
 from jaxtl.training.parallel import check_batch_size, check_single_process
 from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import Trainable, select_trainable
-from jaxtl.weights import WeightsRecord, load_weights, plan_network, with_convention
+from jaxtl.weights import Origin, WeightsRecord, load_weights, plan_network, with_convention
 from jaxtl.weights.sources import NoWeights
 
 
@@ -52,8 +54,8 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         out.print(found_line(part))
     network, trainables = plan_run(config, len(data.train.classes))
     run = RunDirectory(workdir)
-    with run.locked():
-        training = _open(run, config, data, network, trainables, out)
+    with run.locked(), contextlib.ExitStack() as opened:
+        training = _open(run, config, data, network, trainables, out, opened)
         evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
         run.finish(result)
@@ -125,6 +127,12 @@ def pretrained(config: Config, network: Network) -> tuple[Network, Variables, We
         ) from error
 
 
+def origin_of(weights: WeightsRecord | None, network: Network, config: Config) -> Origin | None:
+    """Where the variables from `pretrained` came from; None for random ones."""
+    size, seed = config.model.image_size, config.seed
+    return Origin.of(weights, network, image_size=size, seed=seed)
+
+
 def run_metadata(config: Config, data: Splits) -> RunMetadata:
     """The metadata of a run before its weights are known."""
     train, val = (SplitMetadata(images=len(p), sha256=p.fingerprint) for p in data)
@@ -161,26 +169,39 @@ def _open(
     network: Network,
     trainables: list[Trainable],
     out: Console,
+    opened: contextlib.ExitStack,
 ) -> Training:
-    """Begins a new run, or continues the run in the directory from its last checkpoint."""
+    """Begins a new run, or continues the run in the directory from its last checkpoint.
+
+    What it opens is closed with `opened`, also when a run cannot begin.
+    """
     metadata = run_metadata(config, data)
-    checkpoints = Checkpoints(run.checkpoints) if run.checkpoints.exists() else None
+    checkpoints = None
+    if run.checkpoints.exists():
+        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(run.checkpoints)))
     progress = checkpoints.newest() if checkpoints else None
     if checkpoints and progress:
         run.check_same(config, metadata)
+        run.note_versions()
         network = with_convention(network, run.metadata().convention)
         phase = run.phase(progress.phase)
-        step = progress.result_step(phase) if progress.finished(phase) else progress.step
-        variables = checkpoints.variables(step, split(network)[1])
+        finished = progress.finished(phase)
+        number = progress.result_number(phase) if finished else progress.number
+        variables = checkpoints.variables(number, split(network)[1])
         out.print(f"continuing {run.path} in phase {phase.name} after epoch {progress.epoch}")
     else:
         run.check_empty()
         network, variables, weights = pretrained(config, network)
-        checkpoints = checkpoints or Checkpoints(run.checkpoints)
-        checkpoints.save_initial(variables)
+        if checkpoints is None:
+            checkpoints = opened.enter_context(contextlib.closing(Checkpoints(run.checkpoints)))
+        origin = origin_of(weights, network, config)
+        checkpoints.save_initial(variables, origin, full=config.checkpoint.full)
         run.begin(config, metadata.model_copy(update={"weights": weights}))
         progress = Progress()
     out.print(stage_table(network, config.phases, trainables))
+    # An epoch that is not validated has no lines yet.
+    log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
+    opened.callback(log.close)
     return Training(
         config=config,
         network=network,
@@ -191,8 +212,7 @@ def _open(
         val_data=loader(data.val, config, shuffle=False),
         directory=run,
         checkpoints=checkpoints,
-        # An epoch that is not validated has no lines yet.
-        log=MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch),
+        log=log,
         out=out,
         devices=jax.local_devices(),
         store=feature_store(config),

@@ -8,8 +8,10 @@ from jaxtl.weights.loading import (
     plan_network,
     with_convention,
 )
+from jaxtl.weights.origin import Origin
 
 __all__ = [
+    "Origin",
     "WeightsRecord",
     "create",
     "create_model",

@@ -24,7 +24,14 @@ from jaxtl.models import (
 from jaxtl.weights import sources
 from jaxtl.weights.convention import Framework
 from jaxtl.weights.keras import read_keras
-from jaxtl.weights.strict import AnotherNetwork, Mismatch, Stored, listed, load_into
+from jaxtl.weights.strict import (
+    AnotherNetwork,
+    Loaded,
+    Mismatch,
+    Stored,
+    listed,
+    load_into,
+)
 from jaxtl.weights.torch import read_torch
 
 _log = logging.getLogger("jaxtl")
@@ -203,17 +210,7 @@ def load_weights(
         return network, initial_variables(network, seed), None
 
     found = sources.first_available(weights, spec, image_size=image_size)
-    network = with_convention(network, found.convention)
-    stored = _reader(found)(found.data, found.path, network)
-    try:
-        loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
-    except Mismatch as error:
-        if other := _sibling(found, network):
-            this = label(network.name, network.width)
-            raise AnotherNetwork(f"{found.path} holds {other}, and not {this}") from error
-        raise
-    missing = [path for path in split(network)[1] if path not in loaded.variables]
-    variables = loaded.variables | initial_variables(network, seed, missing)
+    network, variables, loaded = variables_of(found, network, fresh_head=fresh_head, seed=seed)
     digest = hashlib.sha256(found.data).hexdigest()
     left_out = listed(loaded.left_out) or "nothing"
     place = f"{found.source} ({found.file}, sha256 {digest})"
@@ -228,6 +225,35 @@ def load_weights(
         revision=found.revision,
     )
     return network, variables, record
+
+
+def variables_of(
+    found: sources.WeightsFile, network: Network, *, fresh_head: bool, seed: int
+) -> tuple[Network, Variables, Loaded]:
+    """Reads the variables of a network from a file, and draws those that it does not have.
+
+    Args:
+        found: the file.
+        network, fresh_head, seed: as in `load_weights`.
+
+    Returns:
+        The structure in the convention of the weights, all its variables, and what the file gave.
+
+    Raises:
+        AnotherNetwork: the file holds another network, or another width of this one.
+        UserError: it does not fit.
+    """
+    network = with_convention(network, found.convention)
+    stored = _reader(found)(found.data, found.path, network)
+    try:
+        loaded = load_into(network, stored, file=str(found.path), fresh_head=fresh_head)
+    except Mismatch as error:
+        if other := _sibling(found, network):
+            this = label(network.name, network.width)
+            raise AnotherNetwork(f"{found.path} holds {other}, and not {this}") from error
+        raise
+    missing = [path for path in split(network)[1] if path not in loaded.variables]
+    return network, loaded.variables | initial_variables(network, seed, missing), loaded
 
 
 def _reader(found: sources.WeightsFile) -> Callable[..., dict[str, Stored]]:

@@ -48,7 +48,7 @@ def test_images_are_classified_in_bfloat16(run, images):
         dtype: small_network(num_classes=3, dtype=dtype) for dtype in ("float32", "bfloat16")
     }
     checkpoints = Checkpoints(run.path / "checkpoints", read_only=True)
-    best = checkpoints.newest().best_step
+    best = checkpoints.newest().best_number
     variables = checkpoints.variables(best, split(networks["float32"])[1])
     assert {value.dtype.name for value in variables.values()} == {"float32"}
     predicted = jaxtl.load_run(run.path).predict(images)

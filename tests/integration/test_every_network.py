@@ -91,7 +91,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, images, tmp_path
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     like = split(plan_run(config, 3)[0])[1]
     before = checkpoints.initial(like)
-    after = checkpoints.variables(checkpoints.newest().step, like)
+    after = checkpoints.variables(checkpoints.newest().number, like)
     for path in like:
         same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
         moves = re.fullmatch(trained, path.partition("/")[0])

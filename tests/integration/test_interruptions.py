@@ -1,5 +1,6 @@
 """A run that was killed or stopped, and continued, equals one that nothing interrupted."""
 
+import json
 import re
 import shutil
 import signal
@@ -39,10 +40,11 @@ def killed(workplace):
     return path
 
 
-def caches(home, suffix=""):
-    """The activations that are complete, or the folders of those under way (`.part`)."""
-    folders = (home / "jaxtl" / "activations").glob(f"*{suffix}")
-    return {folder.name for folder in folders if folder.suffix == suffix}
+def caches(home, whole=True):
+    """The activations that are complete, or those that are not."""
+    files = (home / "jaxtl" / "activations").glob("*/about.json")
+    read = {file.parent.name: json.loads(file.read_text()) for file in files}
+    return {name for name, about in read.items() if (about["done"] == about["shape"][0]) == whole}
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ def stopped_early(workplace):
     while they ran for its second."""
     home = workplace.path / "home-of-early"
     process = begin(workplace, "early", home=home)
-    wait_until(lambda: caches(home, ".part"), process)
+    wait_until(lambda: caches(home, whole=False), process)
     process.kill()
     finish(process)
-    assert (caches(home), len(caches(home, ".part"))) == (set(), 1)
-    left = caches(home, ".part")
+    assert (caches(home), len(caches(home, whole=False))) == (set(), 1)
+    left = caches(home, whole=False)
 
     process, terminal = start_on_a_terminal(partial(begin, workplace, "early", home=home))
     asked = []
@@ -98,8 +100,8 @@ def stopped_early(workplace):
             asked.append(process.terminate())
 
     shown, err = shown_until_the_end(watch, process, terminal)
-    assert len(caches(home)) == 1  # of validation in the first phase
-    assert caches(home, ".part") == left
+    assert caches(home) == left  # of validation in the first phase
+    assert len(caches(home, whole=False)) == 1
     return Stopped(workplace.path / "early", process.returncode, shown, err)
 
 

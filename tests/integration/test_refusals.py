@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 from workplace import write_images
 
+from jaxtl.files import sealed, unsealed
+
 TRAIN = ("jaxtl.train", "--cfg", "tiny.py", "--workdir", "refused")
 CONTINUE = ("jaxtl.train", "--cfg", "tiny.py", "--workdir")
 
@@ -133,9 +135,9 @@ def prepare(path):
     (path / "damaged" / "run.json").write_text("[1]")
     (path / "metrics" / "metrics.jsonl").write_text("[1]\n")
     for file in (path / "phase9" / "checkpoints" / "steps").glob("*/progress/metadata"):
-        content = json.loads(file.read_text())
+        content = unsealed(json.loads(file.read_text()))
         content["progress"]["phase"] = 9
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps(sealed(content)))
 
 
 @pytest.fixture(scope="module")

@@ -98,12 +98,13 @@ def test_training_learns(whole):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_the_newest_and_the_best_checkpoint_are_kept(whole):
+def test_the_two_newest_and_the_best_checkpoint_are_kept(whole):
     lines = [json.loads(line) for line in (whole.path / "metrics.jsonl").read_text().splitlines()]
     validated = [line for line in lines if line["split"] == "val"]
     best = max(validated, key=lambda line: (line["accuracy"], -line["loss"]))
-    steps = {int(path.name) for path in (whole.path / "checkpoints" / "steps").iterdir()}
-    assert steps == {best["step"], 60}
+    numbers = {int(path.name) for path in (whole.path / "checkpoints" / "steps").iterdir()}
+    assert {2 * best["step"] + 1, 2 * 60 + 1} <= numbers
+    assert len(numbers) <= 3
     assert metadata(whole.path)["result"]["accuracy"] == best["accuracy"]
     assert metadata(whole.path)["result"]["loss"] == pytest.approx(best["loss"], rel=1e-5)
 

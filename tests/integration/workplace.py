@@ -159,9 +159,9 @@ def measurements(run):
 
 
 def saved_steps(run):
-    """The steps of the checkpoints that are complete."""
+    """The steps of the checkpoints that are complete; there may be two of one step."""
     folders = (Path(run) / "checkpoints" / "steps").glob("*")
-    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+    return sorted(int(folder.name) // 2 for folder in folders if folder.name.isdigit())
 
 
 def write_images(folder, each, seed):

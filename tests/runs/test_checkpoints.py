@@ -1,5 +1,7 @@
 """Checkpoints: bits, what is kept, and what is refused."""
 
+import dataclasses
+import json
 import shutil
 
 import chex
@@ -7,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from full_disk import files_no_longer_than
 
 from jaxtl.config import Phase
 from jaxtl.errors import UserError
 from jaxtl.metrics import NONE, Sums
-from jaxtl.runs.checkpoints import Checkpoints, Group, Progress
+from jaxtl.runs.checkpoints import Checkpoints
+from jaxtl.runs.groups import Group
+from jaxtl.runs.progress import Progress
 from jaxtl.training.parallel import replicate
 
 VARIABLES = {
@@ -51,7 +56,7 @@ def test_initial_variables_come_back_bit_for_bit(checkpoints):
 def test_a_checkpoint_is_what_changed_over_what_the_run_began_with(checkpoints):
     progress = Progress(phase=1, epoch=2, batch=3, step=7, sums=Sums(0.1 + 0.2, 3, 4, 5))
     save(checkpoints, progress, 0.1)
-    restored = checkpoints.variables(7, VARIABLES)
+    restored = checkpoints.variables(14, VARIABLES)
     chex.assert_trees_all_equal(restored, VARIABLES | {"head/kernel": jnp.full((2, 2), 0.1)})
     assert checkpoints.newest() == progress
 
@@ -59,7 +64,7 @@ def test_a_checkpoint_is_what_changed_over_what_the_run_began_with(checkpoints):
 def test_frozen_variables_are_not_written_again(checkpoints, tmp_path):
     save(checkpoints, Progress(step=1), 0.0)
     checkpoints.close()
-    stored = tmp_path / "checkpoints/steps/1/variables/_METADATA"
+    stored = tmp_path / "checkpoints/steps/3/variables/_METADATA"
     assert "head/kernel" in stored.read_text()
     assert "stem/kernel" not in stored.read_text()
 
@@ -70,13 +75,13 @@ def test_the_optimizer_comes_back_bit_for_bit_and_with_its_structure(checkpoints
     _, state = TRANSFORM.update(gradients, state, VARIABLES)
     save(checkpoints, Progress(step=1), 0.0, state)
     checkpoints.close()
-    restored = checkpoints.optimizer(1, TRANSFORM.init(VARIABLES))
+    restored = checkpoints.optimizer(3, TRANSFORM.init(VARIABLES))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
-def test_the_newest_and_the_best_are_kept_also_after_a_restart(checkpoints, tmp_path):
+def test_the_two_newest_and_the_best_are_kept_also_after_a_restart(checkpoints, tmp_path):
     progress = Progress()
     for step, accuracy in enumerate([0.5, 0.9, 0.7, 0.6, 0.8], start=1):
         progress = Progress(
@@ -89,8 +94,8 @@ def test_the_newest_and_the_best_are_kept_also_after_a_restart(checkpoints, tmp_
             assert checkpoints.newest() == progress
     checkpoints.close()
     kept = {int(path.name) for path in (tmp_path / "checkpoints/steps").iterdir()}
-    assert kept == {2, 5}
-    assert float(checkpoints.variables(2, VARIABLES)["head/kernel"][0, 0]) == 2.0
+    assert kept == {5, 9, 11}
+    assert float(checkpoints.variables(5, VARIABLES)["head/kernel"][0, 0]) == 2.0
 
 
 def test_a_checkpoint_of_another_network_is_refused_by_name(checkpoints):
@@ -102,28 +107,28 @@ def test_a_checkpoint_of_another_network_is_refused_by_name(checkpoints):
         checkpoints.initial(missing)
     save(checkpoints, Progress(step=1), 0.0)
     with pytest.raises(UserError, match="head/kernel"):
-        checkpoints.variables(1, other)
+        checkpoints.variables(3, other)
 
 
 def test_a_state_of_another_optimizer_is_refused(checkpoints):
     save(checkpoints, Progress(step=1), 0.0)
     checkpoints.close()
     with pytest.raises(UserError, match="does not fit this run"):
-        checkpoints.optimizer(1, optax.sgd(0.1, momentum=0.9).init(VARIABLES))
+        checkpoints.optimizer(3, optax.sgd(0.1, momentum=0.9).init(VARIABLES))
 
 
 def test_a_checkpoint_that_lost_its_arrays_is_refused(checkpoints, tmp_path):
     save(checkpoints, Progress(step=1), 0.0)
     checkpoints.close()
-    shutil.rmtree(tmp_path / "checkpoints/steps/1/variables")
+    shutil.rmtree(tmp_path / "checkpoints/steps/3/variables")
     with pytest.raises(UserError, match="is damaged or incomplete"):
-        checkpoints.variables(1, VARIABLES)
+        checkpoints.variables(3, VARIABLES)
 
 
 def test_damaged_progress_is_refused(checkpoints, tmp_path):
     save(checkpoints, Progress(step=1), 0.0)
     checkpoints.close()
-    (file,) = (tmp_path / "checkpoints/steps/1/progress").glob("metadata*")
+    (file,) = (tmp_path / "checkpoints/steps/3/progress").glob("metadata*")
     whole = file.read_text()
     wrong = {'"phase": 0': '"phase": "x"', '"best_step": null': '"best_step": "x"'}
     changed = [whole.replace(*pair) for pair in wrong.items()]
@@ -146,7 +151,7 @@ def big(value):
     return {"head/kernel": jnp.asarray(np.random.default_rng(value).normal(size=(500, 500)))}
 
 
-@pytest.mark.parametrize("end", [lambda c: c.variables(1, big(0)), Checkpoints.close])
+@pytest.mark.parametrize("end", [lambda c: c.variables(3, big(0)), Checkpoints.close])
 def test_a_full_disk_is_refused_in_one_line_wherever_it_shows(tmp_path, end):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with files_no_longer_than(10_000), pytest.raises(UserError) as caught:
@@ -169,7 +174,7 @@ def test_arrays_of_many_devices_are_restored_on_the_first_of_this_machine(tmp_pa
     state = TRANSFORM.init(VARIABLES)
     save(checkpoints, Progress(step=1), 0.1, replicate(state, jax.devices()))
     checkpoints.close()
-    restored = checkpoints.variables(1, VARIABLES), checkpoints.optimizer(1, state)
+    restored = checkpoints.variables(3, VARIABLES), checkpoints.optimizer(3, state)
     for leaf in jax.tree.leaves(restored):
         assert leaf.devices() == {jax.devices()[0]}
 
@@ -177,9 +182,29 @@ def test_arrays_of_many_devices_are_restored_on_the_first_of_this_machine(tmp_pa
 def test_the_result_of_a_phase_is_its_best_epoch_or_its_last():
     progress = Progress(step=9, epoch=3, best_step=5, best_epoch=2)
     phase = Phase(name="p", train={"head/.*": 1.0}, epochs=3)
-    assert progress.result_step(phase) == 5
-    assert progress.result_step(phase.model_copy(update={"restore_best": False})) == 9
-    assert Progress(step=9).result_step(phase) == 9
+    assert progress.result_number(phase) == progress.best_number == 11
+    assert progress.result_number(phase.model_copy(update={"restore_best": False})) == 19
+    assert Progress(step=9, epoch=3).result_number(phase) == 19
+
+
+def test_an_epoch_has_a_checkpoint_before_and_one_after_its_validation(checkpoints, tmp_path):
+    trained = Progress(step=6, batch=6, sums=Sums(1.0, 2, 3, 4))
+    validated = trained.after_epoch(0.5, 1.0)
+    save(checkpoints, trained, 0.1)
+    save(checkpoints, validated, 0.1)
+    checkpoints.close()
+    kept = {int(path.name) for path in (tmp_path / "checkpoints/steps").iterdir()}
+    assert kept == {trained.number, validated.number} == {12, 13}
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).newest() == validated
+
+
+def test_a_checkpoint_of_a_progress_is_written_once(checkpoints, tmp_path):
+    progress = Progress(step=1, batch=1)
+    save(checkpoints, progress, 0.1)
+    save(checkpoints, progress, 0.2)
+    assert float(checkpoints.variables(2, VARIABLES)["head/kernel"][0, 0]) == np.float32(0.1)
+    save(checkpoints, dataclasses.replace(progress, stale=1), 0.3)  # another one at this step
+    assert float(checkpoints.variables(2, VARIABLES)["head/kernel"][0, 0]) == np.float32(0.3)
 
 
 def test_the_next_phase_has_its_own_best():
@@ -210,7 +235,7 @@ def run_of_group(tmp_path):
     (tmp_path / "heads").mkdir()
     (tmp_path / "run").mkdir()
     group = Group.write(tmp_path / "heads" / "of-three", TRUNK, HEADS)
-    group.add(tmp_path / "run" / "checkpoints", 1, 7, COMPLETE)
+    group.add(tmp_path / "run" / "checkpoints", 1, COMPLETE.best_number, COMPLETE)
     return tmp_path / "run" / "checkpoints", group.folder
 
 
@@ -222,18 +247,18 @@ def test_a_run_of_a_group_reads_its_own_variables_bit_for_bit(run_of_group):
     checkpoints = opened(run_of_group[0])
     assert checkpoints.newest() == COMPLETE
     expected = TRUNK | {"head/kernel": HEADS["head/kernel"][1]}
-    assert bits(checkpoints.variables(7, VARIABLES)) == bits(expected)
+    assert bits(checkpoints.variables(15, VARIABLES)) == bits(expected)
     with pytest.raises(UserError, match="keeps the variables of step 7 alone, not 9"):
-        checkpoints.variables(9, VARIABLES)
+        checkpoints.variables(19, VARIABLES)
 
 
 def test_the_checkpoint_of_a_group_that_does_not_fit_is_refused(run_of_group):
     checkpoints = opened(run_of_group[0])
     other = VARIABLES | {"head/kernel": jnp.ones((2, 5))}
     with pytest.raises(UserError, match=r"head/kernel.*\(3, 2, 2\) != \(3, 2, 5\)"):
-        checkpoints.variables(7, other)
+        checkpoints.variables(15, other)
     with pytest.raises(UserError, match="only one of them has top/kernel"):
-        checkpoints.variables(7, VARIABLES | {"top/kernel": jnp.ones(2)})
+        checkpoints.variables(15, VARIABLES | {"top/kernel": jnp.ones(2)})
 
 
 @pytest.mark.parametrize("part", ["", "shared", "stacked"])
@@ -242,7 +267,7 @@ def test_a_run_without_the_checkpoint_of_its_group_is_refused(run_of_group, part
     shutil.rmtree(group / part)
     match = "is damaged or incomplete" if part else f"{group}, .* move the run back into its sweep"
     with pytest.raises(UserError, match=match):
-        opened(folder).variables(7, VARIABLES)
+        opened(folder).variables(15, VARIABLES)
 
 
 @pytest.mark.parametrize(
@@ -266,3 +291,62 @@ def test_heads_of_different_numbers_of_runs_are_no_group(tmp_path):
     with pytest.raises(AssertionError):
         Group.write(tmp_path / "group", TRUNK, HEADS | {"head/bias": jnp.ones((4, 2))})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "place", ["/etc", "heads/of-three", "../../of-three", "../heads/../..", ".."]
+)
+def test_a_group_outside_of_the_sweep_is_refused(run_of_group, place):
+    file = run_of_group[0] / "group.json"
+    content = json.loads(file.read_text())
+    del content["sha256"]  # as version 0.2 wrote it, or somebody who knows how
+    file.write_text(json.dumps(content))
+    assert opened(run_of_group[0]).newest() == COMPLETE
+    file.write_text(json.dumps(content | {"folder": place}))
+    with pytest.raises(UserError, match=r"group\.json is damaged .* not in that of the sweep"):
+        opened(run_of_group[0])
+
+
+def of_version_0_2(folder, *steps):
+    """A folder of checkpoints as version 0.2 wrote it; the first step is the best."""
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(folder / "initial", VARIABLES)
+    handlers = {
+        "variables": ocp.StandardCheckpointHandler(),
+        "optimizer": ocp.StandardCheckpointHandler(),
+        "progress": ocp.JsonCheckpointHandler(),
+    }
+    with ocp.CheckpointManager(folder / "steps", item_handlers=handlers) as manager:
+        for epoch, step in enumerate(steps, start=1):
+            state = jax.tree.leaves_with_path(TRANSFORM.init(VARIABLES))
+            progress = Progress(step=step, epoch=epoch, best_step=steps[0], best_epoch=1)
+            items = ocp.args.Composite(
+                variables=ocp.args.StandardSave({"head/kernel": jnp.full((2, 2), float(step))}),
+                optimizer=ocp.args.StandardSave({jax.tree_util.keystr(p): a for p, a in state}),
+                progress=ocp.args.JsonSave(
+                    {"progress": dataclasses.asdict(progress), "variables": ["head/kernel"]}
+                ),
+            )
+            manager.save(step, args=items, force=True)
+
+
+def test_a_run_of_version_0_2_goes_on(tmp_path):
+    """Its checkpoints are named by steps: 5 is the newest here, and the number of the best."""
+    folder = tmp_path / "checkpoints"
+    of_version_0_2(folder, 2, 5)
+    checkpoints = Checkpoints(folder)
+    newest = checkpoints.newest()
+    assert (newest.step, newest.number, newest.best_number) == (5, 11, 5)
+    for number, step in ((newest.number, 5.0), (newest.best_number, 2.0)):
+        found = checkpoints.variables(number, VARIABLES)
+        assert bits(found) == bits(VARIABLES | {"head/kernel": jnp.full((2, 2), step)})
+    chex.assert_trees_all_equal(
+        checkpoints.optimizer(newest.number, TRANSFORM.init(VARIABLES)), TRANSFORM.init(VARIABLES)
+    )
+    for step in (6, 7, 8):
+        newest = dataclasses.replace(newest, step=step).after_epoch(-2.0, 1.0)
+        save(checkpoints, newest, float(step))
+    checkpoints.close()
+    assert {path.name for path in (folder / "steps").iterdir()} == {"2", "15", "17"}
+    best = Checkpoints(folder, read_only=True).variables(newest.best_number, VARIABLES)
+    assert float(best["head/kernel"][0, 0]) == 2.0

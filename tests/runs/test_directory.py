@@ -1,5 +1,6 @@
 """The run directory: locks, damage, and how an unfinished run is found."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -172,3 +173,35 @@ def test_metadata_is_read_back_as_it_was_written(tmp_path):
     directory.finish({"step": 3})
     assert directory.metadata().weights == METADATA.weights
     assert directory.metadata().result == {"step": 3}
+
+
+def test_a_run_that_goes_on_with_other_versions_says_so_and_notes_them(tmp_path, caplog):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    directory.note_versions()
+    assert not caplog.text
+    now = directory.metadata().versions
+    assert now["pillow"] == importlib.metadata.version("Pillow")
+    old = now | {"jax": "0.4.1", "python": "3.9.0", "numpy": "1.0"}
+    content = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(content | {"versions": old}))
+    directory.note_versions()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"this run began with python 3.9.0, now {now['python']}; jax 0.4.1, now {now['jax']}: "
+        "its numbers may differ from here on"
+    )
+    directory.note_versions()  # once
+    assert len(caplog.records) == 1
+    directory.finish({"step": 3})
+    metadata = directory.metadata()
+    assert (metadata.versions, metadata.continued) == (old, (now,))
+
+
+def test_a_complete_run_without_checkpoints_is_not_begun_anew(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    directory.check_empty()  # it died before its first checkpoint
+    directory.finish({"step": 3})
+    with pytest.raises(UserError, match="is a complete run without a checkpoint: copy"):
+        directory.check_empty()

@@ -119,7 +119,7 @@ def test_a_run_of_a_group_is_the_run_alone(swept, tmp_path, number):
     for run in (alone, together):
         checkpoints = Checkpoints(RunDirectory(run).checkpoints, read_only=True)
         reached[run] = newest = checkpoints.newest()
-        saved[run] = checkpoints.variables(newest.best_step, like)  # the result
+        saved[run] = checkpoints.variables(newest.best_number, like)  # the result
         checkpoints.close()
     for at in ("phase", "epoch", "batch", "step", "stale", "best_step", "best_epoch"):
         assert getattr(reached[together], at) == getattr(reached[alone], at)

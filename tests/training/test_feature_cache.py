@@ -3,9 +3,16 @@
 import contextlib
 import functools
 import io
+import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -400,25 +407,189 @@ def test_what_was_made_is_found_and_not_made_again(images, tmp_path):
     blind = Unreadable(source.root, source.paths, source.labels, source.classes)
     found, _ = opened(frozen_pass(images, source=blind, seed=3), store)
     assert found.rows.tobytes() == made.rows.tobytes()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*/"))) == 1
 
 
-def test_a_pass_that_is_asked_to_stop_leaves_nothing(tmp_path):
-    many = write(tmp_path / "images", count=30)
-    store = FeatureStore(tmp_path / "store", 1e9)
-    asked = iter([False, True])
-    work = frozen_pass(many, devices=1)  # 90 images are three batches of 32
-    assert opened(work, store, stop=lambda: next(asked))[0] is None
-    assert list((tmp_path / "store").iterdir()) == []
-    assert opened(work, store)[0].rows is not None
+def done(store):
+    """How many rows of the only array are known to be on disk."""
+    return sum(json.loads(about.read_text())["done"] for about in store.rglob("about.json"))
 
 
-def test_an_image_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
-    folder = write(tmp_path / "images")
+def stored(store):
+    """The bytes of the only array."""
+    return b"".join(file.read_bytes() for file in store.rglob("rows.bin"))
+
+
+def watched(images, seen):
+    """The images, each of which tells `seen` its index when it is read."""
+    source = frozen_pass(images).loader.source
+
+    class Watched(type(source)):
+        def __getitem__(self, index):
+            seen(index)
+            return super().__getitem__(index)
+
+    return Watched(source.root, source.paths, source.labels, source.classes)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """90 images: on one device three batches, of which the last one is short."""
+    return write(tmp_path_factory.mktemp("many"), count=30)
+
+
+@pytest.fixture(scope="module")
+def rows_of_many(many, tmp_path_factory):
+    """The rows of a pass over them that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("store")
+    opened(frozen_pass(many, devices=1), FeatureStore(folder, 1e9))
+    return stored(folder)
+
+
+@pytest.mark.parametrize(("devices", "first"), [(1, 32), (2, 0)])
+def test_a_pass_that_was_stopped_goes_on_at_the_batch_of_the_first_missing_image(
+    many, rows_of_many, tmp_path, devices, first
+):
+    store, read = FeatureStore(tmp_path, 1e9), []
+    work = frozen_pass(many, devices=1)
+    assert opened(work, store, stop=lambda: len(stored(tmp_path)) > 0)[0] is None
+    assert done(tmp_path) == 64  # two views of each image of the first batch
+    again = frozen_pass(many, devices=devices, source=watched(many, read.append))
+    feed, said = opened(again, store)
+    assert said == "continuing a pass that has 32 of 90 images\n"
+    assert sorted(read) == list(range(first, 90))
+    assert feed.rows.tobytes() == stored(tmp_path) == rows_of_many
+
+
+def test_a_pass_that_is_asked_to_stop_does_not_wait_for_the_images_of_its_batch(many, tmp_path):
+    stop, read = threading.Event(), []
+
+    def seen(index):
+        read.append(index)
+        if index >= 5:
+            stop.set()
+            time.sleep(0.05)
+
+    work = frozen_pass(many, devices=1, source=watched(many, seen))
+    assert opened(work, FeatureStore(tmp_path, 1e9), stop=stop.is_set)[0] is None
+    assert len(read) < 20
+
+
+def test_a_pass_asks_between_the_views_of_a_batch_whether_to_stop(images, tmp_path):
+    asked = []
+    work = frozen_pass(images, views=9)
+    opened(work, FeatureStore(tmp_path, 1e9), stop=lambda: bool(asked.append(len(asked))))
+    assert len(asked) > len(work.loader) + 9
+
+
+def test_an_image_that_cannot_be_read_is_named_and_no_rows_are_found(tmp_path):
+    folder, store = write(tmp_path / "images"), FeatureStore(tmp_path / "store", 1e9)
     (folder / "b" / "04.bmp").write_bytes(b"BM")
+    work = frozen_pass(folder)
     with pytest.raises(Exception, match=r"b/04\.bmp: "):
-        opened(frozen_pass(folder), FeatureStore(tmp_path / "store", 1e9))
-    assert list((tmp_path / "store").iterdir()) == []
+        opened(work, store)
+    assert store.find(work.metadata) is None
+
+
+def test_images_take_the_place_of_a_cache_that_vanishes_while_it_is_filled(many, tmp_path):
+    folder = tmp_path / "store"
+
+    def asked():
+        if stored(folder):
+            shutil.rmtree(folder)
+        return False
+
+    feed, said = opened(frozen_pass(many, devices=1), FeatureStore(folder, 1e9), stop=asked)
+    assert re.fullmatch(rf"not cached after all: {folder}/\w+: No such file or directory\n", said)
+    assert feed.rows is None
+    assert next(feed.epoch(0)).inputs.shape == (32, SIZE, SIZE, 3)
+
+
+@pytest.fixture(scope="module")
+def lots(tmp_path_factory):
+    """300 images, for passes in processes of their own."""
+    return write(tmp_path_factory.mktemp("lots"), count=100)
+
+
+@pytest.fixture(scope="module")
+def rows_of_lots(lots, tmp_path_factory):
+    """The rows of a pass over them in a process that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("store")
+    with process_over(lots, folder, folder / "read") as process:
+        assert process.wait(120) == 0
+    return stored(folder)
+
+
+@contextlib.contextmanager
+def process_over(images, store, read, *, seconds=0, size=SIZE, memory=0, stderr=None):
+    """A process that makes the rows of images, see `pass_process.py`."""
+    script = Path(__file__).with_name("pass_process.py")
+    arguments = map(str, (images, store, read, seconds, size, memory))
+    command = [sys.executable, "-u", str(script), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(condition):
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it did not happen within a minute")
+
+
+def indices(read):
+    return sorted(map(int, read.read_text().split()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_process_that_is_stopped_in_a_pass_leaves_only_the_rest_to_the_next_one(
+    lots, rows_of_lots, tmp_path, how, code
+):
+    store, read = tmp_path / "store", tmp_path / "read"
+    with process_over(lots, store, tmp_path / "first", seconds=0.05) as process:
+        until(lambda: done(store) > 0)
+        process.send_signal(how)
+        assert process.wait(60) == code
+    there = done(store) // 2
+    assert 0 < there < 300
+    with process_over(lots, store, read) as process:
+        said, _ = process.communicate(timeout=120)
+    assert (process.returncode, said) == (0, f"continuing a pass that has {there} of 300 images\n")
+    assert indices(read) == list(range(there, 300))
+    assert stored(store) == rows_of_lots
+
+
+@pytest.mark.slow
+def test_processes_that_need_the_same_rows_wait_for_the_first_and_take_over_from_it(
+    lots, rows_of_lots, tmp_path
+):
+    store, waits = tmp_path / "store", "another process is filling the cache; waiting until it is "
+    with (
+        process_over(lots, store, tmp_path / "first", seconds=0.1) as first,
+        contextlib.ExitStack() as stack,
+    ):
+        until(lambda: done(store) > 0)
+        second, third = (
+            stack.enter_context(process_over(lots, store, tmp_path / name))
+            for name in ("second", "third")
+        )
+        assert [waiter.stdout.readline() for waiter in (second, third)] == [f"{waits}done\n"] * 2
+        second.send_signal(signal.SIGINT)
+        assert second.wait(30) == 130
+        assert first.poll() is None  # it did not wait for that one
+        first.kill()
+        first.wait()
+        there = done(store) // 2
+        said, _ = third.communicate(timeout=120)
+    assert said == f"continuing a pass that has {there} of 300 images\n"
+    assert not (tmp_path / "second").exists()
+    assert indices(tmp_path / "third") == list(range(there, 300))
+    assert stored(store) == rows_of_lots
 
 
 def no_right(folder):
@@ -441,7 +612,7 @@ def test_images_take_the_place_of_a_cache_that_cannot_be_written(images, tmp_pat
         feed, said = opened(work, FeatureStore(folder, 1e9))
     assert said.startswith(words.format(folder))
     assert len(said.splitlines()) == 1
-    assert not folder.is_dir() or not list(folder.iterdir())
+    assert not list(folder.glob("*/"))
     assert (feed.rows, feed.table, feed.stage, feed.dtype) == (None, None, None, None)
     assert feed.views == 3
     assert next(feed.epoch(0)).inputs.shape == (32, SIZE, SIZE, 3)

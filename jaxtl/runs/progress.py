@@ -1,0 +1,88 @@
+"""Where a run stands."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import pydantic
+
+from jaxtl.config import Phase
+from jaxtl.metrics import NONE, Sums, quality
+
+Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands: everything but the arrays that its next step depends on.
+
+    Attributes:
+        phase: the index of the phase.
+        epoch: the number of complete epochs of this phase.
+        batch: the number of batches of the next epoch that are done.
+        step: the number of training steps since the run began.
+        sums: the training metrics of these batches.
+        stale: the number of epochs since the phase's best validation result, or since it began.
+        best_step, best_epoch: when the phase had its best validation result; None before the first.
+        best_accuracy, best_loss: the best validation result of the phase.
+        lr_factor: the factor on the learning rate of the phase, 1 unless it diverged.
+        halvings: how often a learning rate was halved since the run began.
+    """
+
+    phase: Count = 0
+    epoch: Count = 0
+    batch: Count = 0
+    step: Count = 0
+    sums: Sums = NONE
+    stale: Count = 0
+    best_step: Count | None = None
+    best_epoch: Count | None = None
+    best_accuracy: float = -1.0
+    best_loss: float = float("inf")
+    lr_factor: float = 1.0
+    halvings: Count = 0
+
+    @property
+    def number(self) -> int:
+        """Names the checkpoint that has this progress; of two, the later one has the higher number.
+
+        There can be two at one step: before an epoch is validated (2 step), and after (2 step + 1).
+        """
+        return 2 * self.step + (self.batch == 0)
+
+    @property
+    def best_number(self) -> int | None:
+        """The number of the checkpoint with the phase's best result; None before the first."""
+        return None if self.best_step is None else 2 * self.best_step + 1
+
+    def next_phase(self) -> Progress:
+        """The progress at the start of the next phase."""
+        return Progress(phase=self.phase + 1, step=self.step, halvings=self.halvings)
+
+    def after_epoch(self, accuracy: float, loss: float) -> Progress:
+        """The progress once the epoch's validation result is known."""
+        done = dataclasses.replace(
+            self, epoch=self.epoch + 1, batch=0, sums=NONE, stale=self.stale + 1
+        )
+        if quality(accuracy, loss) <= quality(self.best_accuracy, self.best_loss):
+            return done
+        return dataclasses.replace(
+            done,
+            stale=0,
+            best_step=self.step,
+            best_epoch=done.epoch,
+            best_accuracy=accuracy,
+            best_loss=loss,
+        )
+
+    def finished(self, phase: Phase) -> bool:
+        """Whether the phase has run all its epochs, or its patience has ended it."""
+        out_of_patience = phase.patience is not None and self.stale >= phase.patience
+        return self.epoch >= phase.epochs or out_of_patience
+
+    def result_number(self, phase: Phase) -> int:
+        """The number of the checkpoint whose variables are the result of the phase so far."""
+        if phase.restore_best and self.best_number is not None:
+            return self.best_number
+        return self.number
