@@ -205,13 +205,15 @@ def _train_groups(family: Family, outcomes: Outcomes, out: Console) -> None:
             train_together(group, workdir, out, done)
         except Exception as error:  # the other runs have to train
             failure = outcomes.failure(error, [run.name for run in group.variations])
+            # The frozen stages, which no number of heads makes smaller, say so by a `UserError`.
+            smaller = failure.kind == "out of memory" and not isinstance(error, UserError)
         forget_programs()
         if failure is None:
             continue
         outcomes.add(_complete(group, workdir))  # those that were written before
         left = [run for run in group.variations if run.name not in outcomes]
         out.print(f"{len(left)} of {len(group.variations)} runs together failed: {failure.reason}")
-        if failure.kind == "out of memory":
+        if smaller:
             middle = -(-len(left) // 2)
             halves = [part for part in (left[:middle], left[middle:]) if part]
             waiting[:0] = [group._replace(variations=part) for part in halves]
