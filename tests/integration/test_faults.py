@@ -78,9 +78,9 @@ def whole(workplace, small, tmp_path_factory):
 
 @contextlib.contextmanager
 def ruined(file):
-    """Cuts an image off; afterwards it is as it was."""
+    """Overwrites an image with zeros, as a bad sector reads; afterwards it is as it was."""
     content, times = file.read_bytes(), file.stat()
-    file.write_bytes(content[: len(content) // 2])
+    file.write_bytes(bytes(len(content)))
     yield
     file.write_bytes(content)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
