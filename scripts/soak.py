@@ -4,7 +4,7 @@
     python scripts/soak.py sweep docs/images        a sweep of 64 single runs
 
 It writes soak-epochs.csv and .svg, or soak-sweep.csv and .svg, and prints the slope of the memory
-after the first quarter. Both train heads on a narrow MobileNetV2 and scikit-learn's digits. Linux.
+after the first quarter. Both train heads on a narrow MobileNet V1 and scikit-learn's digits. Linux.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxtl.sweeps.variations import grid
 
 def get_config() -> Config:
     return Config(
-        model=Model(width=0.35, image_size=32, weights=None),
+        model=Model(name="mobilenet_v1", width=0.25, image_size=32, weights=None),
         data=Data(source="digits", batch_size=256),
         phases=(Phase(name="head", train={{"head/.*": 1.0}}, epochs={count}),),
     )
@@ -59,6 +59,7 @@ def main() -> None:
         process = subprocess.Popen([*command, "--workdir", run], stdout=subprocess.DEVNULL)
         done = _epochs if given.job == "epochs" else _runs
         samples = _sampled(process, lambda: done(run))
+    samples = samples[samples[:, 0] < count]  # then comes the report, and the end
     if process.returncode:
         sys.exit(f"the process ended with code {process.returncode}")
     path = given.folder / f"soak-{given.job}.csv"
@@ -79,7 +80,8 @@ def _sampled(process: subprocess.Popen, done: Callable[[], int]) -> np.ndarray:
     about = Path(f"/proc/{process.pid}")
     while process.poll() is None:
         try:
-            kilobytes = _value(about / "smaps_rollup", "Pss:")
+            # With what is swapped out: the kernel may take pages that are not used for a while.
+            kilobytes = sum(_value(about / "smaps_rollup", key) for key in ("Pss:", "SwapPss:"))
             threads, files = _value(about / "status", "Threads:"), len(os.listdir(about / "fd"))
             rows.append((done(), time.monotonic() - begun, 1.024e-3 * kilobytes, threads, files))
         except (OSError, StopIteration):  # the process ended
@@ -89,7 +91,9 @@ def _sampled(process: subprocess.Popen, done: Callable[[], int]) -> np.ndarray:
 
 
 def _value(file: Path, key: str) -> int:
-    return next(int(line.split()[1]) for line in file.read_text().splitlines() if key in line)
+    return next(
+        int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(key)
+    )
 
 
 def _epochs(run: Path) -> int:
@@ -110,7 +114,7 @@ def _draw(path: Path, samples: np.ndarray, what: str, slope: str) -> None:
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
     upper.plot(count, memory, color="#2a6f97")
     upper.set(ylabel="memory (MB)", ylim=(0, 1.25 * memory.max()))
-    upper.set_title(f"{count.max():,.0f} {what} in one process: memory {slope}", loc="left")
+    upper.set_title(f"{count.max() + 1:,.0f} {what} in one process: memory {slope}", loc="left")
     lower.plot(count, threads, color="#2a6f97", label="threads")
     lower.plot(count, files, color="#c1666b", label="open files")
     lower.set(xlabel=what, ylabel="number", ylim=(0, 1.4 * max(threads.max(), files.max())))

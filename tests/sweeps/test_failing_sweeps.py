@@ -3,18 +3,12 @@
 import csv
 import dataclasses
 import io
-import itertools
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 
 import pytest
 from flax import nnx
 from jaxtyping import Array
-from PIL import Image
 from rich.console import Console
 from small_network import SMALL, small, small_network
 from workplace import Workplace, finish, wait_until, write_images, write_weights
@@ -216,49 +210,6 @@ def test_a_sweep_that_is_stopped_or_killed_leaves_a_table_and_names_no_failure(p
     if number != signal.SIGKILL:
         last = ended.out.splitlines()[-1]
         assert last == "stopped; to continue: the same command with --workdir all"
-
-
-LIMITED = """
-import resource, sys
-import jax
-from jaxtl import cli, sweep
-from jaxtl.sweeps import sweep as imported
-jax.devices()
-with open("/proc/self/statm") as file:
-    used = int(file.read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + MOST, used + MOST))
-cli.run(sweep.main)
-"""
-
-
-@pytest.mark.slow
-def test_a_group_that_memory_does_not_hold_is_halved_until_it_does(tmp_path):
-    """64 heads of 1,000 classes are 2.6 GB with what their training needs; 1.8 GB may be taken."""
-    for number, split in itertools.product(range(1000), ("train", "val")):
-        folder = tmp_path / "data" / split / f"{number:04}"
-        folder.mkdir(parents=True)
-        Image.new("RGB", (4, 4), (number % 256, number // 256 * 64, 0)).save(folder / "0.png")
-    axes = {"phases.head.lr": [1e-3 * (1 + n) for n in range(64)]}
-    text = CONFIG.replace("AXES", repr(axes)).replace(
-        "MODEL", "width=0.35, image_size=32, weights=None"
-    )
-    (tmp_path / "swept.py").write_text(text)
-    flags = ("--cfg.data.batch_size=512", "--cfg.phases.head.epochs=1", "--cfg.cache.memory_gb=8")
-    code = LIMITED.replace("MOST", str(1_800_000_000))
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--cfg", "swept.py", "--workdir", "all", *flags],
-        cwd=tmp_path,
-        env=os.environ | {"JAXTL_LARGE_PAGES": "0", "XLA_FLAGS": "", "MALLOC_ARENA_MAX": "2"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = done.stdout
-    assert "64 runs train together" in said
-    assert "64 of 64 runs together failed: " in said
-    together = [int(n) for n in re.findall(r"(\d+) runs train together", said)]
-    assert together[:2] == [64, 32]
-    assert outcomes(rows(tmp_path / "all" / "sweep.csv")) == ["complete"] * 64
 
 
 def test_a_damaged_list_of_failures_is_refused(place):
