@@ -69,8 +69,8 @@ def main() -> None:
         writer.writerows(samples.round(1).tolist())
     late = samples[samples[:, 0] >= count / 4]
     slope = per * np.polyfit(late[:, 0], late[:, 2], 1)[0]
-    text = f"{slope:+.1f} MB per {per:,} {what}"
-    print(f"{count:,} {what} in {samples[-1, 1]:.0f} s; memory {text}")
+    text = f"{count:,} {what} in one process: memory {slope:+.1f} MB per {per:,} {what}"
+    print(f"{text}, in {samples[-1, 1]:.0f} s")
     _draw(path.with_suffix(".svg"), samples, what, text)
 
 
@@ -108,13 +108,13 @@ def _runs(run: Path) -> int:
     return table.read_bytes().count(b"\n") - 1 if table.exists() else 0
 
 
-def _draw(path: Path, samples: np.ndarray, what: str, slope: str) -> None:
+def _draw(path: Path, samples: np.ndarray, what: str, title: str) -> None:
     count, _, memory, threads, files = samples.T
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
     upper.plot(count, memory, color="#2a6f97")
     upper.set(ylabel="memory (MB)", ylim=(0, 1.25 * memory.max()))
-    upper.set_title(f"{count.max() + 1:,.0f} {what} in one process: memory {slope}", loc="left")
+    upper.set_title(title, loc="left")
     lower.plot(count, threads, color="#2a6f97", label="threads")
     lower.plot(count, files, color="#c1666b", label="open files")
     lower.set(xlabel=what, ylabel="number", ylim=(0, 1.4 * max(threads.max(), files.max())))

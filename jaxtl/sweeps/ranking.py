@@ -19,7 +19,7 @@ from jaxtl.sweeps.variations import Variation
 
 _SHOWN = 20  # rows on the terminal
 _NAMED = 3  # runs that failed for the same reason
-_REASONS = 5
+_REASONS = 5  # in a list of failures
 _HIDDEN = "run", "val_top5", "outcome", "reason"
 _FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "steps": ","}
 
@@ -105,8 +105,10 @@ def failure_lines(outcomes: Mapping[str, Outcome], again: str, path: Path) -> It
         if names:
             yield f"\n{sum(map(len, names.values()))} of {len(outcomes)} runs {what}:"
         for reason, alike in list(names.items())[:_REASONS]:
-            rest = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
-            yield f"  {', '.join(alike[:_NAMED])}{rest}: {reason}"
+            yield f"  {reason}"
+            yield from (f"    {name}" for name in alike[:_NAMED])
+            if len(alike) > _NAMED:
+                yield f"    and {len(alike) - _NAMED} more"
         if len(names) > _REASONS:
             yield f"  and {len(names) - _REASONS} more reasons in {path}"
 

@@ -96,9 +96,11 @@ def test_a_run_whose_weights_are_damaged_does_not_end_the_sweep_and_trains_when_
     assert "b.h5" in failures()[lost]["reason"]
     assert table[lost]["reason"] == failures()[lost]["reason"]
     assert table[lost]["val_accuracy"] == "nan"
-    *_, heading, last = said.splitlines()
-    assert heading == "1 of 3 runs failed; the same command with --workdir all tries again:"
-    assert last == f"  {lost}: {failures()[lost]['reason']}"
+    assert said.splitlines()[-3:] == [
+        "1 of 3 runs failed; the same command with --workdir all tries again:",
+        f"  {failures()[lost]['reason']}",
+        f"    {lost}",
+    ]
 
     before = finished(place / "all")
     assert len(before) == 2
@@ -120,7 +122,7 @@ def test_a_group_without_weights_fails_as_a_whole_and_trains_together_later(plac
     assert (code, outcomes(table)) == (1, ["failed", "failed", "complete", "complete"])
     assert said.count("2 runs train together") == 2
     assert {failure["kind"] for failure in failures().values()} == {"error"}
-    assert f"  {', '.join(failures())}: " in said.splitlines()[-1]
+    assert said.splitlines()[-2:] == [f"    {name}" for name in failures()]
     (place / "lost.h5").write_bytes((place / "good.h5").read_bytes())
     code, said, table = run(axes)
     assert (code, outcomes(table)) == (0, ["complete"] * 4)
@@ -163,7 +165,7 @@ def test_an_error_that_nobody_expected_is_logged_and_the_next_run_trains(place, 
     assert "Traceback" in log
     assert failures()[lost]["reason"].partition(" (")[0] in log
     assert "Traceback" not in said
-    assert "(the traceback is in all/failed.log)" in said.splitlines()[-1]
+    assert "(the traceback is in all/failed.log)" in said.splitlines()[-2]
 
 
 @pytest.mark.slow
@@ -183,8 +185,10 @@ def test_a_run_that_diverged_is_no_failure(place):
     assert (code, outcomes(table)) == (0, ["complete", "diverged"])
     (lost,) = failures()
     assert failures()[lost]["kind"] == "diverged"
-    assert said.splitlines()[-2] == "1 of 2 runs diverged, and would again:"
-    assert "loss is" in said.splitlines()[-1]
+    heading, reason, name = said.splitlines()[-3:]
+    assert heading == "1 of 2 runs diverged, and would again:"
+    assert "loss is" in reason
+    assert name == f"    {lost}"
     code, said, _ = run({"phases.head.lr": (1e-2, 3e38)})
     assert code == 0
     assert "train together" not in said
@@ -248,9 +252,10 @@ def test_many_failures_are_told_in_a_few_lines(tmp_path):
     known = {"00": Failure("diverged", "loss nan"), "01": result, **alike, **others}
     order = ranked(known)
     assert list(order)[:3] == ["01", "00", "10"]
-    diverged, which, failed, first, *rest, more = failure_lines(order, "again", tmp_path / "csv")
-    assert (diverged, which) == ("\n1 of 22 runs diverged, and would again:", "  00: loss nan")
-    assert failed == "\n20 of 22 runs failed; again:"
-    assert first == "  10, 11, 12 and 7 more: no weights"
-    assert rest == [f"  {n}: reason {n}" for n in range(20, 24)]
+    *lines, more = failure_lines(order, "again", tmp_path / "csv")
+    assert lines[:3] == ["\n1 of 22 runs diverged, and would again:", "  loss nan", "    00"]
+    assert lines[3:5] == ["\n20 of 22 runs failed; again:", "  no weights"]
+    assert lines[5:9] == ["    10", "    11", "    12", "    and 7 more"]
+    others = [(f"  reason {n}", f"    {n}") for n in range(20, 24)]
+    assert lines[9:] == [line for pair in others for line in pair]
     assert more == f"  and 6 more reasons in {tmp_path / 'csv'}"
