@@ -84,6 +84,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         use_large_pages()
         arguments = sys.argv[1:]
         _stop_on_signals()
+        sys.unraisablehook = _only_news
     _show_messages()
     keep_compiled_programs()
     for stream in (sys.stdout, sys.stderr):
@@ -111,6 +112,12 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         print("stopped", file=sys.stderr)
         code = error.exit_code if isinstance(error, Interrupted) else 130
     sys.exit(code)
+
+
+def _only_news(unraisable: sys.UnraisableHookArgs) -> None:
+    """Leaves out what TensorStore says of arrays whose checkpoint has failed, and is reported."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _stop_on_signals() -> None:

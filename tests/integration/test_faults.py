@@ -296,7 +296,7 @@ def test_a_batch_that_needs_too_much_memory_is_refused_with_one_that_fits(workpl
     def trained(batch_size):
         flags = (*TRAINING_ALL, f"--cfg.data.batch_size={batch_size}")
         path = tmp_path / f"run-{batch_size}"
-        return limited(workplace, path, "memory", 1_500_000_000, *flags)
+        return limited(workplace, path, "memory", 3_000_000_000, *flags)
 
     ended = trained(1024)
     assert_one_line(ended, "data.batch_size=1024 needs more memory", "in a new --workdir")

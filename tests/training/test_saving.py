@@ -100,15 +100,20 @@ def test_the_best_epoch_is_kept_when_a_phase_diverges_later(tmp_path, monkeypatc
     assert all(np.isfinite(array).all() for array in all_arrays(tmp_path / "run"))
 
 
-HALVING = ({**HEAD, "epochs": 2, "lr": 1e-3}, FAR_TOO_HIGH)
+HALVING = ({**HEAD, "epochs": 2, "lr": 1e-3}, FAR_TOO_HIGH | {"restore_best": False})
 
 
 @pytest.fixture(scope="module")
 def halved(small, tmp_path_factory):
-    """A run whose second phase diverges until its learning rate is low enough, and what it said."""
+    """A run whose second phase diverges until its learning rate is low enough, and what it said.
+
+    It has no checkpoint within that phase, and so begins it again each time.
+    """
     path = tmp_path_factory.mktemp("run") / "whole"
     out = watched("nothing", None)
-    run(settings(*HALVING, on_nan="halve_lr"), path, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 1e9)
+        run(settings(*HALVING, on_nan="halve_lr"), path, out)
     return path, out.file.getvalue()
 
 
@@ -137,10 +142,11 @@ def test_the_lower_learning_rate_is_that_of_a_run_that_began_with_it(halved, tmp
     assert bits(tmp_path / "run") == bits(path)
 
 
-def test_a_run_that_stops_goes_on_with_the_lower_learning_rate(halved, tmp_path):
+def test_a_run_that_stops_goes_on_with_the_lower_learning_rate(halved, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 1e9)
     config = settings(*HALVING, on_nan="halve_lr")
     with pytest.raises(Interrupted):
-        run(config, tmp_path / "run", watched("p1 1/3", ctrl_c))
+        run(config, tmp_path / "run", watched("p1 2/3", ctrl_c))
     out = watched("nothing", None)
     run(config, tmp_path / "run", out)
     assert "half the learning rate" not in out.file.getvalue()
