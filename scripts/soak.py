@@ -26,7 +26,6 @@ from matplotlib.figure import Figure
 _CONFIG = """
 from jaxtl.config import Config, Data, Model, Phase
 from jaxtl.sweeps.variations import grid
-
 def get_config() -> Config:
     return Config(
         model=Model(name="mobilenet_v1", width=0.25, image_size=32, weights=None),
@@ -43,9 +42,7 @@ _JOBS = {"epochs": ("train", "epochs", 2000, 1000), "sweep": ("sweep", "runs", 6
 
 def main() -> None:
     """Runs, samples, writes and draws."""
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = argparse.ArgumentParser(usage=__doc__)
     flags.add_argument("job", choices=_JOBS)
     flags.add_argument("folder", type=Path, help="where the CSV file and the drawing go")
     flags.add_argument("--count", type=int, help="how many epochs, or runs")
@@ -57,8 +54,7 @@ def main() -> None:
         (Path(folder) / "soak.py").write_text(_CONFIG.format(count=count))
         command = [sys.executable, "-m", f"jaxtl.{module}", "--cfg", f"{folder}/soak.py"]
         process = subprocess.Popen([*command, "--workdir", run], stdout=subprocess.DEVNULL)
-        done = _epochs if given.job == "epochs" else _runs
-        samples = _sampled(process, lambda: done(run))
+        samples = _sampled(process, lambda: _done(run))
     samples = samples[samples[:, 0] < count]  # then comes the report, and the end
     if process.returncode:
         sys.exit(f"the process ended with code {process.returncode}")
@@ -67,8 +63,7 @@ def main() -> None:
         writer = csv.writer(file)
         writer.writerow([what, "seconds", "memory_mb", "threads", "open_files"])
         writer.writerows(samples.round(1).tolist())
-    late = samples[samples[:, 0] >= count / 4]
-    slope = per * np.polyfit(late[:, 0], late[:, 2], 1)[0]
+    slope = per * np.polyfit(*samples[samples[:, 0] >= count / 4][:, [0, 2]].T, 1)[0]
     text = f"{count:,} {what} in one process: memory {slope:+.1f} MB per {per:,} {what}"
     print(f"{text}, in {samples[-1, 1]:.0f} s")
     _draw(path.with_suffix(".svg"), samples, what, text)
@@ -76,8 +71,7 @@ def main() -> None:
 
 def _sampled(process: subprocess.Popen, done: Callable[[], int]) -> np.ndarray:
     """What was done, seconds, memory in MB, threads and open files, twice a second."""
-    begun, rows = time.monotonic(), []
-    about = Path(f"/proc/{process.pid}")
+    begun, rows, about = time.monotonic(), [], Path(f"/proc/{process.pid}")
     while process.poll() is None:
         try:
             # With what is swapped out: the kernel may take pages that are not used for a while.
@@ -96,16 +90,12 @@ def _value(file: Path, key: str) -> int:
     )
 
 
-def _epochs(run: Path) -> int:
-    """The epochs that are logged: two lines each."""
-    log = run / "metrics.jsonl"
-    return log.read_bytes().count(b"\n") // 2 if log.exists() else 0
-
-
-def _runs(run: Path) -> int:
-    """The runs that are in the table."""
-    table = run / "sweep.csv"
-    return table.read_bytes().count(b"\n") - 1 if table.exists() else 0
+def _done(run: Path) -> int:
+    """The epochs that are logged, two lines each, or the runs that are in the table."""
+    for name, header, lines in (("metrics.jsonl", 0, 2), ("sweep.csv", 1, 1)):
+        if (run / name).exists():
+            return ((run / name).read_bytes().count(b"\n") - header) // lines
+    return 0
 
 
 def _draw(path: Path, samples: np.ndarray, what: str, title: str) -> None:
