@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import difflib
 import io
 import logging
@@ -18,6 +19,8 @@ from pathlib import Path
 import platformdirs
 
 from jaxtl.errors import Interrupted, UserError, printable
+
+_MOST_BYTES_OF_PROGRAMS = 2 * 10**9
 
 COMMANDS = {
     "train": (
@@ -183,6 +186,9 @@ def _show_messages() -> None:
 def keep_compiled_programs() -> None:
     """Keeps compiled programs in the user's cache directory, unless the user named another one.
 
+    JAX removes those used longest ago when they take more than 2 GB, or the number of bytes in the
+    variable `JAX_COMPILATION_CACHE_MAX_SIZE`.
+
     JAX reads these variables when it is imported; if it was imported before, it is told directly.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -191,10 +197,26 @@ def keep_compiled_programs() -> None:
             "jax_compilation_cache_dir": str(folder),
             "jax_persistent_cache_min_compile_time_secs": 0.3,
         }
+        if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+            settings["jax_compilation_cache_max_size"] = _MOST_BYTES_OF_PROGRAMS
         for name, value in settings.items():
             os.environ[name.upper()] = str(value)
             if "jax" in sys.modules:
                 sys.modules["jax"].config.update(name, value)
+        with contextlib.suppress(OSError):
+            _give_times(folder)
+
+
+def _give_times(folder: Path) -> None:
+    """Gives programs a time of their last use that have none.
+
+    Those of jaxtl 0.2 have none, and one whose writer was killed. JAX 0.10 removes no program, and
+    keeps no new one, where one has none. An empty file stands for a long time ago.
+    """
+    for program in folder.glob("*-cache"):
+        used = program.with_name(f"{program.name.removesuffix('-cache')}-atime")
+        if not used.exists():
+            used.touch()
 
 
 def overrides(unknown: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
+from jaxtl.errors import Interrupted
 
 _HELP = """Trains the variations that a config's sweep() yields, one run directory each.
 
@@ -17,8 +18,12 @@ weight decay, label smoothing or seed, train together in groups, each in one pro
 of each group gets a report.html; `python -m jaxtl.evaluate --run DIR --report` draws that of any
 other run.
 
-Run the same command with the same --workdir to continue a sweep that was stopped: runs that are
-complete stay as they are, and those that were training together begin again."""
+A run that fails does not end the sweep: the others train, the table at the end says what failed
+and why, and the exit code is 1.
+
+Run the same command with the same --workdir to continue a sweep that was stopped, or to try again
+what failed: runs that are complete stay as they are, and those that were training together begin
+again."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,9 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     given, rest = flags.parse_known_args(arguments)
 
     from jaxtl.console import console
+    from jaxtl.sweeps.failure import failed
     from jaxtl.sweeps.sweep import sweep
     from jaxtl.sweeps.variations import load_sweep
-    from jaxtl.training.loop import Interrupted
 
     variations = load_sweep(given.cfg, cli.overrides(rest))
     now = time.strftime("%Y%m%d-%H%M%S")
@@ -44,11 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     out = console()
     out.print(f"{workdir}: to continue this sweep if it is stopped, name it with --workdir")
     try:
-        sweep(variations, workdir, out)
-    except Interrupted:
+        outcomes = sweep(variations, workdir, out)
+    except Interrupted as stopped:
         out.print(f"stopped; to continue: the same command with --workdir {workdir}")
-        return 130
-    return 0
+        return stopped.exit_code
+    return int(any(map(failed, outcomes.values())))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from jaxtl.comparison.table import comparison_table
 from jaxtl.config.config_file import Data
 from jaxtl.data.sources import Splits, found_line, open_splits
 from jaxtl.errors import UserError
+from jaxtl.sweeps.failure import Failure
+from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import on_cpu
 
 
@@ -35,13 +37,13 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
     """Measures networks, writes `compare.csv` and `compare.png`, and says which to take.
 
     All weights are read before anything is measured, and each network is in the file before it is
-    fine-tuned.
+    fine-tuned. Where fine-tuning fails, the other networks are measured all the same.
 
     Returns:
         What was measured, in the order of the candidates.
 
     Raises:
-        UserError: something that the user can fix.
+        UserError: something that the user can fix; at the end, where only fine-tuning failed.
         Interrupted: a signal asked to stop; what was measured is shown.
     """
     data, conditions = _open(comparison, out)
@@ -58,20 +60,29 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
 
     comparison.folder.mkdir(parents=True, exist_ok=True)
     table, rows = comparison.folder / "compare.csv", list[Row | Unmeasured]()
+    failed: list[str] = []
     try:
         while contenders:
             contender = contenders.pop(0)  # its parameters are freed after it is measured
             rows.append(contender.measured())
             write_comparison(table, rows, conditions)
-            rows[-1] = row = contender.fine_tuned(rows[-1])
+            try:
+                rows[-1] = row = contender.fine_tuned(rows[-1])
+                contender.announce(row.summary if isinstance(row, Row) else row.problem)
+            except (UserError, OSError) as error:
+                reason = Failure.of(error).reason
+                failed.append(f"{contender.candidate.label}: {reason}")
+                contender.announce(f"not fine-tuned: {reason}")
             write_comparison(table, rows, conditions)
-            contender.announce(row.summary if isinstance(row, Row) else row.problem)
+            forget_programs()
     except KeyboardInterrupt:
         if rows:
             out.print(comparison_table(rows, conditions, width=out.width, rest=table))
             out.print(f"\n{table}")
         raise
     _report(rows, comparison.budgets, conditions, table, out)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(rows)} networks not fine-tuned: {failed[0]}")
     return rows
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,13 +28,14 @@ from jaxtl.metrics import Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.progress import Progress
 from jaxtl.sweeps.variations import Variation
+from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.loop import Diverged, Interrupted, check_finite
 from jaxtl.training.optimizer import Hyperparameters, hyperparameters
 from jaxtl.training.parallel import replicate, shard
 from jaxtl.training.phase import BegunPhase, begin_phase
 from jaxtl.training.setup import result_of
 from jaxtl.training.step import make_score_step
+from jaxtl.training.stopping import Stop
 from jaxtl.training.trainable import Trainable
 
 _OnHost = Float64[np.ndarray, "4 steps runs"]
@@ -138,7 +138,7 @@ class HeadTraining:
         assert cached is not None  # heads train on features alone
         self._score_step = make_score_step(graph, stage, cached=cached, devices=self.devices)
 
-    def train(self, stop: threading.Event) -> None:
+    def train(self, stop: Stop) -> None:
         """Trains the heads, phase by phase, and validates the results.
 
         Raises:
@@ -155,7 +155,7 @@ class HeadTraining:
             if run.diverged is None:
                 run.result = result_of(run.progress, _total(sums[..., number]), classes)
 
-    def _phase(self, index: int, train: Feed, val: Feed, stop: threading.Event) -> None:
+    def _phase(self, index: int, train: Feed, val: Feed, stop: Stop) -> None:
         """Trains all runs through one phase; each ends it with the result of the phase."""
         phases = self.runs[0].variation.config.phases
         phase, past = phases[index], sum(phase.epochs for phase in phases[:index])
@@ -176,8 +176,7 @@ class HeadTraining:
                     break
                 epoch_begun, waiting = time.perf_counter(), []
                 for chunk in self._chunks(train, past + epoch, each):
-                    if stop.is_set():
-                        raise Interrupted
+                    stop.check()
                     state, sums = step(state, frozen, train.table, hyper, chunk)
                     waiting.append(sums)
                 trained = _on_host(waiting)

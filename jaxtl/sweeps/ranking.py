@@ -3,66 +3,83 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from jaxtl.config.config_file import leaves
+from jaxtl.files import write_whole
 from jaxtl.metrics import quality
+from jaxtl.sweeps.failure import Failure, Outcome
 from jaxtl.sweeps.variations import Variation
 
 _SHOWN = 20  # rows on the terminal
+_NAMED = 3  # runs that failed for the same reason
+_REASONS = 5  # in a list of failures
+_HIDDEN = "run", "val_top5", "outcome", "reason"
 _FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "steps": ","}
 
-Result = Mapping[str, float] | None
-"""What `run.json` says of a complete run; None for a run that diverged."""
 
+def ranked(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """Sorts runs by validation accuracy, then loss, then as they were; the best is first.
 
-def ranked(results: Mapping[str, Result]) -> dict[str, Result]:
-    """Sorts runs by validation accuracy, then loss, then as they were; the best is first."""
+    Runs that diverged come after those with a result, and runs that failed are last.
+    """
 
     def key(name: str) -> tuple[float, float]:
-        result = results[name]
-        return quality(result["accuracy"], result["loss"]) if result else (-math.inf, -math.inf)
+        outcome = outcomes[name]
+        if isinstance(outcome, Failure):
+            return -math.inf, 0.0 if outcome.again else 1.0
+        return quality(outcome["accuracy"], outcome["loss"])
 
-    return {name: results[name] for name in sorted(results, key=key, reverse=True)}
+    return {name: outcomes[name] for name in sorted(outcomes, key=key, reverse=True)}
 
 
 def ranking_rows(
-    results: Mapping[str, Result], variations: Sequence[Variation]
+    outcomes: Mapping[str, Outcome], variations: Sequence[Variation]
 ) -> list[dict[str, Any]]:
-    """A row for each result: the run's name, the keys that vary, validation metrics and steps.
+    """A row for each outcome: run, keys that vary, validation metrics, steps, outcome and reason.
 
-    A run that diverged has the metrics `nan` and no steps.
+    The outcome is `complete`, `diverged` or `failed`. A run that is not complete has the metrics
+    `nan`, no steps, and a reason.
     """
     keys = dict.fromkeys(key for variation in variations for key in variation.values)
     values = {run.name: leaves(run.config) | run.values for run in variations}
-    known = frozenset().union(*(result for result in results.values() if result))
+    results = {name: o for name, o in outcomes.items() if not isinstance(o, Failure)}
+    known = {"accuracy", "loss"}.union(*results.values())
     metrics = [name for name in ("accuracy", "loss", "top5") if name in known]
-    return [
-        {
+    rows = []
+    for name, outcome in outcomes.items():
+        result, word, reason = results.get(name, {}), "complete", ""
+        if isinstance(outcome, Failure):
+            word, reason = "failed" if outcome.again else "diverged", outcome.reason
+        row = {
             "run": name,
             **{key: values[name].get(key, "") for key in keys},
-            **{f"val_{metric}": (result or {}).get(metric, math.nan) for metric in metrics},
+            **{f"val_{metric}": result.get(metric, math.nan) for metric in metrics},
             "steps": int(result["step"]) if result else "",
+            "outcome": word,
+            "reason": reason,
         }
-        for name, result in results.items()
-    ]
+        rows.append(row)
+    return rows
 
 
 def ranking_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Table:
     """The first rows from `ranking_rows` as a table, which names the file that holds them all."""
     more = len(rows) - _SHOWN
     table = Table(caption=f"and {more:,} more in {path}" if more > 0 else None)
-    columns = [*(column for column in rows[0] if column not in ("run", "val_top5")), "run"]
+    columns = [*(column for column in rows[0] if column not in _HIDDEN), "run"]
     for column in columns:
         table.add_column(column, justify="right" if column in _FORMATS else "left")
     for row in rows[:_SHOWN]:
-        diverged = {"val_accuracy": "diverged", "val_loss": ""} if row["steps"] == "" else {}
-        table.add_row(*(_text(column, {**row, **diverged}[column]) for column in columns))
+        lost = row["outcome"] != "complete"
+        instead = {"val_accuracy": row["outcome"], "val_loss": ""} if lost else {}
+        table.add_row(*(_text(column, {**row, **instead}[column]) for column in columns))
     return table
 
 
@@ -72,9 +89,34 @@ def _text(column: str, value: Any) -> str:
     return str(value)
 
 
+def failure_lines(outcomes: Mapping[str, Outcome], again: str, path: Path) -> Iterator[str]:
+    """Says which runs diverged and failed, and why; those that failed for one reason together.
+
+    Args:
+        outcomes: all runs.
+        again: what to do so that failed runs train again.
+        path: the file with all reasons.
+    """
+    for failed, what in ((False, "diverged, and would again"), (True, f"failed; {again}")):
+        names: dict[str, list[str]] = {}
+        for name, outcome in outcomes.items():
+            if isinstance(outcome, Failure) and outcome.again == failed:
+                names.setdefault(outcome.reason, []).append(name)
+        if names:
+            yield f"\n{sum(map(len, names.values()))} of {len(outcomes)} runs {what}:"
+        for reason, alike in list(names.items())[:_REASONS]:
+            yield f"  {reason}"
+            yield from (f"    {name}" for name in alike[:_NAMED])
+            if len(alike) > _NAMED:
+                yield f"    and {len(alike) - _NAMED} more"
+        if len(names) > _REASONS:
+            yield f"  and {len(names) - _REASONS} more reasons in {path}"
+
+
 def write_ranking(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes rows from `ranking_rows` as CSV; a file that is there is replaced."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    """Writes rows from `ranking_rows` as CSV; a file that is there is replaced as a whole."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode(errors="surrogateescape"))

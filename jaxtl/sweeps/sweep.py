@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,19 +18,21 @@ from jaxtl.data.sources import open_splits
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, write_json
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.sweeps.ranking import Result, ranked, ranking_rows, ranking_table, write_ranking
-from jaxtl.sweeps.together import GROUPS, Family, train_together
+from jaxtl.sweeps.failure import Failure, Outcome, failed
+from jaxtl.sweeps.heads import HeadRun
+from jaxtl.sweeps.outcomes import Outcomes
+from jaxtl.sweeps.ranking import failure_lines, ranking_rows, ranking_table
+from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
 from jaxtl.sweeps.variations import Variation
-from jaxtl.training.loop import Diverged
+from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import check_batch_size, check_single_process
 from jaxtl.training.setup import plan_run, run_metadata, train
 
-_DIVERGED = "diverged.json"  # beside the run directories: why each run diverged
 _LISTED = 3  # changes in a message
 
 
-def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[str, Result]:
-    """Trains what is left to train of a sweep.
+def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[str, Outcome]:
+    """Trains what is left to train of a sweep; a run that fails does not keep others from training.
 
     Args:
         variations: the runs of the sweep.
@@ -37,10 +40,10 @@ def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[
         out: the terminal.
 
     Returns:
-        The results of the runs, by name, best first.
+        The results of the runs, or why they failed, by name, best first.
 
     Raises:
-        UserError: something that the user can fix.
+        UserError: something that the user can fix, in all runs: every one diverged, for example.
         Interrupted: a signal asked the sweep to stop.
     """
     check_single_process()
@@ -48,22 +51,38 @@ def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[
     with RunDirectory(workdir).locked():
         _begin(workdir, variations)
         _remove_unfinished(workdir, variations)
-        results: dict[str, Result] = {}
+        outcomes = Outcomes(workdir, variations)
         for family in families:
-            results |= _known(family, workdir)
-        out.print(f"{len(variations)} runs in {workdir}, {len(results)} of them complete")
+            outcomes.add(_complete(family, workdir))
+        again = f", {n} failed and train again" if (n := len(outcomes.to_retry)) else ""
+        out.print(f"{len(variations)} runs in {workdir}, {len(outcomes)} of them complete{again}")
         for family in families:
-            results |= _train(family, workdir, results.keys(), out)
-        results = ranked({variation.name: results[variation.name] for variation in variations})
-        rows, table = ranking_rows(results, variations), workdir / "sweep.csv"
-        write_ranking(table, rows)
-    best, result = next(iter(results.items()))
-    if result is None:
+            _train_groups(family, outcomes, out)
+            for variation in family.variations:
+                if variation.name not in outcomes:
+                    _train_alone(variation, family, outcomes, out)
+                    forget_programs()
+    _show(outcomes, variations, out)
+    return outcomes.ranked
+
+
+def _show(outcomes: Outcomes, variations: Sequence[Variation], out: Console) -> None:
+    """Shows the table of a whole sweep, the best run, and what failed.
+
+    Raises:
+        UserError: every run diverged.
+    """
+    ranked, workdir = outcomes.ranked, outcomes.workdir
+    best, result = next(iter(ranked.items()))
+    if isinstance(result, Failure) and not any(map(failed, ranked.values())):
         raise UserError(f"every run of {workdir} diverged; try lower learning rates")
-    out.print(ranking_table(rows, table))
-    means = {name: result[name] for name in ("accuracy", "loss")}
-    out.print(f"best: {workdir / best}  {metrics_text(means, 'val_')}")
-    return results
+    out.print(ranking_table(ranking_rows(ranked, variations), outcomes.table))
+    if not isinstance(result, Failure):
+        means = {name: result[name] for name in ("accuracy", "loss")}
+        out.print(f"best: {workdir / best}  {metrics_text(means, 'val_')}")
+    again = f"the same command with --workdir {workdir} tries again"
+    for line in failure_lines(ranked, again, outcomes.table):
+        out.print(line)
 
 
 def _families(variations: Sequence[Variation]) -> list[Family]:
@@ -140,50 +159,76 @@ def _remove_unfinished(workdir: Path, variations: Sequence[Variation]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _known(family: Family, workdir: Path) -> dict[str, Result]:
-    """The results of the runs that are complete, None for those that diverged."""
-    results: dict[str, Result] = {}
-    diverged = _diverged(workdir)
+def _complete(family: Family, workdir: Path) -> dict[str, Outcome]:
+    """The results of the runs that are complete.
+
+    Raises:
+        UserError: the data changed since then.
+    """
+    results: dict[str, Outcome] = {}
     for variation in family.variations:
         run = RunDirectory(workdir / variation.name)
-        if variation.name in diverged:
-            results[variation.name] = None
-        elif run.exists() and (result := run.metadata().result):
-            run.check_same(variation.config, run_metadata(variation.config, family.data))
-            results[variation.name] = result
-    return results
-
-
-def _train(family: Family, workdir: Path, done: Container[str], out: Console) -> dict[str, Result]:
-    """Trains what is left to train of a family: new runs together where they can be."""
-    left = [variation for variation in family.variations if variation.name not in done]
-    new = [variation for variation in left if not (workdir / variation.name).exists()]
-    results: dict[str, Result] = {}
-    for group in train_together(family._replace(variations=new), workdir, out):
-        for run in group:
-            results[run.variation.name] = run.result
-            if run.diverged is not None:
-                _note_diverged(workdir, run.variation.name, run.diverged, out)
-    for variation in left:
+        with contextlib.suppress(UserError):  # a damaged run fails by itself
+            run.config()
+            if result := run.metadata().result:
+                results[variation.name] = result
         if variation.name in results:
-            continue
-        out.print(f"\n{variation.name}")
-        try:
-            directory = workdir / variation.name
-            results[variation.name] = train(variation.config, family.data, directory, out)
-        except Diverged as error:
-            results[variation.name] = None
-            _note_diverged(workdir, variation.name, error, out)
+            run.check_same(variation.config, run_metadata(variation.config, family.data))
     return results
 
 
-def _note_diverged(workdir: Path, name: str, why: Diverged, out: Console) -> None:
-    """Says that a run diverged, and keeps it: a sweep that is continued does not train it again."""
-    out.print(f"{name}: {why}")
-    write_json(workdir / _DIVERGED, _diverged(workdir) | {name: str(why)})
+def _train_groups(family: Family, outcomes: Outcomes, out: Console) -> None:
+    """Trains new runs together where they can be, in smaller groups where memory requires it."""
+
+    def done(runs: Sequence[HeadRun]) -> None:
+        over: dict[str, Outcome] = {}
+        for run in runs:
+            name = run.variation.name
+            if run.result is not None:
+                over[name] = run.result
+            elif run.diverged is not None:
+                over[name] = failure = Failure.of(run.diverged)
+                out.print(f"{name}: {failure.reason}")
+        outcomes.add(over)
+
+    workdir = outcomes.workdir
+    new = [
+        variation
+        for variation in family.variations
+        if variation.name not in outcomes and not (workdir / variation.name).exists()
+    ]
+    waiting = groups(family._replace(variations=new))
+    while waiting:
+        group = waiting.pop(0)
+        failure = None
+        try:
+            train_together(group, workdir, out, done)
+        except Exception as error:  # the other runs have to train
+            failure = outcomes.failure(error, [run.name for run in group.variations])
+            # The frozen stages, which no number of heads makes smaller, say so by a `UserError`.
+            smaller = failure.kind == "out of memory" and not isinstance(error, UserError)
+        forget_programs()
+        if failure is None:
+            continue
+        outcomes.add(_complete(group, workdir))  # those that were written before
+        left = [run for run in group.variations if run.name not in outcomes]
+        out.print(f"{len(left)} of {len(group.variations)} runs together failed: {failure.reason}")
+        if smaller:
+            middle = -(-len(left) // 2)
+            halves = [part for part in (left[:middle], left[middle:]) if part]
+            waiting[:0] = [group._replace(variations=part) for part in halves]
+        else:
+            outcomes.add({run.name: failure for run in left})
 
 
-def _diverged(workdir: Path) -> dict[str, str]:
-    """Why each run that diverged did so, by name."""
-    path = workdir / _DIVERGED
-    return json.loads(path.read_text()) if path.exists() else {}
+def _train_alone(variation: Variation, family: Family, outcomes: Outcomes, out: Console) -> None:
+    """Trains a single run, or continues it."""
+    name = variation.name
+    out.print(f"\n{name}")
+    outcome: Outcome
+    try:
+        outcome = train(variation.config, family.data, outcomes.workdir / name, out)
+    except Exception as error:  # the other runs have to train
+        outcome = failure = outcomes.failure(error, [name])
+        out.print(f"{name}: {failure.reason}")
+    outcomes.add({name: outcome})

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +32,8 @@ from jaxtl.sweeps.variations import Variation
 from jaxtl.training import setup
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, Plan, open_feed, plan
-from jaxtl.training.loop import Interrupted, stop_signals
 from jaxtl.training.parallel import replicate
+from jaxtl.training.stopping import Stop, stop_signals
 from jaxtl.training.trainable import Trainable, partition
 
 GROUPS = "heads"
@@ -53,27 +52,54 @@ class Family(NamedTuple):
     trainables: list[Trainable]
 
 
-def train_together(family: Family, workdir: Path, out: Console) -> Iterator[list[HeadRun]]:
-    """Trains runs that have not begun in one program, or in several programs if memory requires.
-
-    Yields:
-        The runs of each program, once they are written: none where they train more than a head, or
-        where the features that they train on are not kept in memory.
-
-    Raises:
-        Interrupted: a signal asked for it; nothing is saved of runs that are not complete.
-    """
+def groups(family: Family) -> list[Family]:
+    """The runs of a family, as many together as memory holds heads of."""
     shapes = split(family.network)[1]
     head = sum(4 * shapes[path].size for path in _head_paths(family.network))
     # Runs of one seed stand in a row: they train on the same batches.
-    variations = sorted(family.variations, key=lambda variation: variation.config.seed)
-    while variations:
-        memory = variations[0].config.cache.memory_gb * 1e9
-        most = max(1, int(memory // (_COPIES * head)))
-        group = family._replace(variations=variations[:most])
-        variations = variations[most:]
-        if plans := _plan_features(group):
-            yield from _train_group(group, plans, workdir, out)
+    runs = sorted(family.variations, key=lambda variation: variation.config.seed)
+    memory = family.variations[0].config.cache.memory_gb * 1e9 if runs else 0.0
+    most = max(1, int(memory // (_COPIES * head)))
+    parts = [runs[start : start + most] for start in range(0, len(runs), most)]
+    return [family._replace(variations=part) for part in parts]
+
+
+def train_together(
+    group: Family, workdir: Path, out: Console, done: Callable[[Sequence[HeadRun]], None]
+) -> None:
+    """Trains runs that have not begun in one program, and writes their directories.
+
+    Args:
+        group: the runs, from `groups`.
+        workdir: the folder of their directories.
+        out: the terminal.
+        done: is called with the runs once they are written, and before a signal ends the sweep. It
+            is not called where they train more than a head, or where the features that they train
+            on are not kept in memory: then they have to train one by one.
+
+    Raises:
+        Interrupted: a signal asked for it; nothing is saved of runs that are not complete.
+        UserError: no source has the weights, or something else that the user can fix.
+    """
+    if not (plans := _plan_features(group)):
+        return
+    configs = [variation.config for variation in group.variations]
+    first, *others = map(leaves, configs)
+    keys = [key for key in first if any(other[key] != first[key] for other in others)]
+    out.print(f"\n{len(configs)} runs train together: they differ in {', '.join(keys)}")
+    network, variables, weights = setup.pretrained(configs[0], group.network)
+    variables = replicate(variables, jax.local_devices())
+    for phase, (planned, *_) in zip(configs[0].phases, plans, strict=False):
+        out.print(f"{phase.name}: {planned.why}")
+    with stop_signals() as stop:
+        training = _heads(group, plans, network, variables, out, stop)
+        if training is None:
+            return
+        training.train(stop)
+        metadata = setup.run_metadata(configs[0], group.data)
+        _write_runs(training, metadata.model_copy(update={"weights": weights}), workdir)
+        done(training.runs)
+        stop.check()
 
 
 def _plan_features(group: Family) -> list[_Planned]:
@@ -107,41 +133,35 @@ def _plan_features(group: Family) -> list[_Planned]:
     return plans if all(planned.cached and planned.resident for planned, *_ in plans) else []
 
 
-def _train_group(
-    group: Family, plans: Sequence[_Planned], workdir: Path, out: Console
-) -> Iterator[list[HeadRun]]:
-    """Trains runs in one program, writes and yields them; none if the features cannot be kept."""
+def _heads(
+    group: Family,
+    plans: Sequence[_Planned],
+    network: Network,
+    variables: Variables,
+    out: Console,
+    stop: Stop,
+) -> HeadTraining | None:
+    """The heads of a group before their first step; None if the features cannot be kept.
+
+    The variables are those of the network, on all devices.
+    """
     configs = [variation.config for variation in group.variations]
-    first, *others = map(leaves, configs)
-    keys = [key for key in first if any(other[key] != first[key] for other in others)]
-    out.print(f"\n{len(configs)} runs train together: they differ in {', '.join(keys)}")
-    network, variables, weights = setup.pretrained(configs[0], group.network)
-    variables = replicate(variables, jax.local_devices())
     loaders = {c.seed: setup.loader(group.data.train, c, shuffle=True) for c in configs}
     paths = _head_paths(network)
     heads = {seed: initial_variables(network, seed, paths) for seed in loaders}
-    for phase, (planned, *_) in zip(configs[0].phases, plans, strict=False):
-        out.print(f"{phase.name}: {planned.why}")
-    with stop_signals() as stop:
-        feeds = _open_features(plans, network, variables, out, stop)
-        if feeds is None:
-            return
-        training = HeadTraining(
-            runs=[HeadRun(variation) for variation in group.variations],
-            network=network,
-            trainables=group.trainables,
-            trunk=partition(variables, paths)[1],
-            heads={path: jnp.stack([heads[c.seed][path] for c in configs]) for path in paths},
-            feeds=feeds,
-            loaders=loaders,
-            out=out,
-        )
-        training.train(stop)
-        metadata = setup.run_metadata(configs[0], group.data)
-        _write_runs(training, metadata.model_copy(update={"weights": weights}), workdir)
-    yield training.runs
-    if stop.is_set():
-        raise Interrupted
+    feeds = _open_features(plans, network, variables, out, stop)
+    if feeds is None:
+        return None
+    return HeadTraining(
+        runs=[HeadRun(variation) for variation in group.variations],
+        network=network,
+        trainables=group.trainables,
+        trunk=partition(variables, paths)[1],
+        heads={path: jnp.stack([heads[c.seed][path] for c in configs]) for path in paths},
+        feeds=feeds,
+        loaders=loaders,
+        out=out,
+    )
 
 
 def _open_features(
@@ -149,7 +169,7 @@ def _open_features(
     network: Network,
     variables: Variables,
     out: Console,
-    stop: threading.Event,
+    stop: Stop,
 ) -> list[Feed] | None:
     """Finds the features of each plan, or makes them; None where they cannot be kept after all."""
     feeds: list[Feed] = []
@@ -167,8 +187,8 @@ def _open_features(
                 augmentation=augmentation,
             )
             feed = open_feed(planned, work, setup.feature_store(config), out, stop.is_set)
-            if feed is None or stop.is_set():
-                raise Interrupted
+            stop.check()
+            assert feed is not None  # nothing but a signal ends a pass early
             if feed.table is None:
                 return None
             opened[key] = feed

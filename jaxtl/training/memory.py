@@ -1,7 +1,8 @@
-"""Which batch size fits into memory, once one did not."""
+"""Which batch size fits into memory, once one did not; and what a run leaves there."""
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,17 @@ class OutOfMemory(UserError, MemoryError):
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is XLA's error of a device that has too little memory."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def forget_programs() -> None:
+    """Lets go of the programs and arrays that a run which is over leaves in this process.
+
+    JAX keeps a program as long as the function that it was compiled from, `jax.pmap` longer than
+    that, and each run compiles functions of its own
+    (docs/decisions/0034-a-run-leaves-nothing-behind.md).
+    """
+    jax.clear_caches()
+    gc.collect()
 
 
 def out_of_memory(step: Any, fixed: tuple, chunk: Batch, device: jax.Device) -> OutOfMemory:

@@ -130,7 +130,7 @@ def test_runs_that_diverged_are_known_once_their_group_is_trained(swept, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             sweep(variations, folder, QUIET)
     assert len(names(folder)) == 1
-    assert list(json.loads((folder / "diverged.json").read_text())) == lost
+    assert list(json.loads((folder / "failed.json").read_text())) == lost
     out = Console(file=io.StringIO(), width=300)
     sweep(variations, folder, out)
     assert "4 runs in" in out.file.getvalue()
