@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from jaxtl.data.inspection import Facts, Item, file_item, inspect
+from jaxtl.data.reading import read_file
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
 
@@ -34,46 +36,61 @@ class FileSource:
         paths: the path of each image, relative to `root`, with slashes.
         labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
+        skipped: images that were left out: their paths relative to `root`, and the reasons.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> bytes:
         """Reads the encoded image; raises UserError where that fails."""
-        try:
-            return (self.root / self.paths[index]).read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot be read: {error.strerror}") from error
+        return read_file(self.root / self.paths[index])
 
     def describe(self, index: int) -> str:
         """The path of an image."""
         return str(self.root / self.paths[index])
 
+    def described_in_source(self, index: int) -> str:
+        """The path of an image relative to the folder: the same wherever that lies."""
+        return self.paths[index]
+
+    @functools.cached_property
+    def items(self) -> list[Item]:
+        """The images, to be looked at by `inspect`."""
+        return [
+            file_item(self.root / path, functools.partial(self._read, i))
+            for i, path in enumerate(self.paths)
+        ]
+
+    @functools.cached_property
+    def facts(self) -> list[Facts]:
+        """What contents and headers of the images say."""
+        return inspect(self.items)
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over relative paths, sizes in bytes, labels and class names."""
-        return self._hash([status.st_size for status in self._status])
-
-    @functools.cached_property
-    def version(self) -> str:
-        """The same over the folder's path and the times of the last change too."""
-        times = [(status.st_size, status.st_mtime_ns) for status in self._status]
-        return self._hash([str(self.root.resolve()), *times])
-
-    @functools.cached_property
-    def _status(self) -> list[os.stat_result]:
-        with _readable():
-            return [(self.root / path).stat() for path in self.paths]
-
-    def _hash(self, metadata: list) -> str:
-        known = [self.classes, self.labels.tolist(), self.paths, metadata]
+        """SHA-256 over relative paths, contents, labels, class names and what was skipped."""
+        for i, facts in enumerate(self.facts):
+            if not facts.sha256:
+                reason = (facts.problem or "").removeprefix("cannot be read: ")
+                raise UserError(f"cannot read {self.describe(i)}: {reason}")
+        contents = [facts.sha256 for facts in self.facts]
+        known = [self.classes, self.labels.tolist(), self.paths, contents, self.skipped]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+    @property
+    def version(self) -> str:
+        """The fingerprint: it covers every byte."""
+        return self.fingerprint
+
+    def _read(self, index: int) -> tuple[bytes, int]:
+        return self[index], -1
 
 
 def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
