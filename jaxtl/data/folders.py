@@ -138,6 +138,68 @@ def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
     return train, _source(root / second, found, train.classes)
 
 
+@dataclasses.dataclass
+class Survey:
+    """Everything in a folder, also what `open_folder` refuses or passes over.
+
+    Attributes:
+        splits: the images of `train` and of the folder for validation, or of `all`.
+        empty_classes: class folders without images.
+        other_files: files that are not images, or outside of the class folders.
+        hidden: hidden files and folders.
+        broken: folders that cannot be searched, and why.
+    """
+
+    splits: dict[str, FileSource] = dataclasses.field(default_factory=dict)
+    empty_classes: list[str] = dataclasses.field(default_factory=list)
+    other_files: list[str] = dataclasses.field(default_factory=list)
+    hidden: list[str] = dataclasses.field(default_factory=list)
+    broken: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def survey_folder(root: Path) -> Survey:
+    """Finds what is in a folder of class folders, whatever is wrong with it."""
+    found = Survey()
+    with _readable():
+        names = _subfolders(root)
+        folders = {"all": root}
+        if "train" in names and _subfolders(root / "train"):
+            second = next((name for name in VALIDATION_FOLDERS if name in names), None)
+            folders = {name: root / name for name in ("train", second) if name}
+        for split, folder in folders.items():
+            images: dict[str, list[str]] = {name: [] for name in _subfolders(folder)}
+            _search(folder, folder, images, found)
+            found.empty_classes += [as_text(str(folder / n)) for n in images if not images[n]]
+            found.splits[split] = _source(folder, {as_text(n): images[n] for n in images})
+    return found
+
+
+def _search(top: Path, folder: Path, images: dict[str, list[str]], found: Survey) -> None:
+    """Adds what is below a folder to the images by class folder of `top`, and to `found`."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = Path(entry.path)
+            relative = path.relative_to(top)
+            if entry.name.startswith("."):
+                found.hidden.append(as_text(entry.path))
+            elif entry.is_dir():
+                if os.path.realpath(path) in (
+                    os.path.realpath(p) for p in (path.parent, *path.parents)
+                ):
+                    reason = "a link to a folder that holds it"
+                    found.broken.append((as_text(entry.path), reason))
+                    continue
+                try:
+                    _search(top, path, images, found)
+                except OSError as error:
+                    reason = f"cannot be read: {error.strerror}"
+                    found.broken.append((as_text(entry.path), reason))
+            elif _is_image(entry.name) and len(relative.parts) > 1:
+                images[relative.parts[0]].append(relative.as_posix())
+            else:
+                found.other_files.append(as_text(entry.path))
+
+
 def image_files(paths: Iterable[Path]) -> list[Path]:
     """The files among the paths, and the images in the folders among them, searched to any depth.
 

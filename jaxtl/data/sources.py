@@ -166,7 +166,7 @@ def open_splits(
         UserError: there is no such source, it holds no proper data set, it has a single class, a
             class has a single image and would have to be split, or an image cannot be used.
     """
-    train, val = _open(spec)
+    train, val = open_parts(spec)
     if on_bad_image is not None:
         train, val = (_vetted(part, on_bad_image, retry_seconds) for part in (train, val))
     splits = _as_splits(spec, train, val, val_fraction, seed)
@@ -221,7 +221,7 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
         UserError: there is no such source, it holds no proper data set, or it has images of a
             class that is not among `classes`.
     """
-    train, val = _open(spec)
+    train, val = open_parts(spec)
     source = train if val is None else val
     if classes is None or classes == source.classes:
         return source
@@ -282,7 +282,12 @@ def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
     return Subset(source, indices, source.labels[indices], source.classes)
 
 
-def _open(spec: str) -> tuple[Source, Source | None]:
+def open_parts(spec: str) -> tuple[Source, Source | None]:
+    """Opens a source as it is stored: its images and, where it has a split, those for validation.
+
+    Raises:
+        UserError: there is no such source, or it holds no proper data set.
+    """
     # A new kind of source is a module with a class like `Source`, and a branch here.
     if spec == "digits":
         return _digits(), None

@@ -81,7 +81,7 @@ def warn_of_leaks(train: list[tuple[str, Facts]], val: list[tuple[str, Facts]]) 
     Args:
         train, val: what to call each image, and what is known of it.
     """
-    seen = {facts.sha256: name for name, facts in train}
+    seen = {facts.sha256: name for name, facts in reversed(train)}  # the first of equal ones
     both = [(seen[facts.sha256], name) for name, facts in val if facts.sha256 in seen]
     if both:
         _log.warning(
