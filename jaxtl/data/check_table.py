@@ -39,14 +39,13 @@ def _classes(report: Report) -> Table:
 
 def _properties(report: Report) -> Table:
     table = Table.grid(padding=(0, 2))
-    sizes = {
-        sum(c.get(n, 0) for c in report.splits.values()) for c in report.splits.values() for n in c
-    }
-    if sizes and min(sizes):
-        table.add_row(
-            "balance",
-            f"the largest class has {max(sizes) / min(sizes):.1f} times the images of the smallest",
-        )
+    sizes: dict[str, int] = {}
+    for counts in report.splits.values():
+        for name, count in counts.items():
+            sizes[name] = sizes.get(name, 0) + count
+    if sizes and min(sizes.values()):
+        times = max(sizes.values()) / min(sizes.values())
+        table.add_row("balance", f"the largest class has {times:.1f} times the images of the least")
     for name, values in (("width", report.widths), ("height", report.heights)):
         if values:
             low, middle, high = values

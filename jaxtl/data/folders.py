@@ -182,7 +182,7 @@ def _search(top: Path, folder: Path, images: dict[str, list[str]], found: Survey
             relative = path.relative_to(top)
             if entry.name.startswith("."):
                 found.hidden.append(as_text(entry.path))
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 if os.path.realpath(path) in (
                     os.path.realpath(p) for p in (path.parent, *path.parents)
                 ):
@@ -301,6 +301,14 @@ def _refuse_or_report_loose_images(root: Path) -> None:
         )
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _files(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Every file below a folder that is not hidden: `prefix` and its path, with slashes."""
     real = os.path.realpath(folder)
@@ -310,7 +318,7 @@ def _files(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[s
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _files(Path(entry.path), f"{prefix}{entry.name}/", (*above, real))
             else:
                 yield prefix + entry.name

@@ -168,7 +168,8 @@ def open_splits(
     """
     train, val = open_parts(spec)
     if on_bad_image is not None:
-        train, val = (_vetted(part, on_bad_image, retry_seconds) for part in (train, val))
+        train = _vetted(train, on_bad_image, retry_seconds)
+        val = None if val is None else _vetted(val, on_bad_image, retry_seconds)
     splits = _as_splits(spec, train, val, val_fraction, seed)
     if on_bad_image is not None:
         warn_of_leaks(*map(_named_facts, splits))
@@ -182,7 +183,7 @@ def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
     return tuple(image for s in unique.values() for image in getattr(s, "skipped", ()))
 
 
-def _vetted(source: Source | None, on_bad_image: OnBadImage, retry: float) -> Source | None:
+def _vetted(source: Source, on_bad_image: OnBadImage, retry: float) -> Source:
     if isinstance(source, FileSource | TfdsSource):
         return vet(source, on_bad_image, retry)
     return source

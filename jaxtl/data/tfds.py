@@ -189,7 +189,7 @@ def _source(builder: Any, split: str, name: str) -> TfdsSource:
         if not known.sha256:
             raise UserError(known.problem)
     labels = np.asarray([known.label for known in facts], np.int32)
-    if labels.size == 0 or labels.min() < 0:
+    if labels.size == 0 or (labels < 0).any():
         raise UserError(f"tfds:{name}: {split!r} has images without a label, or no images")
     info, numbers = builder.info.splits[split], tuple(range(len(items)))
     classes = tuple(features[label_key].names)
