@@ -21,7 +21,7 @@ def nearest(
 ) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"]]:
     """Finds the most similar other image for each image.
 
-    All pairs are compared, block by block in NumPy. For 100,000 images these are 5e9 pairs, some 10
+    All pairs are compared, block by block in NumPy. For 100,000 images these are 5e9 pairs, some 12
     seconds on a core.
 
     Args:

@@ -4,6 +4,8 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -210,6 +212,35 @@ def test_colours_that_only_tiff_has_are_converted_or_refused(colours):
 
 def test_an_arithmetic_coded_jpeg_decodes_or_is_refused():
     assert decodes_or_is_refused(arithmetic())
+
+
+PEAK = """
+import sys, pathlib
+sys.path.insert(0, sys.argv[1])
+from test_bad_images import BAD, GOOD, decodes_or_is_refused
+from jaxtl.data.decoding import header
+
+def memory(kind):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":") for line in lines)[kind].split()[0]) * 1024
+
+decodes_or_is_refused(GOOD["mode_rgb"][0])
+for name, data in [*BAD.items(), *((k, v[0]) for k, v in GOOD.items())]:
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before = memory("VmRSS")
+    assert decodes_or_is_refused(data), name
+    print(name, memory("VmHWM") - before)
+"""
+
+
+def test_no_image_takes_more_memory_than_the_largest_that_is_allowed():
+    variables = os.environ | {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    command = [sys.executable, "-W", "ignore", "-c", PEAK, os.path.dirname(__file__)]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peaks = {name: int(size) for name, size in map(str.split, done.stdout.splitlines())}
+    assert peaks.keys() == BAD.keys() | GOOD.keys()
+    assert max(peaks.values()) < 300e6, peaks  # 67 megapixels are 268 MB
 
 
 @pytest.fixture
