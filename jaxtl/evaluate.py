@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     if given.data is None:
         fraction, seed = config.data.val_fraction, config.data.seed
         where = predictor.metadata.source
-        source = open_splits(where, val_fraction=fraction, seed=seed).val
+        on_bad = config.data.on_bad_image
+        source = open_splits(where, val_fraction=fraction, seed=seed, on_bad_image=on_bad).val
         if source.fingerprint != predictor.metadata.data.val.sha256:
             raise UserError(
                 f"{where} changed since the run; name the images to measure with --data={where}"

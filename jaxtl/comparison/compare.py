@@ -91,7 +91,13 @@ def _open(comparison: Comparison, out: Console) -> tuple[Splits, Conditions]:
     folder, devices = comparison.folder, jax.local_devices()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: name a folder for the results")
-    data = open_splits(comparison.source, val_fraction=Data().val_fraction, seed=Data().seed)
+    data = open_splits(
+        comparison.source,
+        val_fraction=Data().val_fraction,
+        seed=Data().seed,
+        on_bad_image=Data().on_bad_image,
+        retry_seconds=Data().retry_seconds,
+    )
     for part in data:
         out.print(found_line(part))
     if comparison.epochs and comparison.batch_size % len(devices):

@@ -57,6 +57,10 @@ class Data(Checked):
             shorter side and keeps the centre.
         memory_gb: decoded images are kept in memory when those of a split (training, validation)
             need no more, in 1e9 bytes.
+        on_bad_image: `error` ends a run at an image that cannot be used, before training starts
+            where the header shows it; `skip` decodes every image before training starts, and
+            leaves out those that fail.
+        retry_seconds: how long to try again where an image cannot be read.
     """
 
     source: str = "digits"
@@ -65,6 +69,8 @@ class Data(Checked):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     resize: Literal["stretch", "crop"] = "stretch"
     memory_gb: NotNegative = 2.0
+    on_bad_image: Literal["error", "skip"] = "error"
+    retry_seconds: NotNegative = 60.0
 
     @pydantic.field_validator("source")
     @classmethod

@@ -5,9 +5,11 @@ Importing this changes the filters of Python's warnings: Pillow's of large image
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -81,6 +83,25 @@ def decode(
     return np.asarray(opened.resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
+class Header(NamedTuple):
+    """What the header of an image file says: Pillow's names, and the stored size in pixels."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def header(encoded: bytes) -> Header:
+    """Reads the header of an image without decoding it.
+
+    Raises:
+        UserError: as `decode`, as far as the header shows it.
+    """
+    with _opened(encoded) as image:
+        return Header(image.format or "", image.mode, image.width, image.height)
+
+
 def _from_array(pixels: np.ndarray) -> Image.Image:
     channels = pixels.shape[2:]
     if pixels.dtype != np.uint8 or pixels.ndim < 2 or channels not in ((), (1,), (3,)):
@@ -94,15 +115,24 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _from_bytes(encoded: bytes, size: int) -> Image.Image:
+    with _opened(encoded) as image:
+        image.draft(None, (size, size))  # only JPEG: the smallest scale not below `size`
+        image.load()
+        return _to_rgb(_upright(image))
+
+
+@contextlib.contextmanager
+def _opened(encoded: bytes) -> Iterator[Image.Image]:
+    """Opens an image by its header; turns whatever its bytes bring about into a UserError."""
     if not encoded:
         raise UserError("the file is empty (0 bytes)")
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise _too_large()
-            image.draft(None, (size, size))  # only JPEG: the smallest scale not below `size`
-            image.load()
-            return _to_rgb(_upright(image))
+            if image.width < 1 or image.height < 1:
+                raise UserError("the image has no pixels")
+            yield image
     except (UserError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -110,7 +140,7 @@ def _from_bytes(encoded: bytes, size: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise _too_large() from error
     except Exception as error:  # damaged bytes bring nearly every kind of error out of the decoders
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"damaged or not supported: {reason}") from error
 
 

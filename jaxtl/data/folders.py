@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from jaxtl.data.inspection import Facts, Item, file_item, inspect
+from jaxtl.data.reading import read_file
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
 
@@ -34,46 +36,61 @@ class FileSource:
         paths: the path of each image, relative to `root`, with slashes.
         labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
+        skipped: images that were left out: their paths relative to `root`, and the reasons.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> bytes:
         """Reads the encoded image; raises UserError where that fails."""
-        try:
-            return (self.root / self.paths[index]).read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot be read: {error.strerror}") from error
+        return read_file(self.root / self.paths[index])
 
     def describe(self, index: int) -> str:
         """The path of an image."""
         return str(self.root / self.paths[index])
 
+    def described_in_source(self, index: int) -> str:
+        """The path of an image relative to the folder: the same wherever that lies."""
+        return self.paths[index]
+
+    @functools.cached_property
+    def items(self) -> list[Item]:
+        """The images, to be looked at by `inspect`."""
+        return [
+            file_item(self.root / path, functools.partial(self._read, i))
+            for i, path in enumerate(self.paths)
+        ]
+
+    @functools.cached_property
+    def facts(self) -> list[Facts]:
+        """What contents and headers of the images say."""
+        return inspect(self.items)
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over relative paths, sizes in bytes, labels and class names."""
-        return self._hash([status.st_size for status in self._status])
-
-    @functools.cached_property
-    def version(self) -> str:
-        """The same over the folder's path and the times of the last change too."""
-        times = [(status.st_size, status.st_mtime_ns) for status in self._status]
-        return self._hash([str(self.root.resolve()), *times])
-
-    @functools.cached_property
-    def _status(self) -> list[os.stat_result]:
-        with _readable():
-            return [(self.root / path).stat() for path in self.paths]
-
-    def _hash(self, metadata: list) -> str:
-        known = [self.classes, self.labels.tolist(), self.paths, metadata]
+        """SHA-256 over relative paths, contents, labels, class names and what was skipped."""
+        for i, facts in enumerate(self.facts):
+            if not facts.sha256:
+                reason = (facts.problem or "").removeprefix("cannot be read: ")
+                raise UserError(f"cannot read {self.describe(i)}: {reason}")
+        contents = [facts.sha256 for facts in self.facts]
+        known = [self.classes, self.labels.tolist(), self.paths, contents, self.skipped]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+    @property
+    def version(self) -> str:
+        """The fingerprint: it covers every byte."""
+        return self.fingerprint
+
+    def _read(self, index: int) -> tuple[bytes, int]:
+        return self[index], -1
 
 
 def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
@@ -119,6 +136,68 @@ def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
     if missing:
         _log.warning("%s has no images of the class %s", root / second, ", ".join(missing))
     return train, _source(root / second, found, train.classes)
+
+
+@dataclasses.dataclass
+class Survey:
+    """Everything in a folder, also what `open_folder` refuses or passes over.
+
+    Attributes:
+        splits: the images of `train` and of the folder for validation, or of `all`.
+        empty_classes: class folders without images.
+        other_files: files that are not images, or outside of the class folders.
+        hidden: hidden files and folders.
+        broken: folders that cannot be searched, and why.
+    """
+
+    splits: dict[str, FileSource] = dataclasses.field(default_factory=dict)
+    empty_classes: list[str] = dataclasses.field(default_factory=list)
+    other_files: list[str] = dataclasses.field(default_factory=list)
+    hidden: list[str] = dataclasses.field(default_factory=list)
+    broken: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def survey_folder(root: Path) -> Survey:
+    """Finds what is in a folder of class folders, whatever is wrong with it."""
+    found = Survey()
+    with _readable():
+        names = _subfolders(root)
+        folders = {"all": root}
+        if "train" in names and _subfolders(root / "train"):
+            second = next((name for name in VALIDATION_FOLDERS if name in names), None)
+            folders = {name: root / name for name in ("train", second) if name}
+        for split, folder in folders.items():
+            images: dict[str, list[str]] = {name: [] for name in _subfolders(folder)}
+            _search(folder, folder, images, found)
+            found.empty_classes += [as_text(str(folder / n)) for n in images if not images[n]]
+            found.splits[split] = _source(folder, {as_text(n): images[n] for n in images})
+    return found
+
+
+def _search(top: Path, folder: Path, images: dict[str, list[str]], found: Survey) -> None:
+    """Adds what is below a folder to the images by class folder of `top`, and to `found`."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = Path(entry.path)
+            relative = path.relative_to(top)
+            if entry.name.startswith("."):
+                found.hidden.append(as_text(entry.path))
+            elif _is_folder(entry):
+                if os.path.realpath(path) in (
+                    os.path.realpath(p) for p in (path.parent, *path.parents)
+                ):
+                    reason = "a link to a folder that holds it"
+                    found.broken.append((as_text(entry.path), reason))
+                    continue
+                try:
+                    _search(top, path, images, found)
+                except OSError as error:
+                    reason = f"cannot be read: {error.strerror}"
+                    found.broken.append((as_text(entry.path), reason))
+            elif _is_image(entry.name) and len(relative.parts) > 1:
+                images[relative.parts[0]].append(relative.as_posix())
+            else:
+                found.other_files.append(as_text(entry.path))
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -222,6 +301,14 @@ def _refuse_or_report_loose_images(root: Path) -> None:
         )
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _files(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Every file below a folder that is not hidden: `prefix` and its path, with slashes."""
     real = os.path.realpath(folder)
@@ -231,7 +318,7 @@ def _files(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[s
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _files(Path(entry.path), f"{prefix}{entry.name}/", (*above, real))
             else:
                 yield prefix + entry.name

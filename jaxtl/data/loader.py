@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, Num, UInt8
 
 from jaxtl.data.decoding import Resize, decode
+from jaxtl.data.reading import ReadError, patiently
 from jaxtl.data.sources import Source
 from jaxtl.errors import UserError
 
@@ -52,6 +55,7 @@ class Loader:
         seed: seeds the shuffling, at least 0.
         shuffle: draw a new order for every epoch; otherwise the order is that of the source.
         memory_bytes: how many bytes decoded images may take.
+        retry_seconds: how long to try again where an image cannot be read.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Loader:
         seed: int,
         shuffle: bool,
         memory_bytes: float,
+        retry_seconds: float = 0,
     ):
         self.source = source
         self.image_size = image_size
@@ -71,6 +76,7 @@ class Loader:
         self._resize = resize
         self._seed = seed
         self._shuffle = shuffle
+        self._retry_seconds = retry_seconds
         self._fits = len(source) * image_size * image_size * 3 <= memory_bytes
         self._decoded: UInt8[np.ndarray, "images size size 3"] | None = None
 
@@ -93,6 +99,7 @@ class Loader:
             seed=self._seed,
             shuffle=False,
             memory_bytes=0,
+            retry_seconds=self._retry_seconds,
         )
 
     def epoch(
@@ -110,23 +117,24 @@ class Loader:
             start_step: the number of batches to leave out.
             views: how many views of an image there are, see `rows`.
             stop: a function that returns True to end the sequence, asked for each image that is
-                decoded.
+                decoded, and while an image that cannot be read is tried again.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
         """
         if self._fits:
             if self._decoded is None:
-                self._decoded = self._decode_all()
+                self._decoded = self._decode_all(stop)
+                if self._decoded is None:
+                    return
             for batch in self.rows(epoch, start_step, views=views):
                 images = self._decoded[batch.indices[batch.valid]]
                 yield batch._replace(inputs=_filled_up(images, self.batch_size))
         else:
             order = self._order(epoch)[start_step * self.batch_size :]
-            with contextlib.closing(self._stream(order)) as images:
-                wanted = itertools.takewhile(lambda _: not stop(), images)
+            with contextlib.closing(self._stream(order, stop)) as images:
                 for batch in self.rows(epoch, start_step, views=views):
-                    decoded = list(itertools.islice(wanted, int(batch.valid.sum())))
+                    decoded = list(itertools.islice(images, int(batch.valid.sum())))
                     if len(decoded) < batch.valid.sum():
                         return
                     yield batch._replace(inputs=_filled_up(np.stack(decoded), self.batch_size))
@@ -159,28 +167,47 @@ class Loader:
             return np.arange(len(self))
         return np.random.RandomState([self._seed, epoch]).permutation(len(self))
 
-    def _decode_all(self) -> UInt8[np.ndarray, "images size size 3"]:
+    def _decode_all(
+        self, stop: Callable[[], bool]
+    ) -> UInt8[np.ndarray, "images size size 3"] | None:
+        """All images in the order of the source; None if `stop` ended it."""
         decoded = np.empty((len(self), self.image_size, self.image_size, 3), np.uint8)
-        for index, image in enumerate(self._stream(np.arange(len(self)))):
-            decoded[index] = image
-        return decoded
+        done = 0
+        for image in self._stream(np.arange(len(self)), stop):
+            decoded[done] = image
+            done += 1
+        return decoded if done == len(self) else None
 
     def _stream(
-        self, order: Int64[np.ndarray, " images"]
+        self, order: Int64[np.ndarray, " images"], stop: Callable[[], bool]
     ) -> Generator[UInt8[np.ndarray, "size size 3"]]:
         """Decodes on threads, in order: Pillow releases the GIL while it works."""
         threads = min(16, os.cpu_count() or 1)
         ahead = 2 * max(self.batch_size, threads)
+        closed = threading.Event()  # threads that read ahead do not outlive the sequence
+        read = functools.partial(self._read, stop=lambda: stop() or closed.is_set())
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        images = grain.MapDataset.source(order).map(self._read).to_iter_dataset(options)
-        with contextlib.closing(iter(images)) as iterator:
-            yield from iterator
-
-    def _read(self, index: np.int64) -> UInt8[np.ndarray, "size size 3"]:
+        images = grain.MapDataset.source(order).map(read).to_iter_dataset(options)
+        iterator = iter(images)
         try:
-            return decode(self.source[int(index)], self.image_size, self._resize)
+            yield from itertools.takewhile(lambda _: not stop(), iterator)
+        except ReadError:
+            if not stop():
+                raise
+        finally:
+            closed.set()
+            iterator.close()
+
+    def _read(self, index: np.int64, stop: Callable[[], bool]) -> UInt8[np.ndarray, "size size 3"]:
+        place = int(index)
+        name = self.source.describe(place)
+        try:
+            image = patiently(lambda: self.source[place], name, self._retry_seconds, stop)
+            return decode(image, self.image_size, self._resize)
+        except ReadError as error:
+            raise ReadError(f"{name}: {error}") from error
         except UserError as error:
-            raise UserError(f"{self.source.describe(int(index))}: {error}") from error
+            raise UserError(f"{name}: {error}") from error
 
 
 def _filled_up(array: np.ndarray, length: int) -> np.ndarray:

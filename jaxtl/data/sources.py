@@ -13,8 +13,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
-from jaxtl.data.folders import open_folder
-from jaxtl.data.tfds import DESCRIPTION, open_tfds
+from jaxtl.data.folders import FileSource, open_folder
+from jaxtl.data.inspection import Facts
+from jaxtl.data.tfds import DESCRIPTION, TfdsSource, open_tfds
+from jaxtl.data.vetting import OnBadImage, vet, warn_of_leaks
 from jaxtl.errors import UserError
 
 
@@ -36,7 +38,7 @@ class Source(Protocol):
 
     @property
     def version(self) -> str:
-        """SHA-256 of the data where they are stored: it differs once an image may have changed."""
+        """SHA-256 that differs once an image may have changed: the key of cached activations."""
 
     def __len__(self) -> int: ...
 
@@ -139,7 +141,14 @@ class Subset:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-def open_splits(spec: str, *, val_fraction: float, seed: int) -> Splits:
+def open_splits(
+    spec: str,
+    *,
+    val_fraction: float,
+    seed: int,
+    on_bad_image: OnBadImage | None = None,
+    retry_seconds: float = 0,
+) -> Splits:
     """Opens a source for training.
 
     Args:
@@ -149,12 +158,50 @@ def open_splits(spec: str, *, val_fraction: float, seed: int) -> Splits:
             kept for validation, in (0, 1): rounded, but at least one image of each class is in
             each split.
         seed: draws these images, 0..2**32 - 1.
+        on_bad_image: what to do about images that cannot be used, see `vet`, which warns too of
+            images that are in both splits; None looks at no image before it is wanted.
+        retry_seconds: how long to wait for images that cannot be read then.
 
     Raises:
-        UserError: there is no such source, it holds no proper data set, it has a single class, or a
-            class has a single image and would have to be split.
+        UserError: there is no such source, it holds no proper data set, it has a single class, a
+            class has a single image and would have to be split, or an image cannot be used.
     """
-    train, val = _open(spec)
+    train, val = open_parts(spec)
+    if on_bad_image is not None:
+        train = _vetted(train, on_bad_image, retry_seconds)
+        val = None if val is None else _vetted(val, on_bad_image, retry_seconds)
+    splits = _as_splits(spec, train, val, val_fraction, seed)
+    if on_bad_image is not None:
+        warn_of_leaks(*map(_named_facts, splits))
+    return splits
+
+
+def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
+    """The images of both splits that were left out: path, or name in the source, and reason."""
+    sources = [part.source if isinstance(part, Subset) else part for part in splits]
+    unique = {id(source): source for source in sources}  # both may be parts of the same one
+    return tuple(image for s in unique.values() for image in getattr(s, "skipped", ()))
+
+
+def _vetted(source: Source, on_bad_image: OnBadImage, retry: float) -> Source:
+    if isinstance(source, FileSource | TfdsSource):
+        return vet(source, on_bad_image, retry)
+    return source
+
+
+def _named_facts(source: Source) -> list[tuple[str, Facts]]:
+    """What is known of each encoded image; nothing of images in memory."""
+    if isinstance(source, Subset):
+        known = _named_facts(source.source)
+        return [known[index] for index in source.indices] if known else []
+    if not isinstance(source, FileSource | TfdsSource):
+        return []
+    return [(source.describe(i), facts) for i, facts in enumerate(source.facts)]
+
+
+def _as_splits(
+    spec: str, train: Source, val: Source | None, val_fraction: float, seed: int
+) -> Splits:
     if len(train.classes) < 2:
         there = f"one class only, {train.classes[0]!r}" if train.classes else "no classes"
         raise UserError(f"{spec} has {there}: a classifier needs at least two")
@@ -175,7 +222,7 @@ def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
         UserError: there is no such source, it holds no proper data set, or it has images of a
             class that is not among `classes`.
     """
-    train, val = _open(spec)
+    train, val = open_parts(spec)
     source = train if val is None else val
     if classes is None or classes == source.classes:
         return source
@@ -236,7 +283,12 @@ def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
     return Subset(source, indices, source.labels[indices], source.classes)
 
 
-def _open(spec: str) -> tuple[Source, Source | None]:
+def open_parts(spec: str) -> tuple[Source, Source | None]:
+    """Opens a source as it is stored: its images and, where it has a split, those for validation.
+
+    Raises:
+        UserError: there is no such source, or it holds no proper data set.
+    """
     # A new kind of source is a module with a class like `Source`, and a branch here.
     if spec == "digits":
         return _digits(), None

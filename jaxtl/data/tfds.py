@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from jaxtl.data.inspection import Facts, Item, inspect
+from jaxtl.data.reading import ReadError
 from jaxtl.errors import UserError
 
 DESCRIPTION = "dataset_info.json"
@@ -35,37 +37,54 @@ class TfdsSource:
     Attributes:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
         num_bytes: size of the split, as the data set states it.
-        read: gives the encoded image of an index.
+        all_items: every record of the split, to be looked at by `inspect`.
+        numbers: the records that are images of this source.
         labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
+        skipped: records that were left out: what they are called, and the reasons.
     """
 
     name: str
     num_bytes: int
-    read: Callable[[int], bytes]
+    all_items: tuple[Item, ...]
+    numbers: tuple[int, ...]
     labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> bytes:
         """Reads the encoded image."""
-        return self.read(index)
+        return self.all_items[self.numbers[index]].read()[0]
 
     def describe(self, index: int) -> str:
-        """The name of an image: `NAME/VERSION SPLIT[INDEX]`."""
-        return f"{self.name}[{index}]"
+        """The name of an image: `NAME/VERSION SPLIT[RECORD]`."""
+        return f"{self.name}[{self.numbers[index]}]"
+
+    described_in_source = describe
+
+    @property
+    def items(self) -> list[Item]:
+        """The images, to be looked at by `inspect`."""
+        return [self.all_items[number] for number in self.numbers]
+
+    @functools.cached_property
+    def facts(self) -> list[Facts]:
+        """What contents and headers of the images say."""
+        return inspect(self.items)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over name, version, split and its size in bytes, labels and class names."""
-        known = [self.name, self.num_bytes, self.classes, self.labels.tolist()]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        """SHA-256 over name, version, split, contents, labels, class names and what was skipped."""
+        contents = [facts.sha256 for facts in self.facts]
+        known = [self.name, self.num_bytes, self.classes, self.labels.tolist(), contents]
+        return hashlib.sha256(json.dumps([*known, self.skipped]).encode()).hexdigest()
 
     @property
     def version(self) -> str:
-        """The fingerprint: a prepared version of a data set never changes."""
+        """The fingerprint: it covers every image."""
         return self.fingerprint
 
 
@@ -100,8 +119,12 @@ def _readable(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # their errors are of every kind
-        reason = textwrap.shorten(str(error), 300) or type(error).__name__
-        raise UserError(f"tfds:{name} is damaged or incomplete: {reason}") from error
+        raise UserError(_damaged(name, error)) from error
+
+
+def _damaged(name: str, error: Exception) -> str:
+    reason = textwrap.shorten(str(error), 300) or type(error).__name__
+    return f"tfds:{name} is damaged or incomplete: {reason}"
 
 
 def _builder(name: str) -> Any:
@@ -145,25 +168,56 @@ def _source(builder: Any, split: str, name: str) -> TfdsSource:
         )
     except (NotImplementedError, ValueError) as error:
         raise UserError(_not_prepared(builder.name)) from error
-    # Data sources take no `PartialDecoding`: parse the one feature that is wanted.
-    image_alone = tfds.features.FeaturesDict({image_key: features[image_key]})
-    label_alone = tfds.features.FeaturesDict({label_key: features[label_key]})
+    # Data sources take no `PartialDecoding`: parse the features that are wanted.
+    wanted = tfds.features.FeaturesDict({k: features[k] for k in (image_key, label_key)})
     undecoded = {image_key: tfds.decode.SkipDecoding()}
 
-    def read(index: int) -> bytes:
+    def read(index: int) -> tuple[bytes, int]:
         with _readable(name):
-            record = records[index]
-            return image_alone.deserialize_example_np(record, decoders=undecoded)[image_key]
+            try:
+                record = records[index]
+            except Exception as error:  # array_record has no class for a failing disk
+                raise ReadError(_damaged(name, error)) from error
+            example = wanted.deserialize_example_np(record, decoders=undecoded)
+            return example[image_key], int(example[label_key])
 
-    with _readable(name):
-        parsed = [label_alone.deserialize_example_np(record) for record in records]
-    labels = np.asarray([example[label_key] for example in parsed], np.int32)
-    if labels.size == 0 or labels.min() < 0:
-        raise UserError(f"tfds:{name}: {split!r} has images without a label, or no images")
-    info = builder.info.splits[split]
-    classes = tuple(features[label_key].names)
     full_name = f"{builder.info.full_name} {split}"
-    return TfdsSource(full_name, info.num_bytes, read, labels, classes)
+    with _readable(name):
+        items = _items(full_name, builder.info.splits[split], len(records), read)
+        facts = inspect(items)
+    for known in facts:
+        if not known.sha256:
+            raise UserError(known.problem)
+    labels = np.asarray([known.label for known in facts], np.int32)
+    if labels.size == 0 or (labels < 0).any():
+        raise UserError(f"tfds:{name}: {split!r} has images without a label, or no images")
+    info, numbers = builder.info.splits[split], tuple(range(len(items)))
+    classes = tuple(features[label_key].names)
+    return TfdsSource(full_name, info.num_bytes, items, numbers, labels, classes)
+
+
+def _items(
+    name: str, info: Any, count: int, read: Callable[[int], tuple[bytes, int]]
+) -> tuple[Item, ...]:
+    """The records, known by the split and by name, size and time of change of its files.
+
+    A record is read as a whole, its image included, and array_record gives no part of one: so
+    labels are learnt in the one pass that looks at the images, and kept with what it finds.
+    """
+    files = [Path(file.filename) for file in info.file_instructions]
+    status = [(str(path.resolve()), path.stat()) for path in files]
+    stamped = [name, [(path, s.st_size, s.st_mtime_ns, s.st_ino) for path, s in status]]
+    stamp = hashlib.sha256(json.dumps(stamped).encode()).hexdigest()
+    place = str(files[0].resolve().parent)
+    return tuple(
+        Item(
+            os.fsencode(f"tfds:{place} {name}[{i}]"),
+            stamp,
+            f"{name}[{i}]",
+            functools.partial(read, i),
+        )
+        for i in range(count)
+    )
 
 
 def _only_key(features: Any, kind: type, what: str, name: str) -> str:

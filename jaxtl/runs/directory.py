@@ -57,6 +57,7 @@ class RunMetadata(_Part):
         classes: the names of the classes, in the order of the logits.
         data: the fingerprints of the data.
         source: the data source; an absolute path if it is a path.
+        skipped: the images that were left out: `path`, and the `reason`.
         weights: where the initial weights came from; None for random parameters.
         versions: the versions of Python and of the packages, by name.
         continued: the versions each time that the run was continued with others.
@@ -67,6 +68,7 @@ class RunMetadata(_Part):
     classes: tuple[str, ...] = pydantic.Field(min_length=2)
     data: DataMetadata
     source: str = ""
+    skipped: tuple[dict[str, str], ...] = ()
     weights: WeightsRecord | None = None
     versions: dict[str, str] = {}
     continued: tuple[dict[str, str], ...] = ()

@@ -101,7 +101,11 @@ def _families(variations: Sequence[Variation]) -> list[Family]:
         try:
             check_batch_size(config.data.batch_size, jax.local_devices())
             data = splits(
-                config.data.source, val_fraction=config.data.val_fraction, seed=config.data.seed
+                config.data.source,
+                val_fraction=config.data.val_fraction,
+                seed=config.data.seed,
+                on_bad_image=config.data.on_bad_image,
+                retry_seconds=config.data.retry_seconds,
             )
             network, trainables = plan_run(config, len(data.train.classes))
         except UserError as error:

@@ -13,8 +13,9 @@ from rich.console import Console
 from jaxtl.config import Config
 from jaxtl.console import metrics_text
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits
+from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits, skipped
 from jaxtl.errors import UserError
+from jaxtl.files import as_text
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints
@@ -77,7 +78,13 @@ def open_data(config: Config) -> Splits:
         UserError: there is no such source, or its images and labels cannot be used.
     """
     data = config.data
-    return open_splits(data.source, val_fraction=data.val_fraction, seed=data.seed)
+    return open_splits(
+        data.source,
+        val_fraction=data.val_fraction,
+        seed=data.seed,
+        on_bad_image=data.on_bad_image,
+        retry_seconds=data.retry_seconds,
+    )
 
 
 def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]]:
@@ -140,6 +147,7 @@ def run_metadata(config: Config, data: Splits) -> RunMetadata:
         classes=data.train.classes,
         data=DataMetadata(train=train, val=val),
         source=absolute(config.data.source),
+        skipped=tuple({"path": as_text(path), "reason": reason} for path, reason in skipped(data)),
     )
 
 
@@ -235,4 +243,5 @@ def loader(source: Source, config: Config, *, shuffle: bool) -> Loader:
         seed=config.seed,
         shuffle=shuffle,
         memory_bytes=config.data.memory_gb * 1e9,
+        retry_seconds=config.data.retry_seconds,
     )

@@ -304,27 +304,20 @@ def test_the_same_cache_is_found_whatever_changes_in(what, images):
 def test_another_cache_is_made_for_an_image_that_changed_in_place(tmp_path):
     folder = write(tmp_path / "images")
     image = folder / "a" / "03.bmp"
-    before, fingerprint = made_from(folder), open_all(str(folder)).fingerprint
+    before = made_from(folder)
     size = image.stat().st_size
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(image)
     assert image.stat().st_size == size
-    assert open_all(str(folder)).fingerprint == fingerprint  # the run may go on
     assert made_from(folder) != before
 
 
-def test_another_cache_is_made_for_an_image_that_was_touched(tmp_path):
+def test_the_same_cache_is_found_for_images_that_were_touched_or_moved_but_not_for_more(tmp_path):
     folder = write(tmp_path / "images")
     before = made_from(folder)
-    assert made_from(folder) == before
     os.utime(folder / "a" / "03.bmp", (time.time() + 5,) * 2)
-    assert made_from(folder) != before
-
-
-def test_another_cache_is_made_for_the_same_images_elsewhere_and_for_more_of_them(tmp_path):
-    folder = write(tmp_path / "images")
-    before = made_from(folder)
-    shutil.copytree(folder, tmp_path / "copy")  # with the times of change
-    assert made_from(tmp_path / "copy") != before
+    assert made_from(folder) == before
+    shutil.copytree(folder, tmp_path / "copy")
+    assert made_from(tmp_path / "copy") == before
     shutil.copy(folder / "a" / "03.bmp", folder / "a" / "99.bmp")
     assert made_from(folder) != before
 

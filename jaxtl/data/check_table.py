@@ -1,0 +1,96 @@
+"""A report on a data set as tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from jaxtl.data.checking import Report
+from jaxtl.data.duplicates import NEAR
+from jaxtl.errors import printable
+
+_SHOWN = 5  # findings of a kind; --json has all
+
+
+def check_table(report: Report) -> Group:
+    """Counts by class, what the images are like, and what was found, the worst first."""
+    return Group(_classes(report), _properties(report), *_findings(report))
+
+
+def _classes(report: Report) -> Table:
+    table = Table("class", title=printable(report.source), title_justify="left")
+    for split in report.splits:
+        table.add_column(split, justify="right")
+    table.add_column("fraction", justify="right")
+    total = sum(sum(counts.values()) for counts in report.splits.values())
+    names = dict.fromkeys(name for counts in report.splits.values() for name in counts)
+    for name in names:
+        counts = [counts.get(name, 0) for counts in report.splits.values()]
+        shown = (f"{count:,}" for count in counts)
+        table.add_row(Text(printable(name)), *shown, f"{sum(counts) / max(total, 1):.1%}")
+    table.add_section()
+    sums = (f"{sum(counts.values()):,}" for counts in report.splits.values())
+    table.add_row("all", *sums, "100.0%" if total else "-")
+    return table
+
+
+def _properties(report: Report) -> Table:
+    table = Table.grid(padding=(0, 2))
+    sizes: dict[str, int] = {}
+    for counts in report.splits.values():
+        for name, count in counts.items():
+            sizes[name] = sizes.get(name, 0) + count
+    if sizes and min(sizes.values()):
+        times = max(sizes.values()) / min(sizes.values())
+        table.add_row("balance", f"the largest class has {times:.1f} times the images of the least")
+    for name, values in (("width", report.widths), ("height", report.heights)):
+        if values:
+            low, middle, high = values
+            table.add_row(name, f"{low:g} to {high:g} pixels, median {middle:g}")
+    for name, counted in (("format", report.formats), ("mode", report.modes)):
+        if counted:
+            table.add_row(name, ", ".join(f"{key} {count:,}" for key, count in counted.items()))
+    return table
+
+
+def _findings(report: Report) -> Iterator[Text]:
+    if report.refused:
+        yield _line(f"training refuses this source: {report.refused}", wrong=True)
+    yield from _list("images that cannot be used", _pairs(report.bad), wrong=True)
+    yield from _list("class folders without images", report.empty_classes, wrong=True)
+    leaks = [f"{val} = {train}{_bits(bits)}" for train, val, bits in report.leaks]
+    yield from _list("validation images that are among the training images", leaks, wrong=True)
+    yield from _list("groups of equal files", [" = ".join(g) for g in report.duplicates])
+    near = [f"{second} ~ {first}{_bits(bits)}" for first, second, bits in report.near]
+    yield from _list(f"images that look like another (at most {NEAR} of 64 bits differ)", near)
+    yield from _list("files named like another format, which is fine", _pairs(report.mismatched))
+    yield from _list("odd names", report.odd_names)
+    yield from _list("files that are not images", report.other_files)
+    yield from _list("hidden files and folders", report.hidden)
+    if not report.wrong:
+        yield Text("nothing is wrong", style="green")
+
+
+def _pairs(pairs: list[tuple[str, str]]) -> list[str]:
+    return [f"{name}: {text}" for name, text in pairs]
+
+
+def _bits(bits: int) -> str:
+    return " (the same bytes)" if bits < 0 else f" ({bits} bits differ)"
+
+
+def _list(title: str, found: list[str], *, wrong: bool = False) -> Iterator[Text]:
+    if not found:
+        return
+    yield _line(f"{len(found):,} {title}", wrong=wrong)
+    for name in found[:_SHOWN]:
+        yield Text(f"  {printable(name)}")
+    if len(found) > _SHOWN:
+        yield Text(f"  and {len(found) - _SHOWN:,} more; --json FILE has them all")
+
+
+def _line(text: str, *, wrong: bool) -> Text:
+    return Text(printable(text), style="bold red" if wrong else "bold")

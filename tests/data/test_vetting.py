@@ -1,0 +1,282 @@
+"""What is found out about images before training starts, and kept."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxtl.data.inspection import inspect
+from jaxtl.data.loader import Loader
+from jaxtl.data.sources import open_all, open_splits, skipped
+from jaxtl.errors import UserError
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """A folder of two classes with ten noisy images each, settled long ago, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(0, 256, (20, 20, 3)).astype(np.uint8)
+            path = tmp_path / "images" / name / f"{number}.png"
+            Image.fromarray(pixels).save(path)
+            os.utime(path, (1e9, 1e9))
+    return tmp_path / "images"
+
+
+def opened(folder, on_bad_image="error"):
+    return open_splits(str(folder), val_fraction=0.2, seed=0, on_bad_image=on_bad_image)
+
+
+def prints(folder, on_bad_image="error"):
+    return [part.fingerprint for part in opened(folder, on_bad_image)]
+
+
+def cut(path):
+    """Cuts an image in its pixels: its header says nothing of it."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def bytes_read():
+    """What this process has read from files and anything else."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
+
+
+def test_a_second_start_reads_no_image(images):
+    big = np.random.default_rng(1).integers(0, 256, (600, 600, 3)).astype(np.uint8)
+    Image.fromarray(big).save(images / "a" / "big.png")
+    os.utime(images / "a" / "big.png", (1e9, 1e9))
+    before = bytes_read()
+    first = prints(images)
+    between = bytes_read()
+    assert prints(images) == first
+    after = bytes_read()
+    assert between - before > 10**6
+    assert after - between < 10**5
+
+
+def test_an_image_that_is_rewritten_with_the_same_size_and_time_is_noticed_by_its_inode(images):
+    before = prints(images)
+    path = images / "a" / "0.png"
+    data = path.read_bytes()
+    path.rename(images.parent / "old.png")
+    path.write_bytes(data[:-1] + b"?")
+    os.utime(path, (1e9, 1e9))
+    assert prints(images) != before
+
+
+def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(images, caplog):
+    before = prints(images)
+    database = images.parent / "cache" / "jaxtl" / "images.sqlite"
+    database.write_bytes(b"no database" * 1000)
+    assert prints(images) == before
+    assert "images.sqlite cannot be used" in caplog.text
+    database.unlink()
+    database.mkdir()
+    assert prints(images) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty"), (b"<html>", "not a JPEG"), (b"GIF89a", "not a JPEG|dam")],
+)
+def test_a_bad_header_is_refused_before_training_with_the_number_of_bad_ones(
+    images, content, reason
+):
+    (images / "a" / "3.png").write_bytes(content)
+    (images / "b" / "3.png").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a/3\.png: .*({reason}).*2 of 20 images are bad"):
+        opened(images)
+
+
+def test_what_only_decoding_shows_is_found_by_skip_alone(images, caplog):
+    cut(images / "a" / "3.png")
+    whole = opened(images)
+    with pytest.raises(UserError, match=r"a/3\.png: damaged"):
+        list(loader(open_all(str(images))).epoch(0))
+    caplog.clear()
+    splits = opened(images, "skip")
+    assert sum(map(len, splits)) == 19
+    assert [path for path, _ in skipped(splits)] == ["a/3.png"]
+    assert "skipped 1 of 20 images that cannot be used" in caplog.text
+    named = {part.describe(i) for part in splits for i in range(len(part))}
+    assert f"{images}/a/3.png" not in named
+    assert whole.train.fingerprint != splits.train.fingerprint
+
+
+def test_the_fingerprint_says_what_was_skipped(images):
+    cut(images / "a" / "3.png")
+    with_bad = prints(images, "skip")
+    assert prints(images, "skip") == with_bad  # from the cache
+    (images / "a" / "3.png").unlink()
+    assert prints(images, "skip") != with_bad
+
+
+def test_a_class_that_loses_all_its_images_is_an_error(images):
+    for path in (images / "b").iterdir():
+        cut(path)
+    with pytest.raises(UserError, match=r"no image of the class 'b' can be used: .*b/0\.png"):
+        opened(images, "skip")
+
+
+def test_an_image_in_both_splits_is_told_with_both_paths_and_the_count(images, caplog):
+    for name in "ab":
+        (images / "train").mkdir(exist_ok=True)
+        (images / name).rename(images / "train" / name)
+        (images / "val" / name).mkdir(parents=True)
+        for number in range(2):
+            data = (images / "train" / name / f"{number}.png").read_bytes()
+            (images / "val" / name / f"copy{number}.png").write_bytes(data)
+    opened(images)
+    (message,) = [m for m in caplog.messages if "among the training" in m]
+    assert message.startswith("4 validation images")
+    assert f"{images}/val/a/copy0.png" in message
+    assert f"{images}/train/a/0.png" in message
+
+
+def loader(source, retry_seconds=0.0):
+    return Loader(
+        source,
+        image_size=20,
+        resize="stretch",
+        batch_size=4,
+        seed=0,
+        shuffle=False,
+        memory_bytes=0,
+        retry_seconds=retry_seconds,
+    )
+
+
+def test_an_image_that_vanishes_and_comes_back_gives_the_same_batches(images, caplog):
+    source = open_all(str(images))
+    expected = [batch.inputs for batch in loader(source).epoch(0)]
+    path, away = images / "b" / "5.png", images.parent / "away.png"
+    path.rename(away)
+
+    def bring_back():
+        while "trying again" not in caplog.text:
+            time.sleep(0.01)
+        away.rename(path)
+
+    other = threading.Thread(target=bring_back)
+    other.start()
+    with caplog.at_level(logging.WARNING, "jaxtl"):
+        found = [batch.inputs for batch in loader(source, 60).epoch(0)]
+    other.join()
+    np.testing.assert_array_equal(found, expected)
+    (message,) = [m for m in caplog.messages if "trying again" in m]
+    assert message.startswith(f"{path}: cannot be read: No such file")
+
+
+def test_an_image_that_does_not_come_back_is_named_once_the_time_is_over(images):
+    source = open_all(str(images))
+    (images / "b" / "5.png").unlink()
+    with pytest.raises(UserError, match=r"b/5\.png: cannot be read: No such file"):
+        list(loader(source, 0.3).epoch(0))
+
+
+def test_waiting_ends_soon_once_it_is_asked_to_stop(images, caplog):
+    source = open_all(str(images))
+    (images / "b" / "5.png").unlink()
+    stop, ended = threading.Event(), threading.Event()
+
+    def read():
+        list(loader(source, 600).epoch(0, stop=stop.is_set))
+        ended.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    while "trying again" not in caplog.text:
+        time.sleep(0.01)
+    stop.set()
+    assert ended.wait(30)
+
+
+def test_a_fifo_is_not_waited_for(images):
+    source = open_all(str(images))
+    (images / "a" / "0.png").unlink()
+    os.mkfifo(images / "a" / "0.png")
+    with pytest.raises(UserError, match="not a regular file"):
+        source[0]
+
+
+@pytest.mark.parametrize("retry", [0.0, 60.0])
+def test_looking_at_images_waits_for_one_that_comes_back(images, retry, caplog):
+    items = open_all(str(images)).items
+    path, away = images / "b" / "5.png", images.parent / "away.png"
+    path.rename(away)
+    if not retry:
+        assert inspect(items)[15].problem.startswith("cannot be read")
+        return
+
+    def bring_back():
+        while "trying again" not in caplog.text:
+            time.sleep(0.01)
+        away.rename(path)
+
+    other = threading.Thread(target=bring_back)
+    other.start()
+    assert inspect(items, retry=retry)[15].problem is None
+    other.join()
+
+
+def test_a_data_set_is_read_once_to_learn_its_labels(write_tfds, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    noise = np.random.default_rng(0).integers(0, 256, (40, 100, 100, 3)).astype(np.uint8)
+    examples = []
+    for i, pixels in enumerate(noise):
+        path = tmp_path / "one.png"
+        Image.fromarray(pixels).save(path)
+        examples.append((path.read_bytes(), i % 2))
+    folder = tmp_path / "tiny" / "1.0.0"
+    write_tfds(folder, {"train": examples}, ["ant", "bee"])
+    program = (
+        "import sys; "
+        "bytes_read = lambda: int(open('/proc/self/io').read().split()[1]); "
+        "from jaxtl.data.sources import open_all; import tensorflow_datasets, array_record; "
+        "before = bytes_read(); labels = open_all(sys.argv[1]).labels; "
+        "print(bytes_read() - before, *labels)"
+    )
+    ends = [
+        subprocess.run(
+            [sys.executable, "-c", program, f"tfds:{folder}"],
+            env=os.environ | {"PYTHONPATH": ":".join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    (first, *labels), (second, *again) = ends
+    assert labels == again == ["0", "1"] * 20
+    assert int(first) - int(second) > 0.9 * sum(len(image) for image, _ in examples)
+
+
+def test_a_bad_record_is_skipped_by_its_place(write_tfds, tmp_path):
+    good = [Image.new("RGB", (8, 8), (i * 20, 0, 0)) for i in range(8)]
+    examples = []
+    for i, image in enumerate(good):
+        image.save(tmp_path / "one.png")
+        examples.append(((tmp_path / "one.png").read_bytes(), i % 2))
+    examples[3] = (b"no image", 1)
+    folder = tmp_path / "tiny" / "1.0.0"
+    write_tfds(folder, {"train": examples}, ["ant", "bee"])
+    spec = f"tfds:{folder}"
+    with pytest.raises(UserError, match=r"tiny/1\.0\.0 train\[3\]: not a JPEG"):
+        open_splits(spec, val_fraction=0.2, seed=0, on_bad_image="error")
+    splits = open_splits(spec, val_fraction=0.2, seed=0, on_bad_image="skip")
+    assert sum(map(len, splits)) == 7
+    assert skipped(splits) == (
+        ("tiny/1.0.0 train[3]", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"),
+    )
+    assert all(isinstance(part[i], bytes) for part in splits for i in range(len(part)))
