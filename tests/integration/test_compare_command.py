@@ -211,16 +211,19 @@ def test_a_network_whose_features_are_not_finite_does_not_end_the_comparison(
     assert "mobilenet_v2@0.35: features not finite" in capsys.readouterr().out
 
 
-def test_a_network_that_cannot_be_fine_tuned_does_not_keep_others_from_it(workplace, monkeypatch):
-    monkeypatch.chdir(workplace.path)
-    write_weights(Path("wider.h5"), width=0.5)
-    own = Path("faulty") / "mobilenet_v2@0.35"
+def test_a_network_that_cannot_be_fine_tuned_does_not_keep_others_from_it(workplace):
+    write_weights(workplace.path / "wider.h5", width=0.5)
+    own = workplace.path / "faulty" / "mobilenet_v2@0.35"
     own.mkdir(parents=True)
     (own / "tensorboard").touch()  # where a folder has to be
     given = ("--models", "mobilenet_v2@0.35,mobilenet_v2@0.5", "--weights", "weights.h5,wider.h5")
-    with pytest.raises(UserError, match=r"1 of 2 networks not fine-tuned: mobilenet_v2@0.35: File"):
-        main(["--data", "data", *given, *SMALL, "--finetune", "1", "--out", "faulty"])
-    with Path("faulty/compare.csv").open() as file:
+    ended = workplace.run(
+        *("jaxtl.compare", "--data", "data", *given, *SMALL, "--finetune", "1", "--out", "faulty")
+    )
+    assert ended.code == 2
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("error: 1 of 2 networks not fine-tuned: mobilenet_v2@0.35: File exists")
+    with (workplace.path / "faulty" / "compare.csv").open() as file:
         failed, other = csv.DictReader(file)
     assert (failed["finetuned_correct"], failed["ranked_by"]) == ("", "fine-tuning")
     assert float(failed["probe_accuracy"]) > 50
