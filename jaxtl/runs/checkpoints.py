@@ -73,6 +73,7 @@ class Checkpoints:
             ),
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,  # of processes that were killed
+            lightweight_initialize=True,  # or else one damaged file keeps it from opening the rest
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
         handlers = {
