@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ class Published:
         self.folder, self.width = folder, width
         trunk = build("mobilenet_v2", num_classes=None, width=width, seed=5)
         name, _ = definition("mobilenet_v2").keras_file("mobilenet_v2", width, 96, False)
-        self.file = folder / "cache" / "jaxtl" / "weights" / "keras" / name
+        self.file = folder / "cache" / "jaxtl" / "weights" / "keras" / Path(name).name
         self.file.parent.mkdir(parents=True)
         write_weights(trunk, folder / "trunk.h5", image_size=96)
         shutil.copy(folder / "trunk.h5", self.file)
