@@ -170,7 +170,8 @@ def test_a_group_refers_to_its_source_too(published):
     (published.folder / "run").mkdir()
     folder = published.folder / "heads" / "group"
     group = Group.write(folder, trunk, heads, published.origin, full=False)
-    group.add(published.folder / "run" / "checkpoints", 2, 3, Progress(step=1, epoch=1))
+    progress = Progress(step=1, epoch=1, best_loss=1.0)
+    group.add(published.folder / "run" / "checkpoints", 2, 3, progress)
     assert size(folder) < 3 * 60_000
     reader = Checkpoints(published.folder / "run" / "checkpoints", read_only=True)
     assert bits(reader.variables(3, published.variables)) == bits(published.variables)
