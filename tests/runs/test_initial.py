@@ -92,7 +92,7 @@ def test_a_source_that_cannot_be_had_is_named_in_one_line(published, monkeypatch
     checkpoints = saved(published)
     published.file.unlink()
     monkeypatch.setattr("jaxtl.weights.sources.KERAS_ADDRESS", "http://127.0.0.1:9/")
-    with pytest.raises(UserError, match="no weights can be had: keras could not be") as error:
+    with pytest.raises(UserError, match="cannot be read again: keras could not be") as error:
         checkpoints.initial(published.variables)
     assert "try again with a network connection" in str(error.value)
     assert "\n" not in str(error.value)
