@@ -164,7 +164,7 @@ def explaining_failed_writes(place: Any) -> Iterator[None]:
 
 def _reason(error: Exception) -> str:
     text = printable(" ".join(str(error).split())) or type(error).__name__
-    return text[:200]
+    return text[:150]
 
 
 def check_same(place: Any, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

