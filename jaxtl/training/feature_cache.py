@@ -267,6 +267,8 @@ class FrozenPass:
         views: list[np.ndarray] = []
         # A short lag bounds the memory, and the work that is still under way after `stop`.
         for batch, output in lagging(self._outputs(first, batch_size, stop), lag=1):
+            # Waiting raises what NumPy would end the process for: an output without memory.
+            output.block_until_ready()
             views.append(np.asarray(output).reshape(-1, *size)[batch.valid])
             if len(views) == self.views:
                 rows = np.stack(views, axis=1).reshape(-1, *size).astype(dtype)

@@ -570,7 +570,7 @@ def test_processes_that_need_the_same_rows_wait_for_the_first_and_take_over_from
 ):
     store, waits = tmp_path / "store", "another process is filling the cache; waiting until it is "
     with (
-        process_over(lots, store, tmp_path / "first", seconds=0.1) as first,
+        process_over(lots, store, tmp_path / "first", seconds=0.4) as first,
         contextlib.ExitStack() as stack,
     ):
         until(lambda: done(store) > 0)
