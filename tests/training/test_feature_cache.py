@@ -593,23 +593,6 @@ def test_processes_that_need_the_same_rows_wait_for_the_first_and_take_over_from
 
 
 @pytest.mark.slow
-def test_a_pass_that_takes_too_much_memory_goes_on_with_fewer_images_at_a_time(tmp_path):
-    """Two views of 32 images take 2 GB, and their images 0.4 GB."""
-    few, said = write(tmp_path / "images", count=2), {}
-    for memory in (0, 3 * 10**9):
-        store, read = tmp_path / str(memory), tmp_path / "read"
-        with process_over(few, store, read, size=2048, memory=memory) as process:
-            said[memory], _ = process.communicate(timeout=200)
-        assert process.returncode == 0
-    assert said[0] == ""
-    lines = said[3 * 10**9].splitlines()
-    assert lines[0] == "out of memory: the frozen stages go on with 16 images a device"
-    assert all(line.startswith("out of memory: ") for line in lines)
-    exact, found = (np.frombuffer(stored(tmp_path / str(m)), np.float32) for m in said)
-    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.slow
 def test_a_pass_that_one_image_takes_too_much_memory_for_is_an_error_of_one_line(tmp_path):
     few = write(tmp_path / "images", count=1)
     limits = {"size": 4096, "memory": 6 * 10**8, "stderr": subprocess.PIPE}
