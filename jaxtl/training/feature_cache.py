@@ -240,7 +240,8 @@ class FrozenPass:
         """
         # Not the config's batch size, so that runs with other batch sizes share activations.
         each = 32 if on_cpu(self.devices) else 256
-        if done := array.rows // self.views:
+        if 0 < array.rows < self.shape[0]:
+            done = array.rows // self.views
             out.print(f"continuing a pass that has {done:,} of {len(self.loader):,} images")
         title = f"running the frozen stages up to {self.stage}"
         with counter(out, title, len(self.loader)) as show:
