@@ -240,7 +240,8 @@ class FrozenPass:
         """
         # Not the config's batch size, so that runs with other batch sizes share activations.
         each = 32 if on_cpu(self.devices) else 256
-        if done := array.rows // self.views:
+        if 0 < array.rows < self.shape[0]:
+            done = array.rows // self.views
             out.print(f"continuing a pass that has {done:,} of {len(self.loader):,} images")
         title = f"running the frozen stages up to {self.stage}"
         with counter(out, title, len(self.loader)) as show:
@@ -267,6 +268,8 @@ class FrozenPass:
         views: list[np.ndarray] = []
         # A short lag bounds the memory, and the work that is still under way after `stop`.
         for batch, output in lagging(self._outputs(first, batch_size, stop), lag=1):
+            # Waiting raises what NumPy would end the process for: an output without memory.
+            output.block_until_ready()
             views.append(np.asarray(output).reshape(-1, *size)[batch.valid])
             if len(views) == self.views:
                 rows = np.stack(views, axis=1).reshape(-1, *size).astype(dtype)

@@ -42,7 +42,8 @@ def limit_memory():
 
 if __name__ == "__main__":
     source = Watched(FILES.root, FILES.paths, FILES.labels, FILES.classes)
-    work = frozen_pass(IMAGES, devices=1, source=source, **of_model(image_size=int(SIZE)))
+    changes = of_model(image_size=int(SIZE))
+    work = frozen_pass(IMAGES, devices=1, stage="block_1", source=source, **changes)
     if BYTES:
         limit_memory()
     try:

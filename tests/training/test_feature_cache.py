@@ -563,7 +563,7 @@ def test_processes_that_need_the_same_rows_wait_for_the_first_and_take_over_from
 ):
     store, waits = tmp_path / "store", "another process is filling the cache; waiting until it is "
     with (
-        process_over(lots, store, tmp_path / "first", seconds=0.1) as first,
+        process_over(lots, store, tmp_path / "first", seconds=0.4) as first,
         contextlib.ExitStack() as stack,
     ):
         until(lambda: done(store) > 0)
@@ -583,6 +583,17 @@ def test_processes_that_need_the_same_rows_wait_for_the_first_and_take_over_from
     assert not (tmp_path / "second").exists()
     assert indices(tmp_path / "third") == list(range(there, 300))
     assert stored(store) == rows_of_lots
+
+
+@pytest.mark.slow
+def test_a_pass_that_one_image_takes_too_much_memory_for_is_an_error_of_one_line(tmp_path):
+    few = write(tmp_path / "images", count=1)
+    limits = {"size": 4096, "memory": 6 * 10**8, "stderr": subprocess.PIPE}
+    with process_over(few, tmp_path / "store", tmp_path / "read", **limits) as process:
+        said, errors = process.communicate(timeout=200)
+    assert said.splitlines()[-1] == "out of memory: the frozen stages go on with 1 image a device"
+    assert errors.splitlines()[-1].startswith("error: the memory is not enough for the frozen")
+    assert (process.returncode, done(tmp_path / "store")) == (1, 0)
 
 
 def no_right(folder):
