@@ -323,12 +323,15 @@ def test_a_sweep_that_is_killed_while_it_writes_its_runs_ends_with_the_same_tabl
     _, reference, _ = swept
     arguments = ["--cfg", str(reference.parent / "swept.py"), "--workdir", str(tmp_path / "all")]
     process = subprocess.Popen([sys.executable, "-c", SLOW_TO_WRITE, *arguments])
-    # The fourth run is written, which takes half a second, and has no run.json yet.
-    wait_until(lambda: len(list(tmp_path.glob("all/*-*/run.json"))) == 3, process)
+
+    def complete():
+        return [path for path in (tmp_path / "all").glob("*-*") if path.suffix != ".part"]
+
+    wait_until(lambda: len(complete()) >= 3, process)
     wait_until(lambda: list(tmp_path.glob("all/*.part/metrics.jsonl")), process)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    runs = [path for path in (tmp_path / "all").glob("*-*") if path.suffix != ".part"]
+    runs = complete()
     assert 3 <= len(runs) < 16
     assert all(json.loads((run / "run.json").read_text())["result"] for run in runs)
     assert len(list(tmp_path.glob("all/*.part"))) == 1  # the run that was being written
