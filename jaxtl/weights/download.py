@@ -44,6 +44,10 @@ def download(
         Unavailable: the server cannot be reached, does not have the file, or keeps cutting it off.
         UserError: the checksum is wrong.
     """
+    checksum = None if md5 is None else f"md5:{md5}"
+    if _is_there(path, checksum):
+        return path
+    # Imported here: they take 0.1 s, which a start with all files in the cache need not wait.
     import requests
     from pooch import HTTPDownloader
 
@@ -57,7 +61,6 @@ def download(
         if length is not None and size != length:  # few of the files have a published checksum
             raise requests.ConnectionError(f"cut off after {size} of {length} bytes")
 
-    checksum = None if md5 is None else f"md5:{md5}"
     try:
         return cached(path, url, fetch, checksum=checksum, retries=_RETRIES)
     except requests.RequestException as error:
@@ -83,9 +86,9 @@ def cached(
         UserError: what was fetched has another checksum.
         Exception: what `fetch` raises.
     """
-    if path.exists() and (checksum is None or _has(path, checksum)):
+    if _is_there(path, checksum):
         return path
-    import pooch  # 0.1 s, which a start with all files in the cache need not take
+    import pooch
     import requests
 
     damaged = path.exists()
@@ -115,7 +118,10 @@ def cached(
         raise UserError(f"{source} has the wrong checksum: {what}") from error
 
 
-def _has(path: Path, checksum: str) -> bool:
+def _is_there(path: Path, checksum: str | None) -> bool:
+    """Whether a file is in the cache, with the right checksum if one is known."""
+    if checksum is None or not path.exists():
+        return path.exists()
     kind, _, digest = checksum.partition(":")
     with path.open("rb") as file:
         return hashlib.file_digest(file, kind).hexdigest() == digest

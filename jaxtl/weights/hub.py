@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,7 @@ def fetch(source: str, architecture: str, convention: Convention) -> tuple[Path,
     # Imported here, since it reads its settings from the environment as it is imported.
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
         raise Unavailable("needs another package: pip install huggingface_hub") from None
 
@@ -86,12 +81,27 @@ def fetch(source: str, architecture: str, convention: Convention) -> tuple[Path,
         file = hf_hub_download(repository, FILE, revision=commit, local_files_only=offline)
         return Path(file), commit
 
-    try:
+    with _explaining_errors(revision):
         with contextlib.suppress(LocalEntryNotFoundError):
             return checked_file(offline=True)
         url = hf_hub_url(repository, _CONFIG, revision=revision or None)
         within(_ANSWER_TIMEOUT, lambda: get_hf_file_metadata(url, timeout=_ANSWER_TIMEOUT))
         return checked_file(offline=False)
+
+
+@contextlib.contextmanager
+def _explaining_errors(revision: str) -> Iterator[None]:
+    """Says in a line why the hub, or its cache, does not give a file."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
     except UserError:
         raise
     except OfflineModeIsEnabled:
