@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxtl.errors import UserError
@@ -87,7 +86,7 @@ def load_into(
 
     _check_shapes(network, {p: spec.shape for p, spec in expected.items()}, used, file)
     values = _float32(used, file)
-    variables = {path: jnp.asarray(value) for path, value in values.items()}
+    variables = jax.device_put(values)
     return Loaded(variables, head, tuple(stored[path].name for path in left_out))
 
 
