@@ -38,13 +38,18 @@ def main(arguments: Sequence[str]) -> int:
     predictor = load_run(given.run)
     config = predictor.config
     if given.data is None:
-        fraction, seed = config.data.val_fraction, config.data.seed
         where = predictor.metadata.source
-        on_bad = config.data.on_bad_image
-        source = open_splits(where, val_fraction=fraction, seed=seed, on_bad_image=on_bad).val
+        source = open_splits(
+            where,
+            val_fraction=config.data.val_fraction,
+            seed=config.data.seed,
+            on_bad_image=config.data.on_bad_image,
+            retry_seconds=config.data.retry_seconds,
+        ).val
         if source.fingerprint != predictor.metadata.data.val.sha256:
             raise UserError(
-                f"{where} changed since the run; name the images to measure with --data={where}"
+                f"{where} changed since the run, or an older version of jaxtl wrote it; "
+                f"name the images to measure with --data={where}"
             )
     else:
         source = open_all(given.data, classes=predictor.classes)

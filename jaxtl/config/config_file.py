@@ -25,6 +25,10 @@ REQUIRED = "<required>"
 """Stands in a config for a text that the user gives by a flag: `Data(source=REQUIRED)`."""
 
 
+# Keys that change no number of a run, which can be continued with other values.
+_OPERATIONAL = {"data.retry_seconds", "data.memory_gb", "checkpoint.every_minutes"}
+
+
 class Model(Checked):
     """The network and where its weights come from.
 
@@ -267,11 +271,12 @@ def find(name: str) -> Path:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The keys on which two configs differ, each as `key: old -> new`."""
+    """The keys on which two configs differ and their numbers may, each as `key: old -> new`."""
     before, after = leaves(old), leaves(new)
     return [
         f"{key}: {before[key]} -> {after[key]}"
-        for key in sorted(before.keys() & after.keys())  # `phases` tells of a phase more or less
+        # `phases` tells of a phase more or less.
+        for key in sorted((before.keys() & after.keys()) - _OPERATIONAL)
         if before[key] != after[key]
     ]
 

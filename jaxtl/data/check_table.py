@@ -45,7 +45,9 @@ def _properties(report: Report) -> Table:
             sizes[name] = sizes.get(name, 0) + count
     if sizes and min(sizes.values()):
         times = max(sizes.values()) / min(sizes.values())
-        table.add_row("balance", f"the largest class has {times:.1f} times the images of the least")
+        table.add_row(
+            "balance", f"the largest class has {times:.1f} times the images of the smallest"
+        )
     for name, values in (("width", report.widths), ("height", report.heights)):
         if values:
             low, middle, high = values
@@ -61,11 +63,14 @@ def _findings(report: Report) -> Iterator[Text]:
         yield _line(f"training refuses this source: {report.refused}", wrong=True)
     yield from _list("images that cannot be used", _pairs(report.bad), wrong=True)
     yield from _list("class folders without images", report.empty_classes, wrong=True)
-    leaks = [f"{val} = {train}{_bits(bits)}" for train, val, bits in report.leaks]
+    leaks = [f"{val} = {train}" for train, val in report.leaks]
     yield from _list("validation images that are among the training images", leaks, wrong=True)
+    alike = f"(at most {NEAR} of 64 bits differ)"
+    yield from _list(
+        f"validation images that look like a training image {alike}", _alike(report.near_leaks)
+    )
     yield from _list("groups of equal files", [" = ".join(g) for g in report.duplicates])
-    near = [f"{second} ~ {first}{_bits(bits)}" for first, second, bits in report.near]
-    yield from _list(f"images that look like another (at most {NEAR} of 64 bits differ)", near)
+    yield from _list(f"images that look like another of their split {alike}", _alike(report.near))
     yield from _list("files named like another format, which is fine", _pairs(report.mismatched))
     yield from _list("odd names", report.odd_names)
     yield from _list("files that are not images", report.other_files)
@@ -78,8 +83,8 @@ def _pairs(pairs: list[tuple[str, str]]) -> list[str]:
     return [f"{name}: {text}" for name, text in pairs]
 
 
-def _bits(bits: int) -> str:
-    return " (the same bytes)" if bits < 0 else f" ({bits} bits differ)"
+def _alike(pairs: list[tuple[str, str, int]]) -> list[str]:
+    return [f"{second} ~ {first} ({bits} bits differ)" for first, second, bits in pairs]
 
 
 def _list(title: str, found: list[str], *, wrong: bool = False) -> Iterator[Text]:

@@ -6,19 +6,18 @@ import collections
 import dataclasses
 import functools
 import io
-import os
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jaxtl.config import Data
 from jaxtl.data.duplicates import NEAR, groups, nearest
-from jaxtl.data.folders import FileSource, Survey, survey_folder
-from jaxtl.data.inspection import Facts, Item, inspect
-from jaxtl.data.sources import ArraySource, Source, open_parts
+from jaxtl.data.folders import EXTENSIONS, FileSource, Survey, survey_folder
+from jaxtl.data.inspection import CONSTANT, Facts, Item, inspect
+from jaxtl.data.sources import ArraySource, Source, Subset, as_splits, folder_of, open_parts
 from jaxtl.data.tfds import TfdsSource
 from jaxtl.errors import UserError, printable
 from jaxtl.files import as_text
@@ -43,8 +42,9 @@ class Report:
         widths, heights: the smallest, the median and the largest, in pixels.
         formats, modes: how many images have each, by Pillow's names.
         bad: images that cannot be used, and why.
-        leaks: a training image, a validation image, and the bits by which their perceptual hashes
-            differ; -1 for the same bytes.
+        leaks: a training image and a validation image that have the same bytes.
+        near_leaks: a training image and a validation image that look the same, and the bits by
+            which their perceptual hashes differ.
         empty_classes: class folders without images.
         refused: why training would refuse the source, or None.
         duplicates: images of a split that have the same bytes.
@@ -61,7 +61,8 @@ class Report:
     formats: dict[str, int] = dataclasses.field(default_factory=dict)
     modes: dict[str, int] = dataclasses.field(default_factory=dict)
     bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    leaks: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
+    leaks: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    near_leaks: list[tuple[str, str, int]] = dataclasses.field(default_factory=list)
     empty_classes: list[str] = dataclasses.field(default_factory=list)
     refused: str | None = None
     duplicates: list[list[str]] = dataclasses.field(default_factory=list)
@@ -90,25 +91,22 @@ def check(spec: str) -> Report:
     Raises:
         UserError: there is no such source, or it cannot be read as a whole.
     """
-    path = Path(os.path.expanduser(spec))
-    survey = Survey()
-    refused = None
-    if path.is_dir():
-        survey = survey_folder(path)
+    folder = folder_of(spec)
+    survey, refused = Survey(), None
+    if folder is not None and folder.is_dir():
+        survey = survey_folder(folder)
         sources: dict[str, Source] = dict(survey.splits)
         try:
-            parts = open_parts(spec)
-            refused = _one_class(parts[0])
+            open_parts(spec)
         except UserError as error:
             refused = str(error)
     else:
         train, val = open_parts(spec)
         sources = {"all": train} if val is None else {"train": train, "val": val}
-        refused = _one_class(train)
     facts = {name: inspect(_items(part), perceptual=True) for name, part in sources.items()}
     names = {n: [part.describe(i) for i in range(len(part))] for n, part in sources.items()}
     report = Report(as_text(spec), {n: _counts(part) for n, part in sources.items()})
-    report.refused = refused
+    report.refused = refused or _refusal(spec, sources, facts)
     report.empty_classes = survey.empty_classes
     report.other_files, report.hidden = survey.other_files, survey.hidden
     report.bad = list(survey.broken)
@@ -120,8 +118,17 @@ def check(spec: str) -> Report:
     return report
 
 
-def _one_class(train: Source) -> str | None:
-    return None if len(train.classes) > 1 else "a classifier needs at least two classes"
+def _refusal(spec: str, sources: dict[str, Source], facts: dict[str, list[Facts]]) -> str | None:
+    """Why training would refuse the images that are not bad, if it would."""
+    parts = []
+    for name, source in sources.items():
+        good = np.asarray([i for i, k in enumerate(facts[name]) if k.problem is None], np.int64)
+        parts.append(Subset(source, good, source.labels[good], source.classes))
+    try:
+        as_splits(spec, parts[0], (*parts, None)[1], val_fraction=Data().val_fraction, seed=0)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _items(source: Source) -> list[Item]:
@@ -150,7 +157,8 @@ def _describe(report: Report, names: list[str], facts: list[Facts]) -> None:
         if known.problem is not None:
             report.bad.append((as_text(name), known.problem))
         endings = _ENDINGS.get(known.format, (f".{known.format.lower()}",))
-        if known.format and "." in Path(name).name and not name.lower().endswith(endings):
+        ending = Path(name).suffix.lower()
+        if known.format and ending in EXTENSIONS and ending not in endings:
             report.mismatched.append((as_text(name), known.format))
         if _is_odd(name):
             report.odd_names.append(as_text(name))
@@ -166,9 +174,9 @@ def _find_duplicates(report: Report, names: list[str], facts: list[Facts]) -> No
     equal = groups([known.sha256 for known in facts])
     report.duplicates += [[as_text(names[i]) for i in group] for group in equal]
     again = {i for group in equal for i in group[1:]}
-    unique = [i for i, known in enumerate(facts) if known.perceptual and i not in again]
-    for i, other, bits in _near(facts, unique):
-        report.near.append((as_text(names[other]), as_text(names[i]), bits))
+    unique = [i for i in _comparable(facts) if i not in again]
+    for i, other, bits in _near(_hashes(facts, unique)):
+        report.near.append((as_text(names[unique[other]]), as_text(names[unique[i]]), bits))
 
 
 def _find_leaks(report: Report, names: dict[str, list[str]], facts: dict[str, list[Facts]]) -> None:
@@ -180,27 +188,27 @@ def _find_leaks(report: Report, names: dict[str, list[str]], facts: dict[str, li
         if known.sha256:
             first.setdefault(known.sha256, i)
     same = {i: first[k.sha256] for i, k in enumerate(facts[val]) if k.sha256 in first}
-    found = [(i, other, -1) for i, other in same.items()]
-    others = [i for i, known in enumerate(facts[train]) if known.perceptual]
-    rest = [i for i, known in enumerate(facts[val]) if known.perceptual and i not in same]
-    index, bits = nearest(_hashes(facts[val], rest), _hashes(facts[train], others))
-    found += [
-        (i, others[j], int(b)) for i, j, b in zip(rest, index, bits, strict=True) if b <= NEAR
-    ]
-    report.leaks = [
-        (as_text(names[train][other]), as_text(names[val][i]), b) for i, other, b in found
+    report.leaks = [(as_text(names[train][j]), as_text(names[val][i])) for i, j in same.items()]
+    others, rest = _comparable(facts[train]), [i for i in _comparable(facts[val]) if i not in same]
+    report.near_leaks = [
+        (as_text(names[train][others[j]]), as_text(names[val][rest[i]]), bits)
+        for i, j, bits in _near(_hashes(facts[val], rest), _hashes(facts[train], others))
     ]
 
 
-def _near(facts: list[Facts], unique: list[int]) -> Iterable[tuple[int, int, int]]:
-    index, bits = nearest(_hashes(facts, unique))
-    for i, j, b in zip(unique, index, bits, strict=True):
-        if b <= NEAR:
-            yield i, unique[j], int(b)
+def _comparable(facts: list[Facts]) -> list[int]:
+    return [i for i, known in enumerate(facts) if known.perceptual not in ("", CONSTANT)]
 
 
 def _hashes(facts: list[Facts], which: list[int]) -> np.ndarray:
     return np.asarray([int(facts[i].perceptual, 16) for i in which], np.uint64)
+
+
+def _near(hashes: np.ndarray, others: np.ndarray | None = None) -> list[tuple[int, int, int]]:
+    """The images that look like another, the place of that one, and the bits that differ."""
+    index, bits = nearest(hashes, others)
+    alike = np.flatnonzero(bits <= NEAR)
+    return [(int(i), int(index[i]), int(bits[i])) for i in alike]
 
 
 def _measure(report: Report, facts: list[Facts]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import textwrap
 import warnings
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -140,7 +141,9 @@ def _opened(encoded: bytes) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise _too_large() from error
     except Exception as error:  # damaged bytes bring nearly every kind of error out of the decoders
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = textwrap.shorten(str(error), 300) or type(error).__name__
+        if isinstance(error, OSError) and reason.startswith("out of memory"):  # in Pillow's words
+            raise MemoryError from error
         raise UserError(f"damaged or not supported: {reason}") from error
 
 

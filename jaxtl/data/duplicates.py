@@ -37,10 +37,9 @@ def nearest(
     for start in range(0, len(hashes) if len(pool) else 0, rows):
         block = slice(start, start + rows)
         known = pool[: start + rows] if others is None else pool
-        bits = np.bitwise_count(hashes[block, None] ^ known[None]).astype(np.uint8)
+        bits = np.bitwise_count(hashes[block, None] ^ known[None])
         if others is None:
-            later = np.arange(len(known))[None] >= np.arange(start, start + len(bits))[:, None]
-            bits[later] = _FAR
+            bits[:, start:][~np.tri(len(bits), k=-1, dtype=bool)] = _FAR
         index[block] = bits.argmin(axis=1)
         distance[block] = bits.min(axis=1)
     index[distance == _FAR] = -1

@@ -60,7 +60,7 @@ class FileSource:
         """The path of an image relative to the folder: the same wherever that lies."""
         return self.paths[index]
 
-    @functools.cached_property
+    @property
     def items(self) -> list[Item]:
         """The images, to be looked at by `inspect`."""
         return [
@@ -81,7 +81,8 @@ class FileSource:
                 reason = (facts.problem or "").removeprefix("cannot be read: ")
                 raise UserError(f"cannot read {self.describe(i)}: {reason}")
         contents = [facts.sha256 for facts in self.facts]
-        known = [self.classes, self.labels.tolist(), self.paths, contents, self.skipped]
+        skipped = [path for path, _ in self.skipped]
+        known = [self.classes, self.labels.tolist(), self.paths, contents, skipped]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     @property
@@ -111,8 +112,8 @@ def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
             images have a class that the training images do not have.
     """
     with _readable():
-        names = _subfolders(root)
-        if "train" not in names or not _subfolders(root / "train"):
+        splits, names = _split_folders(root), _subfolders(root)
+        if splits == ["all"]:
             if names and {name.lower() for name in names} <= _SPLITS:
                 raise UserError(
                     f"{root} has {', '.join(names)}, but no train/ with class folders in it: "
@@ -120,22 +121,22 @@ def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
                 )
             return _source(root, _images_by_class(root)), None
         train = _source(root / "train", _images_by_class(root / "train"))
-        second = next((name for name in VALIDATION_FOLDERS if name in names), None)
-        if ignored := [name for name in names if name not in ("train", second)]:
+        if ignored := [name for name in names if name not in splits]:
             _log.warning("%s: ignored: %s", root, ", ".join(ignored))
-        if second is None:
+        if len(splits) == 1:
             return train, None
-        found = _images_by_class(root / second)
+        second = root / splits[1]
+        found = _images_by_class(second)
     unknown = sorted(set(found) - set(train.classes))
     if unknown:
         raise UserError(
-            f"{root / second} has the class {unknown[0]!r}, which {train.root} lacks: "
+            f"{second} has the class {unknown[0]!r}, which {train.root} lacks: "
             "both need the same class folders"
         )
     missing = sorted(set(train.classes) - set(found))
     if missing:
-        _log.warning("%s has no images of the class %s", root / second, ", ".join(missing))
-    return train, _source(root / second, found, train.classes)
+        _log.warning("%s has no images of the class %s", second, ", ".join(missing))
+    return train, _source(second, found, train.classes)
 
 
 @dataclasses.dataclass
@@ -159,45 +160,30 @@ class Survey:
 
 def survey_folder(root: Path) -> Survey:
     """Finds what is in a folder of class folders, whatever is wrong with it."""
-    found = Survey()
+    survey = Survey()
     with _readable():
-        names = _subfolders(root)
-        folders = {"all": root}
-        if "train" in names and _subfolders(root / "train"):
-            second = next((name for name in VALIDATION_FOLDERS if name in names), None)
-            folders = {name: root / name for name in ("train", second) if name}
-        for split, folder in folders.items():
-            images: dict[str, list[str]] = {name: [] for name in _subfolders(folder)}
-            _search(folder, folder, images, found)
-            found.empty_classes += [as_text(str(folder / n)) for n in images if not images[n]]
-            found.splits[split] = _source(folder, {as_text(n): images[n] for n in images})
-    return found
+        for split in _split_folders(root):
+            folder = root if split == "all" else root / split
+            found = _search(folder, survey.broken)
+            survey.empty_classes += _texts(
+                folder, [n for n, own in found.images.items() if not own]
+            )
+            survey.other_files += _texts(folder, found.others)
+            survey.hidden += _texts(folder, found.hidden)
+            survey.splits[split] = _source(folder, {as_text(n): i for n, i in found.images.items()})
+    return survey
 
 
-def _search(top: Path, folder: Path, images: dict[str, list[str]], found: Survey) -> None:
-    """Adds what is below a folder to the images by class folder of `top`, and to `found`."""
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = Path(entry.path)
-            relative = path.relative_to(top)
-            if entry.name.startswith("."):
-                found.hidden.append(as_text(entry.path))
-            elif _is_folder(entry):
-                if os.path.realpath(path) in (
-                    os.path.realpath(p) for p in (path.parent, *path.parents)
-                ):
-                    reason = "a link to a folder that holds it"
-                    found.broken.append((as_text(entry.path), reason))
-                    continue
-                try:
-                    _search(top, path, images, found)
-                except OSError as error:
-                    reason = f"cannot be read: {error.strerror}"
-                    found.broken.append((as_text(entry.path), reason))
-            elif _is_image(entry.name) and len(relative.parts) > 1:
-                images[relative.parts[0]].append(relative.as_posix())
-            else:
-                found.other_files.append(as_text(entry.path))
+def _split_folders(root: Path) -> list[str]:
+    """`train` and the first folder for validation, if there is one; `all` without such a split."""
+    names = _subfolders(root)
+    if "train" not in names or not _subfolders(root / "train"):
+        return ["all"]
+    return ["train", *[name for name in VALIDATION_FOLDERS if name in names][:1]]
+
+
+def _texts(folder: Path, paths: list[str]) -> list[str]:
+    return [as_text(str(folder / path)) for path in paths]
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
@@ -216,7 +202,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
             found.append(path)
             continue
         with _readable():
-            images = sorted(name for name in _files(path, "") if _is_image(name))
+            images = sorted(n for n in _files(path) if _is_image(n) and not _is_hidden(n))
         if not images:
             raise UserError(f"no images in {path}")
         found += [path / name for name in images]
@@ -225,6 +211,10 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
+
+
+def _is_hidden(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(".")
 
 
 @contextlib.contextmanager
@@ -238,7 +228,7 @@ def _readable() -> Iterator[None]:
 
 def _subfolders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
 
 
 def _source(
@@ -253,18 +243,15 @@ def _source(
 
 def _images_by_class(root: Path) -> dict[str, list[str]]:
     """The images of each class folder, both sorted by name: paths relative to `root`."""
-    _refuse_or_report_loose_images(root)
-    images: dict[str, list[str]] = {}
-    others: list[str] = []
-    for name in _subfolders(root):
-        files = sorted(_files(root / name, f"{name}/"))
-        if as_text(name) in images:
-            raise UserError(
-                f"{root} has two class folders that are both written {as_text(name)}, one of them "
-                "in bytes that are not UTF-8: rename one"
-            )
-        images[as_text(name)] = [path for path in files if _is_image(path)]
-        others += [path for path in files if not _is_image(path)]
+    found = _search(root)
+    _refuse_or_report_loose_images(root, found)
+    images = {as_text(name): paths for name, paths in found.images.items()}
+    if len(images) < len(found.images):
+        again = next(n for n in found.images if as_text(n) != n and as_text(n) in found.images)
+        raise UserError(
+            f"{root} has two class folders that are both written {as_text(again)}, one of them "
+            "in bytes that are not UTF-8: rename one"
+        )
     if not images:
         raise UserError(f"{root} is empty: it needs one folder of images for each class")
     empty = [name for name in images if not images[name]]
@@ -273,22 +260,17 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
             f"no images ({', '.join(e[1:] for e in EXTENSIONS)}) in the class folder "
             f"{root / empty[0]}: add some or remove the folder"
         )
-    if others:
+    if others := [path for path in found.others if "/" in path]:
         _log.warning(
             "skipped %d files that are not images, the first is %s", len(others), root / others[0]
         )
     return images
 
 
-def _refuse_or_report_loose_images(root: Path) -> None:
+def _refuse_or_report_loose_images(root: Path, found: _Found) -> None:
     """Images outside of the class folders have no class: ignoring them takes a warning."""
-    with os.scandir(root) as entries:
-        loose = sorted(
-            e.name
-            for e in entries
-            if _is_image(e.name) and not e.name.startswith(".") and not e.is_dir()
-        )
-    if loose and not _subfolders(root):
+    loose = [path for path in found.others if _is_image(path)]
+    if loose and not found.images:
         raise UserError(
             f"{root} has images but no class folders: put the images of each class in a folder "
             "named after the class"
@@ -301,6 +283,35 @@ def _refuse_or_report_loose_images(root: Path) -> None:
         )
 
 
+@dataclasses.dataclass
+class _Found:
+    """What is in a folder of class folders, sorted: paths relative to it, with slashes.
+
+    Attributes:
+        images: those of each class folder.
+        others: files that are not images, and images outside of the class folders.
+        hidden: hidden files and folders.
+    """
+
+    images: dict[str, list[str]]
+    others: list[str] = dataclasses.field(default_factory=list)
+    hidden: list[str] = dataclasses.field(default_factory=list)
+
+
+def _search(root: Path, broken: list[tuple[str, str]] | None = None) -> _Found:
+    """Finds everything below a folder; `broken` as for `_files`."""
+    found = _Found({name: [] for name in _subfolders(root)})
+    for path in sorted(_files(root, broken)):
+        folder, slash, _ = path.partition("/")
+        if _is_hidden(path):
+            found.hidden.append(path)
+        elif slash and _is_image(path):
+            found.images.setdefault(folder, []).append(path)
+        else:
+            found.others.append(path)
+    return found
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder; a link that leads to itself is none."""
     try:
@@ -309,16 +320,33 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _files(folder: Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Every file below a folder that is not hidden: `prefix` and its path, with slashes."""
-    real = os.path.realpath(folder)
-    if real in above:
-        raise UserError(f"{folder} is a link to a folder that holds it: remove the link")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                yield from _files(Path(entry.path), f"{prefix}{entry.name}/", (*above, real))
-            else:
-                yield prefix + entry.name
+def _files(folder: Path, broken: list[tuple[str, str]] | None = None) -> Iterator[str]:
+    """Every file below a folder, and every hidden folder: relative paths, with slashes.
+
+    Args:
+        folder: the folder; hidden folders below it are not searched.
+        broken: takes the folders that cannot be searched, and why. None raises an OSError or
+            UserError for the first of them.
+    """
+    waiting: list[tuple[str, tuple[os.stat_result, ...]]] = [("", (folder.stat(),))]
+    while waiting:  # folders may lie deeper than functions may call each other
+        prefix, above = waiting.pop()
+        try:
+            with os.scandir(folder / prefix) as entries:
+                for entry in entries:
+                    path = prefix + entry.name
+                    if entry.name.startswith(".") or not _is_folder(entry):
+                        yield path
+                    elif not any(os.path.samestat(entry.stat(), each) for each in above):
+                        waiting.append((f"{path}/", (*above, entry.stat())))
+                    elif broken is None:
+                        raise UserError(
+                            f"{folder / path} is a link to a folder that holds it: remove the link"
+                        )
+                    else:
+                        reason = "a link to a folder that holds it"
+                        broken.append((as_text(str(folder / path)), reason))
+        except OSError as error:
+            if broken is None:
+                raise
+            broken.append((as_text(str(folder / prefix)), f"cannot be read: {error.strerror}"))

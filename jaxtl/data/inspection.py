@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
@@ -10,10 +11,11 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import PIL
 import platformdirs
 from PIL import Image
@@ -26,9 +28,14 @@ from jaxtl.errors import UserError
 
 _log = logging.getLogger("jaxtl")
 
-_FORMAT = 1  # raised when facts get another meaning
+_FORMAT = 2  # raised when facts get another meaning
 _BLOCK = 512  # images between two writes
+_TABLE = "CREATE TABLE IF NOT EXISTS images (key BLOB PRIMARY KEY, stamp TEXT, facts TEXT)"
 _SETTLED = 2 * 10**9  # nanoseconds: a younger file may be written again without a new time
+_CONSTANT_BELOW = 3.0  # standard deviation of grey values, 0..255
+
+CONSTANT = "constant"
+"""Stands for the perceptual hash of an image of nearly one colour, whose bits would be noise."""
 
 
 class Facts(NamedTuple):
@@ -40,7 +47,8 @@ class Facts(NamedTuple):
         format, mode: Pillow's names, such as `JPEG` and `RGB`.
         width, height: in pixels, as stored.
         decoded: whether it was decoded, and not only its header read.
-        perceptual: the perceptual hash, 16 hexadecimal digits; empty if it was not asked for.
+        perceptual: the perceptual hash, 16 hexadecimal digits, or `CONSTANT`; empty if it was not
+            asked for.
         label: the class that is stored with it; -1 if none is.
     """
 
@@ -72,15 +80,23 @@ class Item(NamedTuple):
 
 
 def file_item(path: Path, read: Callable[[], tuple[bytes, int]]) -> Item:
-    """A file, known by its path, size, time of change and inode."""
+    """A file, known by its path and `stamp`."""
     key = os.fsencode(os.path.abspath(path))
     try:
-        status = path.stat()
+        return Item(key, stamp(path.stat()), str(path), read)
     except OSError:
         return Item(key, None, str(path), read)
-    stamp = f"{status.st_size} {status.st_mtime_ns} {status.st_ino}"
-    settled = time.time_ns() - status.st_mtime_ns > _SETTLED
-    return Item(key, stamp if settled else None, str(path), read)
+
+
+def stamp(status: os.stat_result) -> str | None:
+    """Changes when a file is written or replaced: nobody can set the time of its last change.
+
+    Returns:
+        Size, times and inode; None if the file changed just now, and may again without a new time.
+    """
+    settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED
+    known = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+    return known if settled else None
 
 
 def inspect(
@@ -106,8 +122,7 @@ def inspect(
         missing = [i for i in range(len(items)) if i not in found]
         if missing:
             look = functools.partial(_look, pixels=pixels, perceptual=perceptual)
-            for i, facts in _on_threads(look, items, missing, retry, kept):
-                found[i] = facts
+            found |= _on_threads(look, items, missing, retry, kept)
     return [found[i] for i in range(len(items))]
 
 
@@ -125,36 +140,44 @@ def _on_threads(
     missing: Sequence[int],
     retry: float,
     kept: _Kept,
-) -> Iterator[tuple[int, Facts]]:
-    def first_try(index: int) -> Facts | None:
-        try:
-            return look(items[index].read())
-        except ReadError:
-            return None
-        except UserError as error:
-            return Facts("", str(error))
+) -> dict[int, Facts]:
+    """Looks at images; once one that cannot be read comes back, at all of them that could not."""
+    found, unread = _one_pass(look, items, missing, kept)
+    end = time.monotonic() + retry
+    while unread and (left := end - time.monotonic()) > 0:
+        first = items[next(iter(unread))]
+        with contextlib.suppress(UserError):  # the pass says of each image what is wrong with it
+            patiently(first.read, first.name, left)
+        more, unread = _one_pass(look, items, list(unread), kept)
+        found |= more
+    return found | unread
 
-    later = []
+
+def _one_pass(
+    look: Callable[[tuple[bytes, int]], Facts],
+    items: Sequence[Item],
+    missing: Sequence[int],
+    kept: _Kept,
+) -> tuple[dict[int, Facts], dict[int, Facts]]:
+    """What is found, and apart from it the images that another try may read."""
+
+    def look_at(index: int) -> tuple[Facts, bool]:
+        try:
+            return look(items[index].read()), False
+        except UserError as error:
+            return Facts("", str(error)), isinstance(error, ReadError)
+
+    found: dict[int, Facts] = {}
+    unread: dict[int, Facts] = {}
     threads = concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     with threads, counter(Console(stderr=True), "looking at images", len(missing)) as show:
         for start in range(0, len(missing), _BLOCK):
             block = missing[start : start + _BLOCK]
-            results = list(zip(block, threads.map(first_try, block), strict=True))
-            done = [(i, facts) for i, facts in results if facts is not None]
-            later += [i for i, facts in results if facts is None]
-            kept.keep([(items[i], facts) for i, facts in done])
-            yield from done
+            for i, (facts, again) in zip(block, threads.map(look_at, block), strict=True):
+                (unread if again else found)[i] = facts
+            kept.keep([(items[i], found[i]) for i in block if i in found])
             show(start + len(block))
-    end = time.monotonic() + retry
-    for i in later:
-        yield i, _try_again(look, items[i], end - time.monotonic())
-
-
-def _try_again(look: Callable[[tuple[bytes, int]], Facts], item: Item, seconds: float) -> Facts:
-    try:
-        return look(patiently(item.read, item.name, max(seconds, 0)))
-    except UserError as error:
-        return Facts("", str(error))
+    return found, unread
 
 
 def _look(read: tuple[bytes, int], *, pixels: bool, perceptual: bool) -> Facts:
@@ -166,12 +189,17 @@ def _look(read: tuple[bytes, int], *, pixels: bool, perceptual: bool) -> Facts:
             small = decode(encoded, 32, "stretch")
             facts = facts._replace(decoded=True)
             if perceptual:
-                import imagehash
-
-                facts = facts._replace(perceptual=str(imagehash.phash(Image.fromarray(small))))
+                facts = facts._replace(perceptual=_perceptual(Image.fromarray(small)))
     except UserError as error:
         return facts._replace(problem=str(error))
     return facts
+
+
+def _perceptual(image: Image.Image) -> str:
+    import imagehash
+
+    flat = float(np.std(np.asarray(image.convert("L")))) < _CONSTANT_BELOW
+    return CONSTANT if flat else str(imagehash.phash(image))
 
 
 class _Kept:
@@ -179,38 +207,43 @@ class _Kept:
 
     def __enter__(self) -> _Kept:
         path = platformdirs.user_cache_path("jaxtl") / "images.sqlite"
+        self._database: sqlite3.Connection | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._open(str(path))
+            self._database = sqlite3.connect(path, timeout=10)
+            with self._database:
+                self._database.execute(_TABLE)
         except (sqlite3.Error, OSError) as error:
-            _log.warning("%s cannot be used (%s): images are looked at anew", path, error)
-            self._open(":memory:")
+            self._give_up(f"{path} cannot be used ({error}): images are looked at anew")
         return self
 
-    def _open(self, path: str) -> None:
-        self._database = sqlite3.connect(path, timeout=10)
-        with self._database:
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS images (key BLOB PRIMARY KEY, stamp TEXT, facts TEXT)"
-            )
-
     def __exit__(self, *error: object) -> None:
-        self._database.close()
+        if self._database:
+            self._database.close()
+        self._database = None
+
+    def _give_up(self, why: str) -> None:
+        _log.warning("%s", why)
+        self.__exit__()
 
     def find(self, items: Sequence[Item]) -> dict[bytes, Facts]:
         """The facts of those items that have not changed since."""
+        if not self._database:
+            return {}
         stamps = {item.key: _stamp(item) for item in items if item.stamp is not None}
         marks = ",".join("?" * len(stamps))
         query = f"SELECT key, stamp, facts FROM images WHERE key IN ({marks})"
         try:
             rows = self._database.execute(query, list(stamps)).fetchall()
-            return {k: Facts(*json.loads(f)) for k, stamp, f in rows if stamps[k] == stamp}
+            return {k: Facts(*json.loads(f)) for k, known, f in rows if stamps[k] == known}
         except (sqlite3.Error, ValueError, TypeError) as error:
-            _log.warning("the facts about images cannot be read (%s): looking anew", error)
+            self._give_up(f"the facts about images cannot be read ({error}): looking anew")
             return {}
 
     def keep(self, found: Sequence[tuple[Item, Facts]]) -> None:
         """Writes down what may be kept: what was read, of images that do not change now."""
+        if not self._database:
+            return
         rows = [
             (item.key, _stamp(item), json.dumps(facts))
             for item, facts in found
@@ -220,7 +253,7 @@ class _Kept:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:  # a full disk: the facts are known all the same
-            _log.warning("the facts about images cannot be kept: %s", error)
+            self._give_up(f"the facts about images cannot be kept: {error}")
 
 
 def _stamp(item: Item) -> str:

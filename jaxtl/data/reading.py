@@ -19,7 +19,14 @@ Result = TypeVar("Result")
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds
 _ASKED_EVERY = 0.25  # seconds between two looks at whether to stop
-_LASTING = {errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
+_LASTING = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+}
 
 
 class ReadError(UserError):
@@ -31,7 +38,7 @@ def read_file(path: Path) -> bytes:
 
     Raises:
         ReadError: it cannot be read now.
-        UserError: it is no regular file, or its path leads nowhere.
+        UserError: it is no regular file, its path leads nowhere, or this user may not read it.
     """
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a process that writes to it.
@@ -43,7 +50,8 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         if error.errno == errno.ENXIO:  # what Linux says of a socket
             raise UserError("not a regular file, but a socket or a device") from error
-        kind = UserError if error.errno in _LASTING else ReadError
+        leads_nowhere = error.errno == errno.ENOENT and path.is_symlink()
+        kind = UserError if error.errno in _LASTING or leads_nowhere else ReadError
         raise kind(f"cannot be read: {error.strerror}") from error
 
 

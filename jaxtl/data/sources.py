@@ -167,13 +167,14 @@ def open_splits(
         UserError: there is no such source, it holds no proper data set, it has a single class, a
             class has a single image and would have to be split, or an image cannot be used.
     """
-    train, val = open_parts(spec)
+    train, val = open_parts(spec, pixels=on_bad_image == "skip", retry=retry_seconds)
     if on_bad_image is not None:
         train = _vetted(train, on_bad_image, retry_seconds)
         val = None if val is None else _vetted(val, on_bad_image, retry_seconds)
-    splits = _as_splits(spec, train, val, val_fraction, seed)
+    splits = as_splits(spec, train, val, val_fraction=val_fraction, seed=seed)
     if on_bad_image is not None:
-        warn_of_leaks(*map(_named_facts, splits))
+        first, second = splits
+        warn_of_leaks(_facts(first), _facts(second), first.describe, second.describe)
     return splits
 
 
@@ -181,7 +182,13 @@ def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
     """The images of both splits that were left out: path, or name in the source, and reason."""
     sources = [part.source if isinstance(part, Subset) else part for part in splits]
     unique = {id(source): source for source in sources}  # both may be parts of the same one
-    return tuple(image for s in unique.values() for image in getattr(s, "skipped", ()))
+    found: list[tuple[str, str]] = []
+    for source in unique.values():
+        split = ""  # the name of a record has it
+        if len(unique) > 1 and isinstance(source, FileSource):
+            split = f"{source.root.name}/"
+        found += [(split + name, reason) for name, reason in getattr(source, "skipped", ())]
+    return tuple(found)
 
 
 def _vetted(source: Source, on_bad_image: OnBadImage, retry: float) -> Source:
@@ -190,19 +197,28 @@ def _vetted(source: Source, on_bad_image: OnBadImage, retry: float) -> Source:
     return source
 
 
-def _named_facts(source: Source) -> list[tuple[str, Facts]]:
+def _facts(source: Source) -> list[Facts]:
     """What is known of each encoded image; nothing of images in memory."""
     if isinstance(source, Subset):
-        known = _named_facts(source.source)
+        known = _facts(source.source)
         return [known[index] for index in source.indices] if known else []
-    if not isinstance(source, FileSource | TfdsSource):
-        return []
-    return [(source.describe(i), facts) for i, facts in enumerate(source.facts)]
+    return source.facts if isinstance(source, FileSource | TfdsSource) else []
 
 
-def _as_splits(
-    spec: str, train: Source, val: Source | None, val_fraction: float, seed: int
+def as_splits(
+    spec: str, train: Source, val: Source | None, *, val_fraction: float, seed: int
 ) -> Splits:
+    """Splits the training images where a source has none for validation.
+
+    Args:
+        spec: what to call the source in messages.
+        train, val: what `open_parts` returns.
+        val_fraction, seed: as for `open_splits`.
+
+    Raises:
+        UserError: there is one class only, or a class has a single image and would have to be
+            split.
+    """
     if len(train.classes) < 2:
         there = f"one class only, {train.classes[0]!r}" if train.classes else "no classes"
         raise UserError(f"{spec} has {there}: a classifier needs at least two")
@@ -284,18 +300,30 @@ def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
     return Subset(source, indices, source.labels[indices], source.classes)
 
 
-def open_parts(spec: str) -> tuple[Source, Source | None]:
+def folder_of(spec: str) -> Path | None:
+    """The path that a source is named by; None if it is not named by one."""
+    named = spec == "digits" or spec.startswith("tfds:")
+    return None if named else Path(os.path.expanduser(spec))
+
+
+def open_parts(
+    spec: str, *, pixels: bool = False, retry: float = 0
+) -> tuple[Source, Source | None]:
     """Opens a source as it is stored: its images and, where it has a split, those for validation.
+
+    Args:
+        spec: as for `open_splits`.
+        pixels, retry: as for `inspect`, where opening a source reads its images.
 
     Raises:
         UserError: there is no such source, or it holds no proper data set.
     """
     # A new kind of source is a module with a class like `Source`, and a branch here.
-    if spec == "digits":
+    path = folder_of(spec)
+    if path is None and spec == "digits":
         return _digits(), None
-    if spec.startswith("tfds:"):
-        return open_tfds(spec.removeprefix("tfds:"))
-    path = Path(os.path.expanduser(spec))
+    if path is None:
+        return open_tfds(spec.removeprefix("tfds:"), pixels=pixels, retry=retry)
     try:
         path.stat()
     except OSError as error:

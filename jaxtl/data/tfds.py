@@ -20,14 +20,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from jaxtl.data.inspection import Facts, Item, inspect
+from jaxtl.data.inspection import Facts, Item, inspect, stamp
 from jaxtl.data.reading import ReadError
 from jaxtl.errors import UserError
+from jaxtl.files import read_json
 
 DESCRIPTION = "dataset_info.json"
 """The file that makes a folder a prepared version of a data set."""
 
 VALIDATION_SPLITS = ("validation", "val", "test")
+
+# What `features.json` calls the class of a feature: protobuf's two spellings, and TFDS before 4.3.
+_CLASS = ("pythonClassName", "python_class_name", "type")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,8 +83,9 @@ class TfdsSource:
     def fingerprint(self) -> str:
         """SHA-256 over name, version, split, contents, labels, class names and what was skipped."""
         contents = [facts.sha256 for facts in self.facts]
-        known = [self.name, self.num_bytes, self.classes, self.labels.tolist(), contents]
-        return hashlib.sha256(json.dumps([*known, self.skipped]).encode()).hexdigest()
+        skipped = [name for name, _ in self.skipped]
+        known = [self.name, self.num_bytes, self.classes, self.labels.tolist(), contents, skipped]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
     @property
     def version(self) -> str:
@@ -88,43 +93,43 @@ class TfdsSource:
         return self.fingerprint
 
 
-def open_tfds(name: str) -> tuple[TfdsSource, TfdsSource | None]:
+def open_tfds(
+    name: str, *, pixels: bool = False, retry: float = 0
+) -> tuple[TfdsSource, TfdsSource | None]:
     """Opens the split `train` of a data set and the first of `validation`, `val` and `test`.
 
     Args:
         name: what TFDS calls it (`NAME`, `NAME/CONFIG`, `NAME:VERSION`), looked for in
             TFDS_DATA_DIR or `~/tensorflow_datasets`, or the folder of one version of a data set.
+        pixels, retry: as for `inspect`, which reads the labels.
 
     Returns:
         The training images, and the validation images or None where there is no such split.
 
     Raises:
-        UserError: TFDS is not installed, the data set is not prepared in this format, it has no
-            `train`, it has not exactly one image and one class label, or an image has no label.
+        UserError: TFDS is not installed, the data set is not prepared in this format, it is
+            damaged or has code of its own, it has no `train`, it has not exactly one image and one
+            class label, an image has no label, or a record cannot be read.
     """
-    with _readable(name):
+    with _explained(f"tfds:{name} is damaged or incomplete"):
         builder = _builder(name)
     if "train" not in builder.info.splits:
         raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
     second = next((s for s in VALIDATION_SPLITS if s in builder.info.splits), None)
-    train = _source(builder, "train", name)
-    return train, None if second is None else _source(builder, second, name)
+    train = _source(builder, "train", name, pixels, retry)
+    return train, None if second is None else _source(builder, second, name, pixels, retry)
 
 
 @contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
+def _explained(what: str, kind: type[UserError] = UserError) -> Iterator[None]:
     """Turns what TFDS and array_record raise on damaged or missing files into one line."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # their errors are of every kind
-        raise UserError(_damaged(name, error)) from error
-
-
-def _damaged(name: str, error: Exception) -> str:
-    reason = textwrap.shorten(str(error), 300) or type(error).__name__
-    return f"tfds:{name} is damaged or incomplete: {reason}"
+        reason = textwrap.shorten(str(error), 300) or type(error).__name__
+        raise kind(f"{what}: {reason}") from error
 
 
 def _builder(name: str) -> Any:
@@ -135,18 +140,45 @@ def _builder(name: str) -> Any:
             f"tfds:{name} needs TensorFlow Datasets: pip install 'jaxtl[tfds]'"
         ) from error
     folder = Path(os.path.expanduser(name))
-    if (folder / DESCRIPTION).is_file():
-        return tfds.builder_from_directory(folder)
-    try:
-        # Not `tfds.builder`: that runs the data set's own code, which may want TensorFlow.
-        return tfds.core.read_only_builder.builder_from_files(name)
-    except ValueError as error:  # DatasetNotFoundError is one, and so are names that make no sense
-        if folder.is_dir():
+    if not (folder / DESCRIPTION).is_file():
+        found = None
+        # Not `tfds.builder`: that runs the data set's own code, which may want TensorFlow. Nor
+        # `builder_from_files`, which looks for the folder alike, but opens it at once.
+        tell = tfds.core.utils.error_utils.record_error_context()
+        with tell, contextlib.suppress(ValueError):  # names that make no sense
+            found = tfds.core.read_only_builder._find_builder_dir(name)
+        if found is None and folder.is_dir():
             raise UserError(
                 f"tfds:{name} has no {DESCRIPTION}: give the folder of one version of a "
                 f"prepared data set, such as tfds:{folder / '1.0.0'}"
-            ) from error
-        raise UserError(_not_prepared(name)) from error
+            )
+        if found is None:
+            raise UserError(_not_prepared(name))
+        folder = Path(found)
+    read_json(folder / DESCRIPTION)  # refuses what would take all memory
+    for kind in _classes(read_json(folder / "features.json")):
+        if not kind.startswith("tensorflow_datasets."):  # TFDS imports the module that is named
+            raise UserError(
+                f"tfds:{name} would run code of its own ({kind!r}), which is refused: prepare it "
+                "with features of TensorFlow Datasets alone"
+            )
+    return tfds.builder_from_directory(folder)
+
+
+def _classes(features: Any) -> Iterator[str]:
+    """The names of classes in a `features.json`, where JSON may be text inside of JSON."""
+    if isinstance(features, str):
+        with contextlib.suppress(ValueError):
+            yield from _classes(json.loads(features))
+    elif isinstance(features, list):
+        for each in features:
+            yield from _classes(each)
+    elif isinstance(features, dict):
+        for key, value in features.items():
+            if key in _CLASS and isinstance(value, str):
+                yield value
+            else:
+                yield from _classes(value)
 
 
 def _not_prepared(name: str) -> str:
@@ -156,63 +188,62 @@ def _not_prepared(name: str) -> str:
     )
 
 
-def _source(builder: Any, split: str, name: str) -> TfdsSource:
+def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     image_key = _only_key(features, tfds.features.Image, "image", name)
     label_key = _only_key(features, tfds.features.ClassLabel, "class label", name)
-    try:
+    info = builder.info.splits[split]
+    if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
+        raise UserError(_not_prepared(builder.name))
+    if not info.num_examples:
+        raise UserError(f"tfds:{name} has no images in {split!r}")
+    with _explained(f"tfds:{name} is damaged or incomplete"):
         records = builder.as_data_source(
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-    except (NotImplementedError, ValueError) as error:
-        raise UserError(_not_prepared(builder.name)) from error
     # Data sources take no `PartialDecoding`: parse the features that are wanted.
     wanted = tfds.features.FeaturesDict({k: features[k] for k in (image_key, label_key)})
     undecoded = {image_key: tfds.decode.SkipDecoding()}
 
     def read(index: int) -> tuple[bytes, int]:
-        with _readable(name):
-            try:
-                record = records[index]
-            except Exception as error:  # array_record has no class for a failing disk
-                raise ReadError(_damaged(name, error)) from error
+        with _explained("cannot be read", ReadError):  # array_record tells no failing disk apart
+            record = records[index]
+        with _explained("damaged"):
             example = wanted.deserialize_example_np(record, decoders=undecoded)
             return example[image_key], int(example[label_key])
 
     full_name = f"{builder.info.full_name} {split}"
-    with _readable(name):
-        items = _items(full_name, builder.info.splits[split], len(records), read)
-        facts = inspect(items)
-    for known in facts:
+    with _explained(f"tfds:{name} is damaged or incomplete"):
+        items = _items(full_name, info, len(records), read)
+    facts = inspect(items, pixels=pixels, retry=retry)
+    for number, known in enumerate(facts):
         if not known.sha256:
-            raise UserError(known.problem)
+            raise UserError(f"tfds:{name}: {split}[{number}] {known.problem}")
     labels = np.asarray([known.label for known in facts], np.int32)
-    if labels.size == 0 or (labels < 0).any():
-        raise UserError(f"tfds:{name}: {split!r} has images without a label, or no images")
-    info, numbers = builder.info.splits[split], tuple(range(len(items)))
-    classes = tuple(features[label_key].names)
+    if (labels < 0).any():
+        raise UserError(f"tfds:{name}: {split!r} has images without a label")
+    classes, numbers = tuple(features[label_key].names), tuple(range(len(items)))
     return TfdsSource(full_name, info.num_bytes, items, numbers, labels, classes)
 
 
 def _items(
     name: str, info: Any, count: int, read: Callable[[int], tuple[bytes, int]]
 ) -> tuple[Item, ...]:
-    """The records, known by the split and by name, size and time of change of its files.
+    """The records, known by the split and by path and `stamp` of its files.
 
     A record is read as a whole, its image included, and array_record gives no part of one: so
     labels are learnt in the one pass that looks at the images, and kept with what it finds.
     """
-    files = [Path(file.filename) for file in info.file_instructions]
-    status = [(str(path.resolve()), path.stat()) for path in files]
-    stamped = [name, [(path, s.st_size, s.st_mtime_ns, s.st_ino) for path, s in status]]
-    stamp = hashlib.sha256(json.dumps(stamped).encode()).hexdigest()
-    place = str(files[0].resolve().parent)
+    files = [Path(file.filename).resolve() for file in info.file_instructions]
+    stamps = [(str(path), stamp(path.stat())) for path in files]
+    settled = all(known for _, known in stamps)
+    together = hashlib.sha256(json.dumps([name, stamps]).encode()).hexdigest()
     return tuple(
         Item(
-            os.fsencode(f"tfds:{place} {name}[{i}]"),
-            stamp,
+            os.fsencode(f"tfds:{files[0].parent} {name}[{i}]"),
+            together if settled else None,
             f"{name}[{i}]",
             functools.partial(read, i),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -33,22 +34,29 @@ def vet(
         The source without those images, whose paths and reasons it has in `skipped`.
 
     Raises:
-        UserError: an image cannot be used and must not be left out, or a class has no other.
+        UserError: an image cannot be used and must not be left out, one cannot be read, which says
+            nothing about the image, or a class has no other.
     """
     facts = inspect(source.items, pixels=on_bad_image == "skip", retry=retry)
     bad = {i: known.problem for i, known in enumerate(facts) if known.problem is not None}
-    if bad and on_bad_image == "error":
-        first, reason = next(iter(bad.items()))
-        more = f"; {len(bad)} of {len(source)} images are bad" if len(bad) > 1 else ""
-        raise UserError(
-            f"{source.describe(first)}: {reason}{more}: remove them, or leave them out with "
-            "--cfg.data.on_bad_image=skip"
-        )
+    unread = [i for i in bad if not facts[i].sha256]
+    if unread or (bad and on_bad_image == "error"):
+        raise _refusal(source, bad, unread)
     if bad:
         source = _without(source, bad)
         facts = [known for i, known in enumerate(facts) if i not in bad]
     source.__dict__["facts"] = facts  # of the cached property: known without a second look
     return source
+
+
+def _refusal(source: FileSource | TfdsSource, bad: dict[int, str], unread: list[int]) -> UserError:
+    first, *others = unread or bad
+    them = "them" if others else "it"
+    what, advice = "are bad", f"or let training leave {them} out: --cfg.data.on_bad_image=skip"
+    if unread:
+        what, advice = "cannot be read", f"or make {them} readable"
+    more = f"; {len(others) + 1} of {len(source)} images {what}" if others else ""
+    return UserError(f"{source.describe(first)}: {bad[first]}{more}: remove {them}, {advice}")
 
 
 def _without(source: FileSource | TfdsSource, bad: dict[int, str]) -> FileSource | TfdsSource:
@@ -64,7 +72,7 @@ def _without(source: FileSource | TfdsSource, bad: dict[int, str]) -> FileSource
         len(bad),
         len(source),
         "; ".join(f"{source.describe(i)} ({reason})" for i, reason in list(bad.items())[:3]),
-        "; and others, which run.json names" if len(bad) > 3 else "",
+        "; and others, see run.json" if len(bad) > 3 else "",
     )
     named = tuple((source.described_in_source(i), reason) for i, reason in bad.items())
     labels = source.labels[kept]
@@ -75,19 +83,27 @@ def _without(source: FileSource | TfdsSource, bad: dict[int, str]) -> FileSource
     return dataclasses.replace(source, numbers=numbers, labels=labels, skipped=named)
 
 
-def warn_of_leaks(train: list[tuple[str, Facts]], val: list[tuple[str, Facts]]) -> None:
+def warn_of_leaks(
+    train: list[Facts],
+    val: list[Facts],
+    describe_train: Callable[[int], str],
+    describe_val: Callable[[int], str],
+) -> None:
     """Warns where the same bytes are among the training and the validation images.
 
     Args:
-        train, val: what to call each image, and what is known of it.
+        train, val: what is known of each image.
+        describe_train, describe_val: what to call the image of an index.
     """
-    seen = {facts.sha256: name for name, facts in reversed(train)}  # the first of equal ones
-    both = [(seen[facts.sha256], name) for name, facts in val if facts.sha256 in seen]
+    seen: dict[str, int] = {}
+    for i, facts in enumerate(train):
+        seen.setdefault(facts.sha256, i)
+    both = [(seen[facts.sha256], i) for i, facts in enumerate(val) if facts.sha256 in seen]
     if both:
         _log.warning(
             "%d validation images are among the training images too, so validation looks better "
             "than it is; the first is %s, the same as %s",
             len(both),
-            both[0][1],
-            both[0][0],
+            describe_val(both[0][1]),
+            describe_train(both[0][0]),
         )

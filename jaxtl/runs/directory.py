@@ -57,7 +57,8 @@ class RunMetadata(_Part):
         classes: the names of the classes, in the order of the logits.
         data: the fingerprints of the data.
         source: the data source; an absolute path if it is a path.
-        skipped: the images that were left out: `path`, and the `reason`.
+        skipped: the first thousand images that were left out: `path`, and the `reason`.
+        skipped_images: how many were left out.
         weights: where the initial weights came from; None for random parameters.
         versions: the versions of Python and of the packages, by name.
         continued: the versions each time that the run was continued with others.
@@ -69,6 +70,7 @@ class RunMetadata(_Part):
     data: DataMetadata
     source: str = ""
     skipped: tuple[dict[str, str], ...] = ()
+    skipped_images: int = 0
     weights: WeightsRecord | None = None
     versions: dict[str, str] = {}
     continued: tuple[dict[str, str], ...] = ()
@@ -174,7 +176,7 @@ class RunDirectory:
         if changed := [key for key in compared if known[key] != new[key]]:
             raise UserError(
                 f"{self.path} cannot be continued: its {' and '.join(changed)} changed since it "
-                "began; name another --workdir"
+                "began, or an older version of jaxtl wrote it; name another --workdir"
             )
 
     def note_versions(self) -> None:

@@ -31,6 +31,8 @@ from jaxtl.training.trainable import Trainable, select_trainable
 from jaxtl.weights import Origin, WeightsRecord, load_weights, plan_network, with_convention
 from jaxtl.weights.sources import NoWeights
 
+_NAMED = 1000  # skipped images in `run.json`, whose size is limited where it is read
+
 
 def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
@@ -143,11 +145,13 @@ def origin_of(weights: WeightsRecord | None, network: Network, config: Config) -
 def run_metadata(config: Config, data: Splits) -> RunMetadata:
     """The metadata of a run before its weights are known."""
     train, val = (SplitMetadata(images=len(p), sha256=p.fingerprint) for p in data)
+    left_out = skipped(data)
     return RunMetadata(
         classes=data.train.classes,
         data=DataMetadata(train=train, val=val),
         source=absolute(config.data.source),
-        skipped=tuple({"path": as_text(path), "reason": reason} for path, reason in skipped(data)),
+        skipped=tuple({"path": as_text(path), "reason": why} for path, why in left_out[:_NAMED]),
+        skipped_images=len(left_out),
     )
 
 
