@@ -199,23 +199,27 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
         raise UserError(_not_prepared(builder.name))
     if not info.num_examples:
         raise UserError(f"tfds:{name} has no images in {split!r}")
-    with _explained(f"tfds:{name} is damaged or incomplete"):
-        records = builder.as_data_source(
-            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    opened = functools.partial(builder.as_data_source, split=split, deserialize_method=raw)
     # Data sources take no `PartialDecoding`: parse the features that are wanted.
     wanted = tfds.features.FeaturesDict({k: features[k] for k in (image_key, label_key)})
     undecoded = {image_key: tfds.decode.SkipDecoding()}
 
     def read(index: int) -> tuple[bytes, int]:
+        nonlocal records
         with _explained("cannot be read", ReadError):  # array_record tells no failing disk apart
-            record = records[index]
+            try:
+                record = records[index]
+            except Exception:
+                records = opened()  # a reader that failed once always fails
+                raise
         with _explained("damaged"):
             example = wanted.deserialize_example_np(record, decoders=undecoded)
             return example[image_key], int(example[label_key])
 
     full_name = f"{builder.info.full_name} {split}"
     with _explained(f"tfds:{name} is damaged or incomplete"):
+        records = opened()
         items = _items(full_name, info, len(records), read)
     facts = inspect(items, pixels=pixels, retry=retry)
     for number, known in enumerate(facts):

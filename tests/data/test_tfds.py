@@ -4,6 +4,8 @@ import io
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -153,7 +155,79 @@ def test_a_damaged_or_missing_file_is_told_in_one_line(write_tfds, folder, file,
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_bytes(content)
-    assert refused(folder).startswith(f"tfds:{folder} is damaged or incomplete: ")
+    message = refused(folder)
+    assert message.startswith(f"tfds:{folder}")
+    if content == b"half":
+        assert "train[0] cannot be read: ArrayRecord file" in message
+    else:
+        assert " is damaged or incomplete: " in message
+
+
+def test_an_empty_split_is_refused_by_its_name(write_tfds, folder):
+    write_tfds(folder, {"train": examples(6), "validation": []}, CLASSES)
+    assert refused(folder) == f"tfds:{folder} has no images in 'validation'"
+
+
+def test_records_that_cannot_be_read_for_a_while_are_waited_for(write_tfds, folder, caplog):
+    write_tfds(folder, {"train": examples(6)}, CLASSES)
+    (path,) = folder.glob("*.array_record-*")
+    whole = path.read_bytes()
+    path.write_bytes(b"half")
+
+    def mend():
+        end = time.monotonic() + 60
+        while "trying again" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.01)
+        path.write_bytes(whole)
+
+    other = threading.Thread(target=mend)
+    other.start()
+    splits = open_splits(f"tfds:{folder}", val_fraction=0.2, seed=0, retry_seconds=60)
+    other.join()
+    assert sum(map(len, splits)) == 6
+    assert "tiny/1.0.0 train[0]: cannot be read: ArrayRecord file" in caplog.text
+
+
+EVIL = "evil_feature.Feature"
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"pythonClassName": EVIL, "jsonFeature": {"json": "{}"}},
+        {"python_class_name": EVIL},
+        {"type": EVIL, "content": {}},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "jsonFeature": {"json": json.dumps({"image": {"type": EVIL, "content": "{}"}})},
+        },
+    ],
+)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_data_set_cannot_have_code_run(
+    write_tfds, folder, tmp_path, monkeypatch, feature, by_name
+):
+    write_tfds(folder, {"train": examples(6)}, CLASSES)
+    features = json.loads((folder / "features.json").read_text())
+    features["featuresDict"]["features"]["more"] = feature
+    (folder / "features.json").write_text(json.dumps(features))
+    (tmp_path / "evil_feature.py").write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = folder
+    if by_name:
+        monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+        spec = "tiny"
+    assert f"would run code of its own ('{EVIL}')" in refused(spec)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_description_that_would_fill_the_memory_is_refused(write_tfds, folder):
+    write_tfds(folder, {"train": examples(6)}, CLASSES)
+    with (folder / "features.json").open("ab") as file:
+        file.write(b" " * 17_000_000)
+    assert refused(folder).endswith("it is larger than 16 MB")
 
 
 def test_a_folder_with_the_name_of_a_data_set_is_not_taken_for_it(write_tfds, folder, monkeypatch):

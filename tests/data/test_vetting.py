@@ -1,7 +1,10 @@
 """What is found out about images before training starts, and kept."""
 
+import contextlib
 import logging
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from PIL import Image
 
 from jaxtl.data.inspection import inspect
 from jaxtl.data.loader import Loader
+from jaxtl.data.reading import ReadError, read_file
 from jaxtl.data.sources import open_all, open_splits, skipped
 from jaxtl.errors import UserError
 
@@ -109,7 +113,7 @@ def test_a_bad_header_is_refused_before_training_with_the_number_of_bad_ones(
         opened(images)
 
 
-def test_what_only_decoding_shows_is_found_by_skip_alone(images, caplog):
+def test_only_skip_finds_before_training_what_only_decoding_shows(images, caplog):
     cut(images / "a" / "3.png")
     whole = opened(images)
     with pytest.raises(UserError, match=r"a/3\.png: damaged"):
@@ -132,6 +136,75 @@ def test_the_fingerprint_says_what_was_skipped(images):
     assert prints(images, "skip") != with_bad
 
 
+def test_the_fingerprint_does_not_say_why(images):
+    cut(images / "a" / "3.png")
+    before = prints(images, "skip")
+    (images / "a" / "3.png").write_bytes(b"damaged in another way, or by another Pillow")
+    assert prints(images, "skip") == before
+
+
+def test_what_was_skipped_is_named_with_its_split(images):
+    for split in ("train", "val"):
+        for name in "ab":
+            shutil.copytree(images / name, images / split / name)
+        cut(images / split / "a" / "3.png")
+    for name in "ab":
+        shutil.rmtree(images / name)
+    named = [path for path, _ in skipped(opened(images, "skip"))]
+    assert named == ["train/a/3.png", "val/a/3.png"]
+
+
+def test_one_bad_image_is_one_in_the_message(images):
+    (images / "a" / "3.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        opened(images)
+    assert str(caught.value) == (
+        f"{images}/a/3.png: the file is empty (0 bytes): remove it, or let training leave it out: "
+        "--cfg.data.on_bad_image=skip"
+    )
+
+
+def fail_to_read(path):
+    """Makes reading a file fail as a failing disk does: by EIO."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # whose first page nobody has
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_an_image_that_cannot_be_read_is_never_left_out(images, on_bad_image):
+    for number in range(3):
+        fail_to_read(images / "b" / f"{number}.png")
+    with pytest.raises(UserError) as caught:
+        open_splits(
+            str(images), val_fraction=0.2, seed=0, on_bad_image=on_bad_image, retry_seconds=0.2
+        )
+    assert str(caught.value) == (
+        f"{images}/b/0.png: cannot be read: Input/output error; 3 of 20 images cannot be read: "
+        "remove them, or make them readable"
+    )
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_a_start_waits_for_images_that_cannot_be_read_for_a_while(images, on_bad_image, caplog):
+    before = prints(images, on_bad_image)
+    failing = [images / "b" / f"{number}.png" for number in range(3)]
+    whole = [path.read_bytes() for path in failing]
+    for path in failing:
+        fail_to_read(path)
+
+    def mend():
+        wait_for("trying again", caplog)
+        for path, data in zip(failing, whole, strict=True):
+            path.unlink()
+            path.write_bytes(data)
+
+    with meanwhile(mend):
+        splits = open_splits(
+            str(images), val_fraction=0.2, seed=0, on_bad_image=on_bad_image, retry_seconds=60
+        )
+    assert [part.fingerprint for part in splits] == before
+
+
 def test_a_class_that_loses_all_its_images_is_an_error(images):
     for path in (images / "b").iterdir():
         cut(path)
@@ -139,7 +212,7 @@ def test_a_class_that_loses_all_its_images_is_an_error(images):
         opened(images, "skip")
 
 
-def test_an_image_in_both_splits_is_told_with_both_paths_and_the_count(images, caplog):
+def test_the_first_image_in_both_splits_is_named_by_both_paths_and_they_are_counted(images, caplog):
     for name in "ab":
         (images / "train").mkdir(exist_ok=True)
         (images / name).rename(images / "train" / name)
@@ -167,6 +240,23 @@ def loader(source, retry_seconds=0.0):
     )
 
 
+def wait_for(text, caplog):
+    """Waits until a message has the text, for a minute at most."""
+    end = time.monotonic() + 60
+    while text not in caplog.text:
+        assert time.monotonic() < end, caplog.text
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def meanwhile(act):
+    """Does something on a thread while the block runs."""
+    other = threading.Thread(target=act)
+    other.start()
+    yield
+    other.join()
+
+
 def test_an_image_that_vanishes_and_comes_back_gives_the_same_batches(images, caplog):
     source = open_all(str(images))
     expected = [batch.inputs for batch in loader(source).epoch(0)]
@@ -174,15 +264,11 @@ def test_an_image_that_vanishes_and_comes_back_gives_the_same_batches(images, ca
     path.rename(away)
 
     def bring_back():
-        while "trying again" not in caplog.text:
-            time.sleep(0.01)
+        wait_for("trying again", caplog)
         away.rename(path)
 
-    other = threading.Thread(target=bring_back)
-    other.start()
-    with caplog.at_level(logging.WARNING, "jaxtl"):
+    with meanwhile(bring_back), caplog.at_level(logging.WARNING, "jaxtl"):
         found = [batch.inputs for batch in loader(source, 60).epoch(0)]
-    other.join()
     np.testing.assert_array_equal(found, expected)
     (message,) = [m for m in caplog.messages if "trying again" in m]
     assert message.startswith(f"{path}: cannot be read: No such file")
@@ -205,8 +291,7 @@ def test_waiting_ends_soon_once_it_is_asked_to_stop(images, caplog):
         ended.set()
 
     threading.Thread(target=read, daemon=True).start()
-    while "trying again" not in caplog.text:
-        time.sleep(0.01)
+    wait_for("trying again", caplog)
     stop.set()
     assert ended.wait(30)
 
@@ -219,24 +304,59 @@ def test_a_fifo_is_not_waited_for(images):
         source[0]
 
 
-@pytest.mark.parametrize("retry", [0.0, 60.0])
-def test_looking_at_images_waits_for_one_that_comes_back(images, retry, caplog):
+def test_images_that_come_back_together_are_read_and_kept(images, caplog):
     items = open_all(str(images)).items
-    path, away = images / "b" / "5.png", images.parent / "away.png"
-    path.rename(away)
-    if not retry:
-        assert inspect(items)[15].problem.startswith("cannot be read")
-        return
+    folder, away = images / "b", images.parent / "away"
+    folder.rename(away)
+    assert [facts.sha256 for facts in inspect(items)][10:] == [""] * 10
 
     def bring_back():
-        while "trying again" not in caplog.text:
-            time.sleep(0.01)
-        away.rename(path)
+        wait_for("trying again", caplog)
+        away.rename(folder)
 
-    other = threading.Thread(target=bring_back)
-    other.start()
-    assert inspect(items, retry=retry)[15].problem is None
-    other.join()
+    with meanwhile(bring_back):
+        found = inspect(items, retry=60)
+    assert [facts.problem for facts in found] == [None] * 20
+    assert caplog.text.count("trying again") == 1
+    folder.rename(away)
+    assert inspect(items) == found
+
+
+@pytest.mark.parametrize("fault", ["leads nowhere", "no folder", "forbidden"])
+def test_a_fault_that_lasts_is_not_waited_for(images, fault):
+    path, user = images / "a" / "0.png", os.geteuid()
+    if fault == "leads nowhere":
+        path.unlink()
+        path.symlink_to("nowhere.png")
+    elif fault == "no folder":
+        path = path / "0.png"
+    else:
+        path.chmod(0)
+    try:
+        if fault == "forbidden" and user == 0:
+            os.seteuid(65534)
+        with pytest.raises(UserError) as caught:
+            read_file(path)
+    finally:
+        os.seteuid(user)
+    assert not isinstance(caught.value, ReadError)
+
+
+def test_facts_that_cannot_be_kept_are_told_once(images, monkeypatch, caplog):
+    before = prints(images)
+    with (
+        contextlib.closing(
+            sqlite3.connect(images.parent / "cache" / "jaxtl" / "images.sqlite")
+        ) as database,
+        database,
+    ):
+        database.execute("DELETE FROM images")
+        refuse = "BEFORE INSERT ON images BEGIN SELECT RAISE(ABORT, 'nothing goes in'); END"
+        database.execute(f"CREATE TRIGGER refuse {refuse}")
+    monkeypatch.setattr("jaxtl.data.inspection._BLOCK", 4)
+    assert prints(images) == before
+    (message,) = caplog.messages
+    assert message == "the facts about images cannot be kept: nothing goes in"
 
 
 def test_a_data_set_is_read_once_to_learn_its_labels(write_tfds, tmp_path, monkeypatch):
@@ -250,7 +370,7 @@ def test_a_data_set_is_read_once_to_learn_its_labels(write_tfds, tmp_path, monke
     folder = tmp_path / "tiny" / "1.0.0"
     write_tfds(folder, {"train": examples}, ["ant", "bee"])
     program = (
-        "import sys; "
+        "import sys; from jaxtl.data import inspection; inspection._SETTLED = 0; "
         "bytes_read = lambda: int(open('/proc/self/io').read().split()[1]); "
         "from jaxtl.data.sources import open_all; import tensorflow_datasets, array_record; "
         "before = bytes_read(); labels = open_all(sys.argv[1]).labels; "
