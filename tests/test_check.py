@@ -1,11 +1,16 @@
 """`jaxtl check`: what it finds, how it shows it, and how it ends."""
 
+import inspect
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from jaxtl.check import main
 from jaxtl.data.check_table import check_table
@@ -56,16 +61,34 @@ def test_an_image_that_does_not_decode_is_named_and_ends_with_1(images, capsys):
     assert f"{path}: damaged" in capsys.readouterr().out
 
 
-def test_leaks_are_found_by_bytes_and_by_looks(images):
+def test_the_same_bytes_in_both_splits_are_wrong_and_the_same_looks_are_only_told(images):
     train, val = images / "train" / "cats", images / "val" / "cats"
     (val / "same.png").write_bytes((train / "1.png").read_bytes())
     Image.open(train / "2.png").resize((50, 40)).save(val / "near.jpg", quality=80)
     report = check(str(images))
-    found = {(first, second): bits for first, second, bits in report.leaks}
-    assert found.pop((str(train / "1.png"), str(val / "same.png"))) == -1
-    assert 0 <= found.pop((str(train / "2.png"), str(val / "near.jpg"))) <= 5
-    assert found == {}
+    assert report.leaks == [(str(train / "1.png"), str(val / "same.png"))]
+    ((*pair, bits),) = report.near_leaks
+    assert pair == [str(train / "2.png"), str(val / "near.jpg")]
+    assert 0 <= bits <= 5
     assert report.wrong
+    (val / "same.png").unlink()
+    report = check(str(images))
+    assert len(report.near_leaks) == 1
+    assert not report.wrong
+
+
+def test_images_of_nearly_one_colour_are_compared_by_their_bytes_alone(images):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for value in (1, 128, 250):
+            pixels = (value + rng.integers(0, 5, (48, 64, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(images / split / "cats" / f"flat{value}.png")
+            flat = Image.new(
+                "RGB", (64, 48), (value, value, value - 1 if split == "val" else value)
+            )
+            flat.save(images / split / "dogs" / f"flat{value}.png")
+    report = check(str(images))
+    assert report.near == report.near_leaks == report.leaks == []
 
 
 def test_duplicates_inside_a_split_are_told_and_are_not_wrong(images):
@@ -78,7 +101,7 @@ def test_duplicates_inside_a_split_are_told_and_are_not_wrong(images):
     assert not report.wrong
 
 
-def test_files_that_are_no_images_and_odd_names_are_listed(images):
+def test_other_files_and_odd_names_are_listed(images):
     train = images / "train" / "cats"
     noise(99).save(train / " space.png")
     noise(98).convert("RGB").save(train / "really.png", "JPEG")
@@ -104,21 +127,57 @@ def test_an_empty_class_and_a_link_to_a_folder_above_are_wrong_and_do_not_end_th
     assert report.wrong
 
 
+def test_a_link_to_itself_among_the_class_folders_does_not_end_the_check(images):
+    (images / "train" / "loop").symlink_to("loop")
+    report = check(str(images))
+    assert report.other_files == [str(images / "train" / "loop")]
+    assert not report.wrong
+
+
+def test_a_folder_may_be_deeper_than_functions_may_call_each_other(images):
+    folder = images.joinpath("train", "cats", *["d"] * 400)
+    folder.mkdir(parents=True)
+    noise(99).save(folder / "deep.png")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 250)
+    try:
+        report = check(str(images))
+    finally:
+        sys.setrecursionlimit(before)
+    assert report.splits["train"] == {"cats": 7, "dogs": 6}
+    assert report.bad == []
+
+
+def test_a_class_with_too_few_good_images_to_split_is_refused_as_training_does(tmp_path):
+    for name in ("cats", "dogs"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            noise(hash((name, number)) % 2**32).save(tmp_path / name / f"{number}.png")
+    assert not check(str(tmp_path)).wrong
+    (tmp_path / "dogs" / "1.png").write_bytes(b"no image")
+    report = check(str(tmp_path))
+    assert "the class 'dogs' has a single image" in report.refused
+    assert "dogs/0.png" in report.refused
+
+
 def test_a_class_that_only_validation_has_is_refused_as_training_does(images):
     (images / "val" / "birds").mkdir()
     noise(97).save(images / "val" / "birds" / "0.png")
     assert "has the class 'birds'" in check(str(images)).refused
 
 
-def test_the_table_fits_80_columns_but_for_paths(images):
-    with Console(width=80, record=True, file=open("/dev/null", "w")) as out:
-        out.print(check_table(check(str(images))))
-    text = out.export_text()
-    assert max(map(len, text.splitlines())) <= 80
-    assert "dogs" in text
+def test_the_tables_need_no_more_than_80_columns(images):
+    out = Console(width=500, file=io.StringIO())
+    tables = [
+        part for part in check_table(check(str(images))).renderables if isinstance(part, Table)
+    ]
+    assert len(tables) == 2
+    assert max(Measurement.get(out, out.options, table).maximum for table in tables) <= 80
 
 
-def test_digits_are_checked_too():
+def test_digits_are_those_of_training_also_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
     report = check("digits")
     assert sum(report.splits["all"].values()) == 1797
     assert not report.bad

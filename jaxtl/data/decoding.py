@@ -24,8 +24,8 @@ Resize = Literal["stretch", "crop"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 MOST_PIXELS = 2**26
-"""The largest image file that is decoded: 67 megapixels, more than most cameras take. Pillow holds
-them in 256 MiB, and up to 16 threads decode an image each."""
+"""The largest image file that is decoded: 67 megapixels, more than most cameras take. Decoding one
+takes 0.3 to 1.1 GB, by its kind of pixels, and up to 16 threads decode an image each."""
 
 # Pillow warns of images that are larger still; here they are refused.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)

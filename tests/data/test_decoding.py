@@ -2,7 +2,10 @@
 
 import contextlib
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -337,3 +340,32 @@ def test_a_large_jpeg_is_refused_by_its_own_size_and_not_by_the_one_that_it_is_d
     assert decode(encoded(Image.new("RGB", (64, 64)), "JPEG"), 8, "stretch").shape == (8, 8, 3)
     with pytest.raises(UserError, match="too large"):
         decode(encoded(Image.new("RGB", (65, 64)), "JPEG"), 8, "stretch")
+
+
+# A row of 67 megapixels: there is memory for the image, but not for two rows more, as PNG needs.
+NO_MEMORY = """
+import io, re, resource, sys
+from PIL import Image
+from jaxtl.data.decoding import decode
+
+def png(width):
+    buffer = io.BytesIO()
+    Image.new("L", (width, 1)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+large = png(2**26)
+decode(png(9), 8, "stretch")
+size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (size + 160 * 2**20,) * 2)
+try:
+    decode(large, 8, "stretch")
+except MemoryError as error:
+    print(error.__cause__)
+"""
+
+
+def test_an_image_is_not_called_damaged_where_memory_is_short():
+    variables = os.environ | {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    command = [sys.executable, "-c", NO_MEMORY]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    assert done.stdout == "out of memory when reading image file\n", done.stderr

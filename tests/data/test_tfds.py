@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxtl.data.checking import check
 from jaxtl.data.decoding import decode
 from jaxtl.data.sources import absolute, open_all, open_splits
 from jaxtl.errors import UserError
@@ -221,6 +222,14 @@ def test_a_data_set_cannot_have_code_run(
         spec = "tiny"
     assert f"would run code of its own ('{EVIL}')" in refused(spec)
     assert not (tmp_path / "ran").exists()
+
+
+def test_records_have_no_names_that_could_be_those_of_another_format(write_tfds, folder):
+    write_tfds(folder, {"train": examples(9)}, CLASSES)
+    report = check(f"tfds:{folder}")
+    assert report.splits == {"all": {"ant": 3, "bee": 3, "cow": 3}}
+    assert report.mismatched == report.odd_names == report.bad == []
+    assert not report.wrong
 
 
 def test_a_description_that_would_fill_the_memory_is_refused(write_tfds, folder):
