@@ -13,7 +13,7 @@ import platform
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -86,13 +86,13 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         arguments = sys.argv[1:]
         _stop_on_signals()
         sys.unraisablehook = _only_news
+    _show_messages()
     keep_compiled_programs()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="jaxtl")
     try:
-        with _messages_shown():
-            code = command(arguments)
+        code = command(arguments)
     except UserError as error:
         if "--debug" in arguments:
             raise
@@ -174,22 +174,14 @@ class _OneLine(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-@contextlib.contextmanager
-def _messages_shown() -> Iterator[None]:
+def _show_messages() -> None:
     """Prints the package's messages on stderr, whatever other libraries do with logging."""
     messages = logging.getLogger("jaxtl")
-    before = messages.level, messages.propagate
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     messages.addHandler(handler)
     messages.setLevel(logging.INFO)
     messages.propagate = False
-    try:
-        yield
-    finally:
-        messages.removeHandler(handler)
-        messages.setLevel(before[0])
-        messages.propagate = before[1]
 
 
 def keep_compiled_programs() -> None:

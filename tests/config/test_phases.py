@@ -244,7 +244,7 @@ def test_the_excerpts_of_the_guide_are_a_config_of_mobilenet_v2():
 
 @pytest.mark.slow
 def test_the_flags_of_the_guide_are_flags_of_its_config():
-    flags = re.findall(r"--cfg\.([\w.]+)=(\"[^\"]*\"|\S+)", GUIDE)
+    flags = re.findall(r"--cfg\.([\w.]+)=(\"[^\"]*\"|[^\s`]+)", GUIDE)
     assert len(flags) >= 4
     for key, text in flags:
         config = load("resnet50.py", {"data.source": "digits", key: text.strip('"')})
