@@ -174,12 +174,15 @@ class _OneLine(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+_handler = logging.StreamHandler()
+_handler.setFormatter(_OneLine())
+
+
 def _show_messages() -> None:
     """Prints the package's messages on stderr, whatever other libraries do with logging."""
     messages = logging.getLogger("jaxtl")
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    messages.addHandler(handler)
+    _handler.stream = sys.stderr  # which may be another one than in the last call
+    messages.addHandler(_handler)
     messages.setLevel(logging.INFO)
     messages.propagate = False
 

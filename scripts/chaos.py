@@ -87,9 +87,7 @@ class Ended:
     text: str  # what it showed
     seconds: float  # from its start
     moment: str  # what it was doing
-    lost: (
-        float  # seconds since it, or the process before it, put something on disk to continue from
-    )
+    lost: float  # seconds since something was put on disk to continue from, or since its start
 
 
 def write_images(folder: Path) -> None:
@@ -166,6 +164,8 @@ def run_process(
             process.kill()  # the loop ends once all that it showed is read
     os.close(ours)
     code, seconds, died = process.wait(), time.monotonic() - begun, time.time()
+    if code == -signal.SIGKILL and at is None:
+        code, text = 1, f"{text}\nkilled after {seconds:.0f} s, but not at the moment aimed at\n"
     moment = "save" if unfinished_saves(folder) - left else doing(text)
     return Ended(code, text, seconds, moment, died - max(clock, kept_at(folder)))
 
@@ -238,6 +238,8 @@ def differences(run: Path, last: Ended, expected: dict[str, Any]) -> list[str]:
 def summary(kills: list[Ended]) -> dict[str, Any]:
     """How many kills fell into which moment, and the seconds that they cost."""
     moments = collections.Counter(kill.moment for kill in kills)
+    if not kills:
+        return {"kills": 0}
     lost = [round(kill.lost, 2) for kill in kills]
     cost = {"lost_median_s": statistics.median(lost), "lost_worst_s": max(lost)}
     return {"kills": len(kills), "by_moment": dict(moments), **cost}

@@ -55,9 +55,9 @@ def main() -> None:
         command = [sys.executable, "-m", f"jaxtl.{module}", "--cfg", f"{folder}/soak.py"]
         process = subprocess.Popen([*command, "--workdir", run], stdout=subprocess.DEVNULL)
         samples = _sampled(process, lambda: _done(run))
-    samples = samples[samples[:, 0] < count]  # then comes the report, and the end
     if process.returncode:
         sys.exit(f"the process ended with code {process.returncode}")
+    samples = samples[samples[:, 0] < count]  # then comes the report, and the end
     path = given.folder / f"soak-{given.job}.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

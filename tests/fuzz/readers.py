@@ -13,6 +13,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import safetensors.numpy
@@ -32,7 +34,7 @@ from jaxtl.weights.strict import load_into, published
 from jaxtl.weights.torch import read_torch, variables_of
 from jaxtl.weights.write import write_weights
 
-REGISTRY["fuzzed"] = dataclasses.replace(
+DEFINITION = dataclasses.replace(
     SMALL,
     names={"fuzzed": SMALL.names["small"]},
     torch_layers=lambda network, _: [
@@ -47,13 +49,19 @@ NETWORK = Network(
 FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
 
+def registered() -> Any:
+    """Lets jaxtl know the network `fuzzed` in a block."""
+    return mock.patch.dict(REGISTRY, {"fuzzed": DEFINITION})
+
+
 def read_weights(name: str) -> Callable[[bytes], None]:
     """The reader of weights files with that suffix."""
     read = read_keras if "h5" in name or "keras" in name else read_torch
 
     def reader(data: bytes) -> None:
         path = PurePath(f"file.{name}")
-        load_into(NETWORK, read(data, path, NETWORK), file=str(path))
+        with registered():
+            load_into(NETWORK, read(data, path, NETWORK), file=str(path))
 
     return reader
 
@@ -106,7 +114,8 @@ def weights(name: str) -> bytes:
     if name in ("h5", "weights.h5"):
         path = FOLDER / f"whole.{name}"
         path.unlink(missing_ok=True)
-        write_weights(NETWORK, path)
+        with registered():
+            write_weights(NETWORK, path)
         return path.read_bytes()
     if name == "keras":
         file = io.BytesIO()
@@ -127,7 +136,7 @@ def weights(name: str) -> bytes:
 def torch_arrays() -> dict[str, np.ndarray]:
     """The weights of the network by torch's names, in torch's layouts."""
     variables, arrays = split(NETWORK)[1], {}
-    for layer in REGISTRY["fuzzed"].torch_layers(published(NETWORK), "timm"):
+    for layer in DEFINITION.torch_layers(published(NETWORK), "timm"):
         for theirs, ours in variables_of(layer).items():
             if f"{layer.path}/{ours}" in variables:
                 value = np.asarray(variables[f"{layer.path}/{ours}"])

@@ -414,10 +414,13 @@ def stored(store):
 
 
 def watched(images, seen):
-    """The images, each of which tells `seen` its index when it is read."""
+    """The images, each of which tells `seen` its index when it is read for a pass."""
     source = frozen_pass(images).loader.source
+    known = source.fingerprint  # reads all of them
 
     class Watched(type(source)):
+        fingerprint = known
+
         def __getitem__(self, index):
             seen(index)
             return super().__getitem__(index)
