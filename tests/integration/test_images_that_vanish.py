@@ -60,7 +60,8 @@ def test_what_was_skipped_is_in_run_json_and_the_run_is_evaluated_on_the_rest(wo
         assert ended.code == 0, ended.err
         assert "skipped 1 of 18 images that cannot be used" in ended.err
         run = json.loads((workplace.path / "skipping" / "run.json").read_text())
-        assert [each["path"] for each in run["skipped"]] == ["green/03.png"]
+        assert [each["path"] for each in run["skipped"]] == ["val/green/03.png"]
+        assert run["skipped_images"] == 1
         assert run["skipped"][0]["reason"].startswith("damaged")
         assert run["data"]["val"]["images"] == 17
         evaluated = finish(workplace.start("jaxtl.evaluate", "--run", "skipping"))

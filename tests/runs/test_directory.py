@@ -1,5 +1,6 @@
 """The run directory: locks, damage, and how an unfinished run is found."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -10,6 +11,7 @@ import threading
 import pytest
 
 from jaxtl.config import Config
+from jaxtl.data.sources import Splits, open_all
 from jaxtl.errors import UserError
 from jaxtl.runs.directory import (
     DataMetadata,
@@ -18,6 +20,7 @@ from jaxtl.runs.directory import (
     SplitMetadata,
     find_unfinished,
 )
+from jaxtl.training.setup import run_metadata
 from jaxtl.weights import WeightsRecord
 
 CONFIG = Config.model_validate({"phases": ({"name": "p", "epochs": 1, "train": {"head/.*": 1.0}},)})
@@ -173,6 +176,26 @@ def test_metadata_is_read_back_as_it_was_written(tmp_path):
     directory.finish({"step": 3})
     assert directory.metadata().weights == METADATA.weights
     assert directory.metadata().result == {"step": 3}
+
+
+def test_a_run_that_left_out_very_many_images_is_read_back(tmp_path):
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.png").write_bytes(b"content")
+    many = tuple((f"a/{number:0200}.png", "damaged " * 30) for number in range(50_000))
+    source = dataclasses.replace(open_all(str(tmp_path / "images")), skipped=many)
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, run_metadata(CONFIG, Splits(source, source)))
+    metadata = directory.metadata()
+    assert metadata.skipped_images == 50_000
+    assert [image["path"] for image in metadata.skipped] == [name for name, _ in many[:1000]]
+
+
+def test_a_run_is_continued_with_another_patience(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    patient = CONFIG.data.model_copy(update={"retry_seconds": 600.0})
+    directory.check_same(CONFIG.model_copy(update={"data": patient}), METADATA)
 
 
 def test_a_run_that_goes_on_with_other_versions_says_so_and_notes_them(tmp_path, caplog):
