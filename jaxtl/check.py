@@ -10,9 +10,9 @@ from jaxtl import cli
 _HELP = """Looks at every image of a data set: what cannot be decoded, what is in both splits, which
 images are the same or look the same, and what the images are like.
 
-The exit code is 1 where something is wrong: an image that cannot be used, a validation image among
-the training images, a class without images. A second check costs little: what is known of a file
-is kept until it changes."""
+The exit code is 1 where something has to be mended: an image that cannot be used, the same image in
+both splits, a class without images, or anything else that training refuses. A second check costs
+little: what is known of a file is kept until it changes."""
 
 
 def main(arguments: Sequence[str]) -> int:

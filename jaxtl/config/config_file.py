@@ -63,8 +63,9 @@ class Data(Checked):
             need no more, in 1e9 bytes.
         on_bad_image: `error` ends a run at an image that cannot be used, before training starts
             where the header shows it; `skip` decodes every image before training starts, and
-            leaves out those that fail.
-        retry_seconds: how long to try again where an image cannot be read.
+            leaves out those that fail. An image that cannot be read is an error with both.
+        retry_seconds: how long to try again where an image cannot be read; a run can be continued
+            with another number.
     """
 
     source: str = "digits"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from jaxtl.data.checking import Report
-from jaxtl.data.duplicates import NEAR
 from jaxtl.errors import printable
 
 _SHOWN = 5  # findings of a kind; --json has all
@@ -17,7 +16,7 @@ _SHOWN = 5  # findings of a kind; --json has all
 
 def check_table(report: Report) -> Group:
     """Counts by class, what the images are like, and what was found, the worst first."""
-    return Group(_classes(report), _properties(report), *_findings(report))
+    return Group(_classes(report), "", _properties(report), *_findings(report))
 
 
 def _classes(report: Report) -> Table:
@@ -58,25 +57,28 @@ def _properties(report: Report) -> Table:
     return table
 
 
-def _findings(report: Report) -> Iterator[Text]:
-    if report.refused:
-        yield _line(f"training refuses this source: {report.refused}", wrong=True)
-    yield from _list("images that cannot be used", _pairs(report.bad), wrong=True)
-    yield from _list("class folders without images", report.empty_classes, wrong=True)
+def _findings(report: Report) -> Iterator[RenderableType]:
+    refused = [report.refused] if report.refused else []
     leaks = [f"{val} = {train}" for train, val in report.leaks]
-    yield from _list("validation images that are among the training images", leaks, wrong=True)
-    alike = f"(at most {NEAR} of 64 bits differ)"
-    yield from _list(
-        f"validation images that look like a training image {alike}", _alike(report.near_leaks)
-    )
-    yield from _list("groups of equal files", [" = ".join(g) for g in report.duplicates])
-    yield from _list(f"images that look like another of their split {alike}", _alike(report.near))
-    yield from _list("files named like another format, which is fine", _pairs(report.mismatched))
-    yield from _list("odd names", report.odd_names)
-    yield from _list("files that are not images", report.other_files)
-    yield from _list("hidden files and folders", report.hidden)
+    wrong = {
+        "what training refuses": refused,
+        "images that cannot be used": _pairs(report.bad),
+        "class folders without images": report.empty_classes,
+        "validation images that are among the training images": leaks,
+    }
+    others = {
+        "validation images that look like a training image": _alike(report.near_leaks),
+        "groups of equal files": [" = ".join(group) for group in report.duplicates],
+        "images that look like another of their split": _alike(report.near),
+        "files named like another format, which is fine": _pairs(report.mismatched),
+        "odd names": report.odd_names,
+        "files that are not images": report.other_files,
+        "hidden files and folders": report.hidden,
+    }
+    yield from _section("to be mended", "bold red", wrong)
+    yield from _section("worth a look", "bold", others)
     if not report.wrong:
-        yield Text("nothing is wrong", style="green")
+        yield Text("\nnothing is wrong", style="green")
 
 
 def _pairs(pairs: list[tuple[str, str]]) -> list[str]:
@@ -84,18 +86,19 @@ def _pairs(pairs: list[tuple[str, str]]) -> list[str]:
 
 
 def _alike(pairs: list[tuple[str, str, int]]) -> list[str]:
-    return [f"{second} ~ {first} ({bits} bits differ)" for first, second, bits in pairs]
+    return [f"{second} ~ {first} ({bits} of 64 bits differ)" for first, second, bits in pairs]
 
 
-def _list(title: str, found: list[str], *, wrong: bool = False) -> Iterator[Text]:
-    if not found:
-        return
-    yield _line(f"{len(found):,} {title}", wrong=wrong)
-    for name in found[:_SHOWN]:
-        yield Text(f"  {printable(name)}")
-    if len(found) > _SHOWN:
-        yield Text(f"  and {len(found) - _SHOWN:,} more; --json FILE has them all")
-
-
-def _line(text: str, *, wrong: bool) -> Text:
-    return Text(printable(text), style="bold red" if wrong else "bold")
+def _section(heading: str, style: str, lists: dict[str, list[str]]) -> Iterator[RenderableType]:
+    if any(lists.values()):
+        yield Text(f"\n{heading}", style=style)
+    for title, found in lists.items():
+        if not found:
+            continue
+        yield Text(f"  {title}: {len(found):,}")
+        lines = Table.grid(padding=(0, 1, 0, 0))  # lines that are too long go on below their start
+        for name in found[:_SHOWN]:
+            lines.add_row("   -", Text(printable(name), overflow="fold"))
+        if len(found) > _SHOWN:
+            lines.add_row("", f"and {len(found) - _SHOWN:,} more; --json FILE has them all")
+        yield lines

@@ -13,7 +13,7 @@ same: at 5 a few things may differ, from 10 on images are different, says Neal K
 It` (hackerfactor.com, 2011), whose hash `imagehash.phash` computes."""
 
 _FAR = 65
-_AT_ONCE = 2**23  # pairs, of 9 bytes each
+_AT_ONCE = 2**18  # pairs, of 9 bytes each, which fit into the cache of a processor
 
 
 def nearest(
@@ -21,8 +21,8 @@ def nearest(
 ) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"]]:
     """Finds the most similar other image for each image.
 
-    All pairs are compared, block by block in NumPy. For 100,000 images these are 5e9 pairs, some 12
-    seconds on a core.
+    All pairs are compared, block by block in NumPy: for 100,000 images 5e9 pairs, about 5 seconds
+    of a core; for a million about 7 minutes.
 
     Args:
         hashes: the perceptual hashes of the images.
