@@ -201,6 +201,8 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
         raise UserError(f"tfds:{name} has no images in {split!r}")
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     opened = functools.partial(builder.as_data_source, split=split, deserialize_method=raw)
+    with _explained(f"tfds:{name} is damaged or incomplete"):
+        records = opened()
     # Data sources take no `PartialDecoding`: parse the features that are wanted.
     wanted = tfds.features.FeaturesDict({k: features[k] for k in (image_key, label_key)})
     undecoded = {image_key: tfds.decode.SkipDecoding()}
@@ -219,7 +221,6 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
 
     full_name = f"{builder.info.full_name} {split}"
     with _explained(f"tfds:{name} is damaged or incomplete"):
-        records = opened()
         items = _items(full_name, info, len(records), read)
     facts = inspect(items, pixels=pixels, retry=retry)
     for number, known in enumerate(facts):
