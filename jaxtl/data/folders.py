@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -245,15 +246,15 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
     """The images of each class folder, both sorted by name: paths relative to `root`."""
     found = _search(root)
     _refuse_or_report_loose_images(root, found)
+    if not found.images:
+        raise UserError(f"{root} is empty: it needs one folder of images for each class")
     images = {as_text(name): paths for name, paths in found.images.items()}
-    if len(images) < len(found.images):
-        again = next(n for n in found.images if as_text(n) != n and as_text(n) in found.images)
+    written, times = collections.Counter(map(as_text, found.images)).most_common(1)[0]
+    if times > 1:
         raise UserError(
-            f"{root} has two class folders that are both written {as_text(again)}, one of them "
+            f"{root} has two class folders that are both written {written}, one of them "
             "in bytes that are not UTF-8: rename one"
         )
-    if not images:
-        raise UserError(f"{root} is empty: it needs one folder of images for each class")
     empty = [name for name in images if not images[name]]
     if empty:
         raise UserError(

@@ -187,8 +187,9 @@ def test_images_without_class_folders_are_refused(tmp_path):
     assert f"{tmp_path} has images but no class folders" in refused(tmp_path)
 
 
-def test_two_class_folders_that_would_be_one_class_are_refused(tmp_path):
-    make(tmp_path, "a/1.png", "\udcff/1.png", r"\xff/1.png")
+@pytest.mark.parametrize("names", [("\udcff", r"\xff"), ("\udcff" + r"\xfe", r"\xff" + "\udcfe")])
+def test_two_class_folders_that_would_be_one_class_are_refused(tmp_path, names):
+    make(tmp_path, "a/1.png", *(f"{name}/1.png" for name in names))
     assert r"two class folders that are both written \xff" in refused(tmp_path)
 
 
