@@ -123,6 +123,11 @@ def inspect(
         if missing:
             look = functools.partial(_look, pixels=pixels, perceptual=perceptual)
             found |= _on_threads(look, items, missing, retry, kept)
+        known = ((i, kept.outdated.get(items[i].key)) for i in missing if found[i].sha256)
+        changed = [items[i].name for i, before in known if before not in (None, found[i].sha256)]
+    if changed:
+        more = f", and {len(changed) - 1} more" if changed[1:] else ""
+        _log.warning("images changed since they were last read: %s%s", changed[0], more)
     return [found[i] for i in range(len(items))]
 
 
@@ -203,11 +208,16 @@ def _perceptual(image: Image.Image) -> str:
 
 
 class _Kept:
-    """The facts in `images.sqlite` of the user's cache directory, as far as it can be used."""
+    """The facts in `images.sqlite` of the user's cache directory, as far as it can be used.
+
+    Attributes:
+        outdated: by key, the SHA-256 that the files had which `find` found to be changed.
+    """
 
     def __enter__(self) -> _Kept:
         path = platformdirs.user_cache_path("jaxtl") / "images.sqlite"
         self._database: sqlite3.Connection | None = None
+        self.outdated: dict[bytes, str] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=10)
@@ -235,6 +245,7 @@ class _Kept:
         query = f"SELECT key, stamp, facts FROM images WHERE key IN ({marks})"
         try:
             rows = self._database.execute(query, list(stamps)).fetchall()
+            self.outdated |= {k: json.loads(f)[0] for k, known, f in rows if stamps[k] != known}
             return {k: Facts(*json.loads(f)) for k, known, f in rows if stamps[k] == known}
         except (sqlite3.Error, ValueError, TypeError) as error:
             self._give_up(f"the facts about images cannot be read ({error}): looking anew")

@@ -82,6 +82,18 @@ def test_an_image_that_is_rewritten_with_the_same_size_and_time_is_noticed(image
     assert prints(images) != before
 
 
+def test_images_that_changed_since_the_last_start_are_named(images, caplog):
+    opened(images)
+    for name in ("a/7.png", "b/2.png"):
+        path = images / name
+        path.write_bytes(path.read_bytes() + b"more")
+    os.utime(images / "a" / "0.png")  # was touched alone
+    opened(images)
+    opened(images)
+    expected = f"images changed since they were last read: {images}/a/7.png, and 1 more"
+    assert caplog.messages == [expected]
+
+
 def test_facts_about_an_image_that_changed_just_now_are_not_kept(images, monkeypatch):
     monkeypatch.setattr("jaxtl.data.inspection._SETTLED", 3600 * 10**9)
     path = images / "a" / "0.png"
