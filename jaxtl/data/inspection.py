@@ -123,8 +123,8 @@ def inspect(
         if missing:
             look = functools.partial(_look, pixels=pixels, perceptual=perceptual)
             found |= _on_threads(look, items, missing, retry, kept)
-        known = ((i, kept.outdated.get(items[i].key)) for i in missing if found[i].sha256)
-        changed = [items[i].name for i, before in known if before not in (None, found[i].sha256)]
+        old = ((i, kept.outdated.get(items[i].key)) for i in missing if found[i].sha256)
+        changed = [items[i].name for i, before in old if before not in (None, found[i].sha256)]
     if changed:
         more = f", and {len(changed) - 1} more" if changed[1:] else ""
         _log.warning("images changed since they were last read: %s%s", changed[0], more)
