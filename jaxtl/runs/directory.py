@@ -171,7 +171,8 @@ class RunDirectory:
         if changed := [key for key in compared if known[key] != new[key]]:
             raise UserError(
                 f"{self.path} cannot be continued: its {' and '.join(changed)} changed since it "
-                "began; name another --workdir"
+                "began; it stays as it is: put back what it began with to continue it, or name "
+                "another --workdir to train anew"
             )
 
     def note_versions(self) -> None:
