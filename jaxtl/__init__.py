@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "UserError", "__version__", "create_model", "load_run"]
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME = {
     "Predictor": "jaxtl.training.predictor",

@@ -9,10 +9,11 @@ import json
 import os
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
+from typing_extensions import Protocol, runtime_checkable  # 3.11's own reads the properties
 
 from jaxtl.data.folders import FileSource, open_folder
 from jaxtl.data.inspection import Facts

@@ -19,8 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxtl.errors import UserError, printable
+from jaxtl.errors import UserError
 from jaxtl.files import sync, sync_entry
+from jaxtl.runs.records import reason
 
 HostArrays = dict[str, np.ndarray]
 Digests = Mapping[str, str]
@@ -150,7 +151,7 @@ def refusing_damage(place: Any) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Orbax and its libraries raise almost anything
-        raise Damaged(f"checkpoint {place} is damaged or incomplete: {_reason(error)}") from error
+        raise Damaged(f"checkpoint {place} is damaged or incomplete: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -159,12 +160,7 @@ def explaining_failed_writes(place: Any) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {place} cannot be written: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    text = printable(" ".join(str(error).split())) or type(error).__name__
-    return text[:150]
+        raise UserError(f"checkpoint {place} cannot be written: {reason(error)}") from error
 
 
 def check_same(place: Any, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -174,14 +170,14 @@ def check_same(place: Any, stored: Mapping[str, Any], expected: Mapping[str, Any
         UserError: they differ; it says how.
     """
     names = sorted(stored.keys() ^ expected.keys())
-    reason = f"only one of them has {', '.join(names[:_LISTED])}"
+    difference = f"only one of them has {', '.join(names[:_LISTED])}"
     if not names:
         try:
             chex.assert_trees_all_equal_shapes_and_dtypes(_abstract(stored), _abstract(expected))
             return
         except AssertionError as error:
-            reason = " ".join(str(error).partition("failed:")[2].split())
-    raise UserError(f"checkpoint {place} (tree 0) does not fit this run (tree 1): {reason}")
+            difference = " ".join(str(error).partition("failed:")[2].split())
+    raise UserError(f"checkpoint {place} (tree 0) does not fit this run (tree 1): {difference}")
 
 
 def _abstract(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -5,18 +5,18 @@
     checkpoints/steps/N/       the variables changed so far, the optimizer's state, the run's
                                progress, whose number is N, and a digest of each array
 
-Orbax keeps the two newest and the best. Variables that never trained are only in `initial`. Runs of
-a sweep that trained together share one checkpoint outside their directories (see `groups.py`).
+Orbax keeps the two newest, and the best epoch that each of them may return to. Variables that never
+trained are only in `initial`. Runs of a sweep that trained together share one checkpoint outside
+their directories (see `groups.py`). Runs of version 0.2 can only be read.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import pydantic
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxtl.errors import UserError
-from jaxtl.files import read_json, sealed, sync, sync_entry, unsealed
+from jaxtl.files import sealed, sync, sync_entry
 from jaxtl.models import Variables
 from jaxtl.runs.arrays import (
     Damaged,
@@ -40,6 +40,7 @@ from jaxtl.runs.arrays import (
 from jaxtl.runs.groups import Member
 from jaxtl.runs.initial import read_variables, write_variables
 from jaxtl.runs.progress import Progress
+from jaxtl.runs.records import read_record
 from jaxtl.weights import Origin
 
 _log = logging.getLogger("jaxtl")
@@ -61,16 +62,19 @@ class Checkpoints:
     def __init__(self, folder: Path, *, read_only: bool = False):
         folder = folder.resolve()
         self._initial = folder / "initial"
+        self._steps = folder / "steps"
         self._run = folder.parent
         self._member = Member.find(folder)
         self._read_only = read_only or self._member is not None
-        self._best = _KeepBest()
+        self._bests = _KeepNumbers()
+        self._newest: Progress | None = None
         self._damaged: set[int] = set()
+        self._named_by_step = False  # as in version 0.2
         # Orbax reports every file, and every error that it raises as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(
-                [preservation_policy.LatestN(2), self._best]
+                [preservation_policy.LatestN(2), self._bests]
             ),
             read_only=self._read_only,
             cleanup_tmp_directories=not self._read_only,  # of processes that were killed
@@ -82,9 +86,9 @@ class Checkpoints:
             "optimizer": ocp.StandardCheckpointHandler(),
             "progress": ocp.JsonCheckpointHandler(),
         }
-        with refusing_damage(folder / "steps"):
+        with refusing_damage(self._steps):
             self._manager = ocp.CheckpointManager(
-                folder / "steps", options=options, item_handlers=handlers
+                self._steps, options=options, item_handlers=handlers
             )
 
     def save_initial(
@@ -119,29 +123,35 @@ class Checkpoints:
         """Starts to write a checkpoint; training may go on at once.
 
         Args:
-            progress: where the run stands; its `number` names the checkpoint.
+            progress: where the run stands; its `number` names the checkpoint. A whole one of that
+                number stays as it is: no more than the learning rate was halved since.
             changed: the variables that the run has changed so far.
             optimizer: the state of the phase's optimizer.
 
         Raises:
             UserError: this checkpoint or the one before it cannot be written.
         """
-        if self._has(progress):
-            return  # a run that continued and stopped before its first step changed nothing
+        number = progress.number
+        if number in self._manager.all_steps() and number not in self._damaged:
+            return
         variables, state = on_host(changed), on_host(_leaves(optimizer))
         contents = _Contents(
             progress=progress, variables=digests(variables), optimizer=digests(state)
         )
-        self._best.name = self._best_of(progress)
+        self._bests.numbers = {one.best_number for one in (progress, self._newest) if one}
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave(variables),
             optimizer=ocp.args.StandardSave(state),
             progress=ocp.args.JsonSave(sealed(contents.model_dump())),
         )
-        with explaining_failed_writes(self._place(progress.number)):
-            for name in [*self._damaged]:  # they would count among the newest
-                self._delete(name)
-            self._manager.save(progress.number, args=items, force=True)
+        with explaining_failed_writes(self._place(number)):
+            for damaged in self._damaged:  # they would count among the newest
+                if damaged in self._manager.all_steps():
+                    self._manager.delete(damaged)
+                shutil.rmtree(self._place(damaged), ignore_errors=True)
+            self._damaged.clear()
+            self._manager.save(number, args=items, force=True)
+        self._newest = progress
 
     def newest(self) -> Progress | None:
         """The progress at the newest checkpoint that is whole; None before the first.
@@ -149,7 +159,8 @@ class Checkpoints:
         A newer one that is damaged is named in a warning, and overwritten when the run goes on.
 
         Raises:
-            UserError: there are checkpoints, and none is whole; or one cannot be written.
+            UserError: there are checkpoints, and none is whole; or one cannot be written; or the
+                run is of version 0.2 and would be continued.
         """
         if self._member is not None:
             return self._member.progress
@@ -164,7 +175,13 @@ class Checkpoints:
                 continue
             for damage in errors:
                 _log.warning("%s; the one before it is used", damage)
-            self._best.name = self._best_of(contents.progress)
+            self._named_by_step = contents.digests is None
+            if self._named_by_step and not self._read_only:
+                raise UserError(
+                    f"{self._run} is a run of version 0.2, which can be used but not continued; "
+                    "name another --workdir, or give --new"
+                )
+            self._newest = contents.progress
             return contents.progress
         if errors:
             raise UserError(f"{self._run} has no checkpoint that is whole: {errors[0]}; {_HINT}")
@@ -185,7 +202,7 @@ class Checkpoints:
         if self._member is not None:
             return self._member.variables(self._run, number, like)
         self._wait()
-        place = self._place(self._name(number))
+        place = self._place(number)
         try:
             contents = _read(place)
             changing = {path: like[path] for path in contents.variables if path in like}
@@ -204,7 +221,7 @@ class Checkpoints:
         Raises:
             UserError: the files are damaged, or belong to another optimizer.
         """
-        leaves, place = _leaves(like), self._place(self._name(number))
+        leaves, place = _leaves(like), self._place(number)
         restored = read_arrays(place / "optimizer", leaves, _read(place).optimizer)
         ordered = [restored[name] for name in leaves]
         return jax.tree.unflatten(jax.tree.structure(like), ordered)
@@ -222,37 +239,25 @@ class Checkpoints:
                 break
             except Exception as error:
                 errors.append(error)
-        with explaining_failed_writes(self._manager.directory):
+        with explaining_failed_writes(self._steps):
             if errors:
                 raise errors[0]
             if not self._read_only:
                 with contextlib.suppress(FileNotFoundError):  # somebody removed it, or moved it
-                    sync_entry(Path(self._manager.directory))
+                    sync_entry(self._steps)
 
     def _wait(self) -> None:
-        with explaining_failed_writes(self._manager.directory):
+        with explaining_failed_writes(self._steps):
             self._manager.wait_until_finished()
 
-    def _place(self, name: int) -> Path:
-        return Path(self._manager.directory) / str(name)
+    def _place(self, number: int) -> Path:
+        return self._steps / str(number // 2 if self._named_by_step else number)
 
     def _names(self) -> list[int]:
         """The names of all checkpoints on disk, from the newest on, those that Orbax passes over
         included."""
-        folders = Path(self._manager.directory).glob("*")
+        folders = self._steps.glob("*")
         return sorted((int(f.name) for f in folders if f.name.isdecimal()), reverse=True)
-
-    def _name(self, number: int) -> int:
-        """The name of the checkpoint with a number: version 0.2 named it by its step."""
-        for name in self._names():
-            with contextlib.suppress(UserError):
-                contents = _read(self._place(name))
-                if contents.digests is None and contents.progress.number == number:
-                    return name
-        return number
-
-    def _best_of(self, progress: Progress) -> int | None:
-        return None if progress.best_number is None else self._name(progress.best_number)
 
     def _whole(self, name: int) -> _Contents:
         """Reads all of a checkpoint.
@@ -260,7 +265,7 @@ class Checkpoints:
         Raises:
             UserError: it is damaged.
         """
-        place = self._place(name)
+        place = self._steps / str(name)
         contents = _read(place)
         if name not in self._manager.all_steps():
             self._manager.reload()  # another process may have written it meanwhile
@@ -271,31 +276,15 @@ class Checkpoints:
             check_arrays(place / "optimizer", contents.optimizer)
         return contents
 
-    def _has(self, progress: Progress) -> bool:
-        """Whether there is a checkpoint of this progress; another one in its place is removed."""
-        name = progress.number
-        if name not in {*self._names(), *self._manager.all_steps()}:
-            return False
-        self._wait()
-        with contextlib.suppress(UserError):
-            if name not in self._damaged and _read(self._place(name)).progress == progress:
-                return True
-        with explaining_failed_writes(self._place(name)):
-            self._delete(name)
-        return False
-
-    def _delete(self, name: int) -> None:
-        if name in self._manager.all_steps():
-            self._manager.delete(name)
-        shutil.rmtree(self._place(name), ignore_errors=True)
-        self._damaged.discard(name)
-
     def _sync(self) -> None:
-        """Waits until what Orbax has written is on disk; it calls this before it renames that."""
-        steps = Path(self._manager.directory)
-        for unfinished in steps.glob("*.orbax-checkpoint-tmp*"):
+        """Waits until what Orbax has written is on disk; it calls this before it renames that.
+
+        After it, Orbax still writes the time of the renaming to `_CHECKPOINT_METADATA`, and
+        `commit_success.txt`. Nothing here reads them.
+        """
+        for unfinished in self._steps.glob("*.orbax-checkpoint-tmp*"):
             sync(unfinished)
-        sync_entry(steps)
+        sync_entry(self._steps)
 
 
 class _Contents(pydantic.BaseModel):
@@ -304,7 +293,7 @@ class _Contents(pydantic.BaseModel):
     Those of version 0.2 have the paths of the variables alone.
     """
 
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     progress: Progress
     variables: dict[str, str] | list[str]
@@ -318,22 +307,22 @@ class _Contents(pydantic.BaseModel):
 
 def _read(place: Path) -> _Contents:
     with refusing_damage(place):
-        content = unsealed(read_json(place / "progress" / "metadata"))
-        contents = _Contents.model_validate_json(json.dumps(content))
-        number = contents.progress.number
-        if contents.digests is not None and place.name != str(number):
-            raise ValueError(f"it is number {number}")
+        contents = read_record(place / "progress" / "metadata", _Contents)
+        progress = contents.progress
+        name = progress.step if contents.digests is None else progress.number
+        if place.name != str(name):
+            raise ValueError(f"it is number {name}")
         return contents
 
 
 @dataclasses.dataclass
-class _KeepBest(preservation_policy.PreservationPolicy):
-    """Keeps the checkpoint of one name."""
+class _KeepNumbers(preservation_policy.PreservationPolicy):
+    """Keeps the checkpoints of some numbers."""
 
-    name: int | None = None
+    numbers: Collection[int | None] = ()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        return [info.step == self.name for info in checkpoints]
+        return [info.step in self.numbers for info in checkpoints]
 
 
 def _leaves(tree: Any) -> dict[str, jax.Array]:

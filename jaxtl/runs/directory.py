@@ -6,13 +6,11 @@ import contextlib
 import fcntl
 import functools
 import importlib.metadata
-import json
 import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 import pydantic
@@ -20,10 +18,9 @@ import pydantic
 from jaxtl.config import Config, Phase
 from jaxtl.config.config_file import differences
 from jaxtl.errors import UserError
-from jaxtl.files import is_unfinished, read_json, write_json
+from jaxtl.files import is_unfinished, write_json
+from jaxtl.runs.records import Model, read_record, reason
 from jaxtl.weights import WeightsRecord
-
-Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 _log = logging.getLogger("jaxtl")
 
@@ -176,7 +173,8 @@ class RunDirectory:
         if changed := [key for key in compared if known[key] != new[key]]:
             raise UserError(
                 f"{self.path} cannot be continued: its {' and '.join(changed)} changed since it "
-                "began, or an older version of jaxtl wrote it; name another --workdir"
+                "began, or an older version of jaxtl wrote it; it stays as it is: put back what it "
+                "began with to continue it, or name another --workdir to train anew"
             )
 
     def note_versions(self) -> None:
@@ -260,24 +258,11 @@ def find_unfinished(folder: Path, config: Config, metadata: RunMetadata) -> Path
 def _read(path: Path, model: type[Model]) -> Model:
     """Reads a JSON file of a known schema."""
     try:
-        # Not `model_validate_json`: it refuses the escapes of file names that are not UTF-8.
-        return model.model_validate(read_json(path), strict=False)
+        return read_record(path, model)
     except (ValueError, UserError) as error:  # a config refuses its keys by a UserError
         raise UserError(
-            f"{path} is damaged, or from another version of jaxtl: {_reason(error)}"
+            f"{path} is damaged, or from another version of jaxtl: {reason(error)}"
         ) from error
-
-
-def _reason(error: ValueError | UserError) -> str:
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return f"no JSON: {error}"
-    if not isinstance(error, pydantic.ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    place = ".".join(map(str, first["loc"]))
-    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 @functools.cache

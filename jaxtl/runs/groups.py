@@ -14,7 +14,6 @@ Each of these runs then has only
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,11 +26,12 @@ import numpy as np
 import pydantic
 
 from jaxtl.errors import UserError
-from jaxtl.files import read_json, replacing, sealed, unsealed, write_json
+from jaxtl.files import replacing, sealed, write_json
 from jaxtl.models import Variables
 from jaxtl.runs.arrays import refusing_damage
 from jaxtl.runs.initial import read_variables, write_variables
 from jaxtl.runs.progress import Count, Progress
+from jaxtl.runs.records import read_record
 from jaxtl.weights import Origin
 
 _GROUP = "group.json"
@@ -106,7 +106,7 @@ class Member(pydantic.BaseModel):
     The folder is relative to the run directory and lies in the folder that this lies in: `../...`.
     """
 
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     folder: str
     runs: Count
@@ -122,7 +122,7 @@ class Member(pydantic.BaseModel):
         if not file.exists():
             return None
         with refusing_damage(file):
-            member = cls.model_validate_json(json.dumps(unsealed(read_json(file))))
+            member = read_record(file, cls)
             if member.index >= member.runs:
                 raise ValueError(f"there is no run {member.index} among {member.runs}")
             up, *down = Path(member.folder).parts or ("",)

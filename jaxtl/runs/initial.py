@@ -18,7 +18,7 @@ from typing import Any
 import pydantic
 
 from jaxtl.errors import UserError
-from jaxtl.files import read_json, sealed, unsealed, write_json
+from jaxtl.files import sealed, write_json
 from jaxtl.models import Variables
 from jaxtl.runs.arrays import (
     Damaged,
@@ -30,6 +30,7 @@ from jaxtl.runs.arrays import (
     refusing_damage,
     write_arrays,
 )
+from jaxtl.runs.records import read_record
 from jaxtl.weights import Origin
 
 _log = logging.getLogger("jaxtl")
@@ -38,7 +39,7 @@ _log = logging.getLogger("jaxtl")
 class _About(pydantic.BaseModel):
     """The JSON beside the arrays; `others` is None where none are left out."""
 
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid")
 
     arrays: dict[str, str]
     others: str | None
@@ -60,7 +61,7 @@ def write_variables(
         UserError: the disk is full, or the folder cannot be written to.
     """
     arrays = on_host(variables)
-    others = {} if full or not origin else {p: a for p, a in arrays.items() if origin.gives(p)}
+    others = {} if full or not origin else {p: a for p, a in arrays.items() if origin.publishes(p)}
     stored = {path: array for path, array in arrays.items() if path not in others}
     about = _About(arrays=digests(stored), others=_of_all(others), origin=origin)
     if stored:  # Orbax takes no empty tree
@@ -139,8 +140,7 @@ def _about(place: Path) -> _About | None:
     if not _json(place).exists():
         return None
     with refusing_damage(_json(place)):
-        content = unsealed(read_json(_json(place)))
-        about = _About.model_validate_json(json.dumps(content))
+        about = read_record(_json(place), _About)
         if about.others is not None and not (about.origin and about.origin.published):
             raise ValueError("it does not say where the variables are that it does not hold")
         return about

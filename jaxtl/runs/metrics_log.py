@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ import pydantic
 
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
+from jaxtl.runs.records import reason
 
 
 @contextlib.contextmanager
@@ -36,6 +38,8 @@ with _hidden("torch"):  # tensorboardX imports it if it is installed, which take
     from tensorboardX.proto.summary_pb2 import Summary
     from tensorboardX.summary import scalar
 
+
+_log = logging.getLogger("jaxtl")
 
 _SECONDS_BETWEEN_FLUSHES = 10.0  # for TensorBoard's file
 _LONGEST_LINE = 10_000  # bytes; ours have some 250
@@ -63,7 +67,7 @@ class MetricsLog:
         path: the file for the JSON lines.
         tensorboard: the folder for TensorBoard.
         until: the training step at which the run was last saved. Later lines are removed, since a
-            run that continues measures them again.
+            run that continues measures them again. So are damaged ones, and a warning says so.
     """
 
     def __init__(self, path: Path, tensorboard: Path, *, until: int):
@@ -72,6 +76,8 @@ class MetricsLog:
         tensorboard.mkdir(parents=True, exist_ok=True)
         # Not a SummaryWriter, which starts a thread and a queue between processes for each run.
         self._tensorboard = EventsWriter(str(tensorboard / "events"))
+        self._opened = contextlib.ExitStack()
+        self._opened.callback(self._tensorboard.close)
         self._lines = path.open("a")
         self._flush_at = time.monotonic() + _SECONDS_BETWEEN_FLUSHES
         self._restart(until)
@@ -105,7 +111,10 @@ class MetricsLog:
 
     def _remove_after(self, until: int) -> None:
         if self._path.exists():
-            kept = [line for line in read_metrics(self._path) if line["step"] <= until]
+            lines, damage = _read(self._path)
+            if damage:
+                _log.warning("%s is damaged: %s; its other lines are kept", self._path, damage)
+            kept = [line for line in lines if line["step"] <= until]
             write_whole(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def _restart(self, until: int) -> None:
@@ -122,12 +131,10 @@ class MetricsLog:
 
     def close(self) -> None:
         """Writes the rest to disk; nothing stays open, also after an error."""
-        if self._lines.closed:
-            return
         try:
             self._lines.close()
         finally:
-            self._tensorboard.close()
+            self._opened.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -136,15 +143,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: another line is damaged, or the file or a line is larger than a run makes it.
     """
-    lines = []
+    lines, damage = _read(path)
+    if damage:
+        raise UserError(f"{path} is damaged: {damage}")
+    return lines
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The lines that are whole, and what is wrong with the first that is not, but for the last."""
+    lines, damage = [], None
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > _MOST_BYTES:
             raise UserError(f"{path} is damaged: it is larger than {_MOST_BYTES:,} bytes")
-        while (line := file.readline(_LONGEST_LINE)).endswith(b"\n"):
-            try:
-                lines.append(MetricsLine.model_validate_json(line).model_dump())
-            except pydantic.ValidationError as error:
-                raise UserError(f"{path} is damaged: {error.errors()[0]['msg']}") from error
-    if len(line) == _LONGEST_LINE:
-        raise UserError(f"{path} is damaged: a line has more than {_LONGEST_LINE:,} bytes")
-    return lines
+        while line := file.readline(_LONGEST_LINE):
+            if line.endswith(b"\n"):
+                try:
+                    lines.append(MetricsLine.model_validate_json(line).model_dump())
+                except pydantic.ValidationError as error:
+                    damage = damage or reason(error)
+            elif len(line) == _LONGEST_LINE:
+                damage = damage or f"a line has more than {_LONGEST_LINE:,} bytes"
+    return lines, damage

@@ -68,7 +68,7 @@ class Origin:
         """Whether the source is one that is there for everybody, and not a file of this machine."""
         return _published(self.source)
 
-    def gives(self, path: str) -> bool:
+    def publishes(self, path: str) -> bool:
         """Whether a variable is from a published source, and not from a new head or a file."""
         return self.published and stage_of(path) != HEAD
 

@@ -3,8 +3,9 @@
     python tests/fuzz/fuzz_readers.py TARGET [-max_total_time=600 ...]
 
 TARGET is image, h5, weights.h5, keras, safetensors, pth (where torch is installed), config.json,
-run.json or metrics.jsonl. The other flags are libFuzzer's. It begins with valid files, and ends at
-the first input for which a reader raises anything but `UserError`, or takes more than 2 GB.
+run.json, metrics.jsonl, initial.json, group.json, or checkpoint: the JSON of one. The other flags
+are libFuzzer's. It begins with valid files, and ends at the first input for which a reader raises
+anything but `UserError`, or takes more than 2 GB.
 """
 
 import sys

@@ -5,7 +5,10 @@ A reader may return or raise `UserError`; whatever else it raises is an error of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import io
 import json
 import sys
@@ -16,6 +19,8 @@ from pathlib import Path, PurePath
 from typing import Any
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from PIL import Image
@@ -26,9 +31,14 @@ from small_network import SMALL, small_network
 
 from jaxtl.data.decoding import decode
 from jaxtl.errors import UserError
-from jaxtl.models import REGISTRY, Network, split
+from jaxtl.files import read_json, unsealed
+from jaxtl.models import REGISTRY, Network, Variables, split
+from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
+from jaxtl.runs.groups import Group
 from jaxtl.runs.metrics_log import read_metrics
+from jaxtl.runs.progress import Progress
+from jaxtl.weights import Origin
 from jaxtl.weights.keras import read_keras
 from jaxtl.weights.strict import load_into, published
 from jaxtl.weights.torch import read_torch, variables_of
@@ -85,6 +95,72 @@ def read_run_file(name: str) -> Callable[[bytes], None]:
             read_metrics(run.metrics)
 
     return reader
+
+
+def read_checkpoint_file(name: str) -> Callable[[bytes], None]:
+    """The reader of one of `CHECKPOINT_FILES`, where the others are whole."""
+
+    def reader(data: bytes) -> None:
+        for other, content in checkpoint_files().items():
+            whole = json.dumps(content).encode()
+            (FOLDER / CHECKPOINT_FILES[other]).write_bytes(data if other == name else whole)
+        folder = FOLDER / CHECKPOINT_FILES[name].partition("/checkpoints/")[0] / "checkpoints"
+        with registered(), contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+            if name == "initial.json":
+                checkpoints.initial(shapes())
+            else:
+                progress = checkpoints.newest()
+                assert progress is not None
+                checkpoints.variables(progress.number, shapes())
+
+    return reader
+
+
+@functools.cache
+def origin() -> Origin:
+    """A file of weights, for a network with a new head."""
+    file, data = FOLDER / "origin.h5", weights("h5")
+    file.write_bytes(data)
+    return Origin(
+        source=str(file),
+        sha256=hashlib.sha256(data).hexdigest(),
+        name="fuzzed",
+        width=1.0,
+        num_classes=3,
+        image_size=32,
+        convention="keras",
+        seed=0,
+    )
+
+
+def variables() -> Variables:
+    """Those of the network with a new head."""
+    with registered():
+        return origin().variables(head=True)
+
+
+@functools.cache
+def shapes() -> dict[str, Any]:
+    """The shapes of the variables."""
+    return {p: jax.ShapeDtypeStruct(one.shape, one.dtype) for p, one in variables().items()}
+
+
+@functools.cache
+def checkpoint_files() -> dict[str, Any]:
+    """Writes checkpoints of a run and of a group; their JSON by name, without the checksums."""
+    progress = Progress(step=1).after_epoch(0.5, 1.0)
+    shared = variables()
+    head = {path: shared.pop(path) for path in ("head/kernel", "head/bias")}
+    stacked = {path: jnp.stack([array] * 2) for path, array in head.items()}
+    (FOLDER / "heads").mkdir()
+    (FOLDER / "member").mkdir()
+    group = Group.write(FOLDER / "heads" / "group", shared, stacked)
+    group.add(FOLDER / "member" / "checkpoints", 1, progress.number, progress)
+    with contextlib.closing(Checkpoints(FOLDER / "run" / "checkpoints")) as checkpoints:
+        checkpoints.save_initial(variables(), origin(), full=True)
+        checkpoints.save(progress, head, head)
+    files = {name: read_json(FOLDER / path) for name, path in CHECKPOINT_FILES.items()}
+    return {name: unsealed(content) for name, content in files.items()}
 
 
 PHASE = {"name": "head", "train": {"head/.*": 1.0}, "epochs": 2, "lr": 1e-3}
@@ -147,6 +223,11 @@ def torch_arrays() -> dict[str, np.ndarray]:
 
 WEIGHTS = ("h5", "weights.h5", "keras", "safetensors")
 RUN_FILES = {"config.json": CONFIG, "run.json": RUN, "metrics.jsonl": LINE}
+CHECKPOINT_FILES = {
+    "initial.json": "run/checkpoints/initial.json",
+    "checkpoint": "run/checkpoints/steps/3/progress/metadata",
+    "group.json": "member/checkpoints/group.json",
+}
 IMAGES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
@@ -158,6 +239,10 @@ def targets() -> dict[str, tuple[Callable[[bytes], None], list[bytes]]]:
         **{
             name: (read_run_file(name), [(json.dumps(content) + "\n").encode()])
             for name, content in RUN_FILES.items()
+        },
+        **{
+            name: (read_checkpoint_file(name), [json.dumps(content).encode()])
+            for name, content in checkpoint_files().items()
         },
     }
 

@@ -11,7 +11,7 @@ import sys
 import tracemalloc
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,20 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import what lies beside them
 
-from readers import LINE, RUN_FILES, encoded, read_weights, refuses_or_reads, targets, weights
+from readers import (
+    LINE,
+    RUN_FILES,
+    checkpoint_files,
+    encoded,
+    read_weights,
+    refuses_or_reads,
+    targets,
+    weights,
+)
 
 TARGETS = targets()
+JSON_FILES = RUN_FILES | checkpoint_files()
+SLOW = checkpoint_files()  # to open checkpoints takes a tenth of a second
 MOST_MEMORY = 64_000_000  # bytes, for files of 200 KB at most
 
 # In CI the same examples every time: a new one is found by fuzzing, not by the next change.
@@ -49,6 +60,12 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )
+
+
+def each(names: Iterable[str]) -> Any:
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in names]
+    )
 
 
 def check(name: str, data: bytes) -> bool:
@@ -106,18 +123,18 @@ def test_a_valid_file_is_read(name):
         assert check(name, data)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@each(TARGETS)
 @fast
 @given(data=st.data())
 def test_damaged_bytes_are_read_or_refused(name, data):
     check(name, data.draw(damaged(data.draw(st.sampled_from(TARGETS[name][1])))))
 
 
-@pytest.mark.parametrize("name", RUN_FILES)
+@each(JSON_FILES)
 @fast
 @given(data=st.data())
 def test_edited_run_files_are_read_or_refused(name, data):
-    lines = [data.draw(edited_json(RUN_FILES[name]))]
+    lines = [data.draw(edited_json(JSON_FILES[name]))]
     if name == "metrics.jsonl":
         lines = [LINE, *lines, LINE]
     check(name, "".join(json.dumps(line) + "\n" for line in lines).encode())

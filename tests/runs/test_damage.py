@@ -225,6 +225,23 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_to_the_same_bits(run, 
     assert not caplog.text
 
 
+def test_the_end_of_a_phase_is_gone_back_to_though_its_best_epoch_is_older(run, tmp_path, caplog):
+    """The first phase is at its best after its first epoch, the second after its only one."""
+    phases = (CONFIG.phases[0].model_copy(update={"lr": 1e-12, "epochs": 3}), CONFIG.phases[1])
+    config = CONFIG.model_copy(update={"phases": phases})
+    copy = tmp_path / "run"
+    train(config, open_data(config), copy, Console(quiet=True))
+    whole = read(copy)
+    steps = copy / "checkpoints" / "steps"
+    best, older, newest = sorted(int(folder.name) for folder in steps.iterdir())
+    assert (best, older, newest) == (OLDER, 37, whole.progress.number)
+    (steps / str(newest) / "optimizer" / "_METADATA").write_text("{")
+    load_run(copy)
+    assert f"steps/{newest}/optimizer is damaged" in caplog.text
+    train(config, open_data(config), copy, Console(quiet=True))
+    assert read(copy) == whole
+
+
 def test_a_run_without_a_whole_checkpoint_is_refused_and_left_alone(run, tmp_path):
     copy = newest_damaged(run, tmp_path / "run")
     (copy / "checkpoints" / "steps" / str(OLDER) / "progress" / "metadata").unlink()

@@ -114,6 +114,7 @@ def test_damaged_metadata_is_refused_in_one_line(tmp_path, change, words):
     with pytest.raises(UserError, match=words) as error:
         directory.metadata()
     assert "\n" not in str(error.value)
+    assert "RunMetadata" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b'{"phases": 3}', b"[1]", b"\xff\xfe{}", b""])
@@ -123,6 +124,18 @@ def test_a_damaged_config_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config.json is damaged, or from another") as error:
         directory.config()
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_of_other_data_is_refused_and_the_line_says_that_nothing_is_lost(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    other = METADATA.model_copy(update={"classes": ("a", "c")})
+    with pytest.raises(
+        UserError, match=r"classes changed since .* stays as it is: put back"
+    ) as error:
+        directory.check_same(CONFIG, other)
+    assert "or name another --workdir" in str(error.value)
     assert "\n" not in str(error.value)
 
 

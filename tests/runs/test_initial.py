@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -124,15 +125,19 @@ def test_damaged_variables_whose_source_is_another_file_now_are_refused(publishe
     checkpoints.close()
 
 
-def test_variables_of_a_local_file_are_all_stored(published, caplog):
-    published.variables, published.origin = published.load(str(published.folder / "trunk.h5"))
+@pytest.mark.parametrize("name", [b"weights", b"caf\xe9"])
+def test_variables_of_a_local_file_are_all_stored(published, caplog, name):
+    folder = published.folder / os.fsdecode(name)  # one that is not UTF-8, too
+    folder.mkdir()
+    file = (published.folder / "trunk.h5").rename(folder / "trunk.h5")
+    published.variables, published.origin = published.load(str(file))
     checkpoints = saved(published)
     about = json.loads((published.folder / "checkpoints" / "initial.json").read_text())
     assert about["arrays"].keys() == published.variables.keys()
     shutil.rmtree(published.folder / "checkpoints" / "initial")  # made again while it is there
     assert bits(checkpoints.initial(published.variables)) == bits(published.variables)
     assert "it was made again" in caplog.text
-    (published.folder / "trunk.h5").unlink()
+    file.unlink()
     assert bits(checkpoints.initial(published.variables)) == bits(published.variables)
     checkpoints.close()
 

@@ -1,7 +1,9 @@
 """The measurements of a run, as JSON lines and for TensorBoard."""
 
 import json
+import os
 import struct
+from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -94,6 +96,41 @@ def test_a_damaged_line_is_refused_in_one_line(open_log, path, line):
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged: ") as error:
         read_metrics(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 4])
+@pytest.mark.parametrize("size", [100, 10_000, 30_123])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_torn_log_loses_no_more_than_the_lines_that_are_damaged(
+    open_log, path, caplog, place, size, end
+):
+    """A power cut may leave zeros in place of what was not on disk yet."""
+    write(open_log(0), 10, 20)
+    lines = path.read_bytes().splitlines(keepends=True)
+    torn = [*lines[:place], bytes(size) + end, *lines[place + 1 :]]
+    path.write_bytes(b"".join(torn))
+    open_log(20).close()
+    kept = path.read_bytes().splitlines(keepends=True)
+    assert set(kept) <= set(lines)
+    assert len(kept) >= 4 - 2  # without an end the zeros run into the next line
+    cut_off = place >= 3 and not end and size < 10_000
+    assert ("metrics.jsonl is damaged: " in caplog.text) == (not cut_off)
+    caplog.clear()
+    open_log(20).close()
+    assert not caplog.text
+    assert path.read_bytes() == b"".join(kept)
+
+
+def test_nothing_stays_open_after_a_log_that_could_not_be_opened_again(open_log, path):
+    log = open_log(0)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        log.forget(0)
+    log.close()
+    log.close()
+    opened = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.exists()]
+    assert not [file for file in opened if str(path.parent) in file]
 
 
 def test_tensorboard_gets_the_same_numbers(open_log, path, tmp_path):
