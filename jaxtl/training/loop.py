@@ -15,7 +15,7 @@ from rich.console import Console
 from jaxtl.config import Augment, Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.errors import Interrupted
+from jaxtl.errors import Interrupted, UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
 from jaxtl.runs.checkpoints import Checkpoints
@@ -88,7 +88,8 @@ class Training:
             The validation of the run's result.
 
         Raises:
-            Interrupted: a signal asked the run to stop; it is saved and can be continued.
+            Interrupted: a signal asked the run to stop; it is saved and can be continued, unless
+                the cause is an error.
             Diverged: a loss is not finite any more.
             UserError: a checkpoint cannot be written, or something else that the user can fix.
         """
@@ -98,16 +99,15 @@ class Training:
                     if index > self.progress.phase:
                         self.progress = self.progress.next_phase()
                     self._phase(index, stop)
-                    self._restore_best(self.config.phases[index])
                 evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
             except Interrupted:
                 self._close()  # an error here is the one to report: the run is not saved
                 raise
             except Exception as error:
                 self._close_after_error()
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) and not isinstance(error, UserError):
                     raise OutOfMemory(
-                        "the device has too little memory; try a smaller --cfg.data.batch_size or "
+                        "there is too little memory; try a smaller --cfg.data.batch_size or "
                         "--cfg.cache.memory_gb in a new --workdir"
                     ) from error
                 raise
@@ -133,24 +133,22 @@ class Training:
         if self.progress.finished(self.config.phases[index]):
             return
         run = self._begin(index, stop)
-        try:
-            while not self.progress.finished(run.phase):
-                try:
-                    self._epoch(run, stop)
-                except Diverged as error:
-                    self._slow_down(run, error)
-        except Diverged:
-            raise
-        except Interrupted:
-            self._save(run, at_once=True)
-            raise
-        except Exception as error:
-            self.saver.rescue(self._position(run))
-            if run.chunk is None or not is_out_of_memory(error):
+        while not self.progress.finished(run.phase):
+            try:
+                self._epoch(run, stop)
+            except Diverged as error:
+                self._slow_down(run, error)
+            except Interrupted:
+                self._save(run, at_once=True)
                 raise
-            fixed = run.state, run.frozen, run.train.table, run.hyper
-            raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
+            except Exception as error:
+                self.saver.rescue(self._position(run))
+                if run.chunk is None or not is_out_of_memory(error):
+                    raise
+                fixed = run.state, run.frozen, run.train.table, run.hyper
+                raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
         self.variables = run.frozen | run.state.variables
+        self._restore_best(run.phase)
 
     def _begin(self, index: int, stop: Stop) -> _PhaseRun:
         phase, trainable = self.config.phases[index], self.trainables[index]
@@ -169,7 +167,7 @@ class Training:
             augmentation=self.config.augment,
             cached=train.dtype,
         )
-        if self.progress.epoch or self.progress.batch:
+        if self.progress.begun:
             saved = self.checkpoints.optimizer(self.progress.number, state.optimizer)
             state = state._replace(optimizer=replicate(saved, self.devices))
         chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
@@ -194,8 +192,8 @@ class Training:
         number = self.progress.result_number(phase)
         if number == self.progress.number:
             return
-        best = self.checkpoints.variables(number, self.variables)
-        self.variables = replicate(best, self.devices)
+        best = self.checkpoints.changed(number, self.variables)
+        self.variables = self.variables | replicate(best, self.devices)
         result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
         self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
 
@@ -243,6 +241,7 @@ class Training:
         with EpochProgress(self.out, title, batches, self.progress.batch) as shown:
             while self.progress.batch < batches:
                 self._train_batches(run, shown, stop)
+                run.chunk = None
                 self._save(run, at_once=self.progress.batch < batches)
             shown.validating()
             evaluation = self.evaluator.evaluate(run.frozen | run.state.variables, run.val, stop)
@@ -265,7 +264,7 @@ class Training:
         An error is raised once all steps before it are counted, so that they can be saved.
         """
         chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
-        sharded = lagging(shard(chunk, self.devices, axis=1) for chunk in stop.heeded(chunks))
+        sharded = lagging(shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks))
         errors: list[BaseException] = []
 
         def run_steps() -> Iterator[Sums]:
@@ -317,32 +316,52 @@ class Training:
         self.saver.save(self._position(run), at_once=at_once)
 
     def _slow_down(self, run: _PhaseRun, error: Diverged) -> None:
-        """Goes back to the newest checkpoint of the phase, or its start, at half the learning rate.
+        """Goes back to a checkpoint of the phase, or to its start, at half the learning rate.
 
         Raises:
             Diverged: `error`, unless the config asks for this; the best epoch is saved.
+            UserError: it was done as often as it may be.
         """
+        run.chunk = None
         self.saver.save_best(self.progress)
-        halvings = self.progress.halvings + 1
-        if self.config.on_nan == "stop" or halvings > _MOST_HALVINGS:
+        if self.config.on_nan == "stop":
             raise error
-        newest = self.saver.newest
-        back = newest if newest and newest.phase == self.progress.phase else run.start
-        factor = self.progress.lr_factor / 2
+        halvings, factor = self.progress.halvings + 1, self.progress.lr_factor / 2
+        if halvings > _MOST_HALVINGS:
+            raise UserError(f"{error}; {_MOST_HALVINGS} lower learning rates did not help")
+        back = self._place_to_return(run)
         self.progress = dataclasses.replace(back, lr_factor=factor, halvings=halvings)
         lr = np.asarray(run.phase.lr * factor, np.float32)
         run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
         run.state = self._state(run)
         self.log.forget(back.step - back.batch)
+        if self.saver.newest and self.saver.newest.step > back.step:
+            self.saver.go_back(self._position(run))
         reason = str(error).partition(";")[0]
         self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
+
+    def _place_to_return(self, run: _PhaseRun) -> Progress:
+        """The newest checkpoint of a phase that diverged, or its start.
+
+        It is the one before if the next loss after the newest is not finite, at any learning rate.
+        """
+        newest = self.saver.newest
+        if newest is None or newest.phase != self.progress.phase:
+            return run.start
+        if newest.begun and self.progress.step <= newest.step + 1:
+            older = self.checkpoints.newest(before_step=newest.step)
+            if older is not None and older.phase == newest.phase:
+                return older
+            if not run.start.begun:
+                return run.start
+        return newest
 
     def _state(self, run: _PhaseRun) -> TrainState:
         """The state at the progress: that of a checkpoint, or of the beginning of the phase."""
         step, trainable = self.progress.step, run.trainable
-        if self.progress.epoch or self.progress.batch:
+        if self.progress.begun:
             number = self.progress.number
-            variables = self.checkpoints.variables(number, self.variables)
+            variables = self.checkpoints.changed(number, self.variables)
             trained = partition(variables, trainable.variables)[0]
             optimizer = self.checkpoints.optimizer(number, run.state.optimizer)
             state = TrainState(jnp.asarray(step, jnp.int32), trained, optimizer)
@@ -360,7 +379,11 @@ class Training:
 
 @dataclasses.dataclass
 class _PhaseRun:
-    """A phase that runs: only learning rate and state change, and `chunk` is known after a step."""
+    """A phase that runs; only learning rate, state and what follows it change.
+
+    Attributes:
+        chunk: the shapes of what is being trained on; None while nothing is.
+    """
 
     phase: Phase
     past_epochs: int

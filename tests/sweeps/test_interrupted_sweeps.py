@@ -9,12 +9,11 @@ import pytest
 from rich.console import Console
 from workplace import measurements, write_images
 
-from jaxtl.errors import UserError
+from jaxtl.errors import Interrupted, UserError
 from jaxtl.sweeps import heads, together
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import load_sweep
 from jaxtl.training import loop
-from jaxtl.training.loop import Interrupted
 from jaxtl.training.setup import open_data, train
 
 pytestmark = pytest.mark.slow
