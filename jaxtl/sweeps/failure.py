@@ -38,7 +38,8 @@ class Failure:
     def again(self) -> bool:
         """Whether a sweep that is continued trains the run again.
 
-        A run that diverged would diverge again: the same command trains the same bits.
+        A run that diverged would diverge again: the same command trains the same bits. With
+        `on_nan="halve_lr"` it might not, and what ends such a run is an `error`.
         """
         return self.kind != "diverged"
 

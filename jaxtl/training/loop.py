@@ -264,7 +264,9 @@ class Training:
         An error is raised once all steps before it are counted, so that they can be saved.
         """
         chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
-        sharded = lagging(shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks))
+        sharded = lagging(
+            shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks)
+        )
         errors: list[BaseException] = []
 
         def run_steps() -> Iterator[Sums]:

@@ -212,7 +212,9 @@ def test_a_phase_goes_back_further_where_its_newest_checkpoint_is_ruined(
     newest = checkpoints.newest()
     assert (newest.phase, newest.epoch) == (len(phases) - 1, 3)
     assert newest.lr_factor == 0.5**newest.halvings < 1
-    assert [(line["phase"], line["epoch"], line["split"]) for line in metrics(tmp_path / "run")] == [
+    assert [
+        (line["phase"], line["epoch"], line["split"]) for line in metrics(tmp_path / "run")
+    ] == [
         (f"p{index}", epoch, split)
         for index, phase in enumerate(phases)
         for epoch in range(1, phase["epochs"] + 1)
