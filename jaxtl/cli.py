@@ -105,7 +105,8 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
 
 
 def _print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Prints as Python does, but leaves out what TensorStore says of arrays whose checkpoint has failed, and is reported."""
+    """Prints as Python does, but leaves out what TensorStore says once more of a checkpoint that
+    could not be written."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

@@ -156,7 +156,7 @@ def _begin(workdir: Path, variations: Sequence[Variation]) -> None:
 
 
 def _remove_unfinished(workdir: Path, variations: Sequence[Variation]) -> None:
-    """Removes what was being written when the sweep was killed, and groups that no run points to."""
+    """Removes what a sweep that was killed was writing, and groups that no run points to."""
     runs = {variation.name for variation in variations}
     for path in [*workdir.iterdir(), *workdir.glob(f"{GROUPS}/*")]:
         if is_unfinished(path) and path.name not in runs:

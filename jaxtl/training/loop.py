@@ -381,11 +381,7 @@ class Training:
 
 @dataclasses.dataclass
 class _PhaseRun:
-    """A phase that runs; only learning rate, state and what follows it change.
-
-    Attributes:
-        chunk: the shapes of what is being trained on; None while nothing is.
-    """
+    """A phase that runs; learning rate, state and `chunk`, the shapes now trained on, change."""
 
     phase: Phase
     past_epochs: int

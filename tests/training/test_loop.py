@@ -35,7 +35,6 @@ def test_what_is_frozen_keeps_its_bits_through_decay_clipping_and_momentum(tmp_p
     config = settings(
         {
             "train": RULES,
-            "epochs": 2,
             "optimizer": "sgd",
             "lr": 0.1,
             "momentum": 0.9,
@@ -130,6 +129,7 @@ def test_a_run_without_its_metadata_is_refused_and_keeps_its_checkpoints(tmp_pat
     assert Checkpoints(directory.checkpoints, read_only=True).newest() == newest
 
 
+@pytest.mark.slow
 def test_a_phase_traces_its_steps_once_however_many_epochs_there_are(tmp_path, monkeypatch):
     limit_traces(monkeypatch, train_steps=2, predict_step=3, feature_step=4)
     phases = ({"train": {"head/.*": 1.0}}, {"train": RULES, "batch_norm": "train"})

@@ -32,7 +32,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["features", pytest.param("images", marks=pytest.mark.slow)])
 def test_checkpoints_within_an_epoch_change_no_bit(tmp_path, kind):
     """Each of them reads on from the middle of the epoch: chunks, dropout and views stay."""
     phase, sections = KINDS[kind]
@@ -47,10 +47,19 @@ def ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1e9])
-def test_a_run_that_stops_after_any_epoch_goes_on_to_the_same_bits(tmp_path, monkeypatch, seconds):
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [
+        ("features", 1e9),
+        pytest.param("images", 1e9, marks=pytest.mark.slow),
+        pytest.param("images", 0.0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_stops_after_any_epoch_goes_on_to_the_same_bits(
+    tmp_path, monkeypatch, kind, seconds
+):
     monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
-    phase, sections = KINDS["images"]
+    phase, sections = KINDS[kind]
     config = settings(phase, {**phase, "lr": 1e-4}, **sections)
     run(config, tmp_path / "whole")
     for text in ("p0 1/2", "p0 2/2", "p1 1/2", "p1 2/2"):

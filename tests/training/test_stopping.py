@@ -64,9 +64,14 @@ def test_a_signal_between_the_two_handlers_is_not_lost():
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_an_error_after_a_signal_is_printed_and_does_not_hide_it(number, code, capsys):
     _show_messages()
-    with pytest.raises(Interrupted) as stopped, stop_signals():
-        signal.raise_signal(number)
-        raise UserError("the disk is full")
+
+    def fails_after_it():
+        with stop_signals():
+            signal.raise_signal(number)
+            raise UserError("the disk is full")
+
+    with pytest.raises(Interrupted) as stopped:
+        fails_after_it()
     assert stopped.value.exit_code == code
     assert capsys.readouterr().err.splitlines()[-1] == "error: the disk is full"
 
