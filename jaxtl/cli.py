@@ -13,6 +13,7 @@ import platform
 import runpy
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         arguments = sys.argv[1:]
         _stop_on_signals()
         sys.unraisablehook = _print_unraisable
+        # Orbax leaves these behind where a checkpoint cannot be written.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     _show_messages()
     keep_compiled_programs()
     for stream in (sys.stdout, sys.stderr):
@@ -105,9 +108,10 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
 
 
 def _print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Prints as Python does, but leaves out what TensorStore says once more of a checkpoint that
-    could not be written."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+    """Prints as Python does, but leaves out what TensorStore and asyncio say once more of a
+    checkpoint that could not be written, or of a file that could not be opened."""
+    said = str(unraisable.exc_value)
+    if said != "Event loop is closed" and "no attribute '_ssock'" not in said:
         sys.__unraisablehook__(unraisable)
 
 
