@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxtl.config import Augment, Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
-from jaxtl.data.loader import Batch, Loader
+from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
@@ -27,11 +27,11 @@ from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
-from jaxtl.training.optimizer import Hyperparameters, hyperparameters
+from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import begin_phase, first_state
+from jaxtl.training.phase import PhaseRun, begin_phase, first_state
 from jaxtl.training.saving import Position, Saver, warn_not_saved
-from jaxtl.training.step import TrainState, TrainStep
+from jaxtl.training.step import TrainState
 from jaxtl.training.stopping import Stop, stop_signals
 from jaxtl.training.trainable import Trainable, partition
 
@@ -150,7 +150,7 @@ class Training:
         self.variables = run.frozen | run.state.variables
         self._restore_best(run.phase)
 
-    def _begin(self, index: int, stop: Stop) -> _PhaseRun:
+    def _begin(self, index: int, stop: Stop) -> PhaseRun:
         phase, trainable = self.config.phases[index], self.trainables[index]
         train, val = self._feeds(phase, trainable, stop)
         view_seed = self.config.data.seed if train.views else self.config.seed
@@ -173,7 +173,7 @@ class Training:
         chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
         so_far = self.trainables[: index + 1]
         changed = itertools.chain.from_iterable(trainable.variables for trainable in so_far)
-        return _PhaseRun(
+        return PhaseRun(
             phase=phase,
             past_epochs=sum(phase.epochs for phase in self.config.phases[:index]),
             trainable=trainable,
@@ -230,7 +230,7 @@ class Training:
             feeds.append(feed)
         return feeds[0], feeds[1]
 
-    def _epoch(self, run: _PhaseRun, stop: Stop) -> None:
+    def _epoch(self, run: PhaseRun, stop: Stop) -> None:
         """Trains what is left of an epoch, validates, logs and saves, in this order.
 
         The log comes before the checkpoint: a continued run measures again what was logged after
@@ -258,7 +258,7 @@ class Training:
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
         stop.check()
 
-    def _train_batches(self, run: _PhaseRun, shown: EpochProgress, stop: Stop) -> None:
+    def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.
 
         An error is raised once all steps before it are counted, so that they can be saved.
@@ -289,7 +289,7 @@ class Training:
         if errors:
             raise errors[0]
 
-    def _count(self, run: _PhaseRun, sums: Sums, shown: EpochProgress) -> None:
+    def _count(self, run: PhaseRun, sums: Sums, shown: EpochProgress) -> None:
         """Adds the sums of finished steps to the progress."""
         before = self.progress
         for done in to_host(sums):
@@ -304,7 +304,7 @@ class Training:
         images = int(self.progress.sums.images - before.sums.images)
         shown.batches(self.progress.batch - before.batch, self.progress.sums, images)
 
-    def _position(self, run: _PhaseRun) -> Position:
+    def _position(self, run: PhaseRun) -> Position:
         return Position(
             self.progress,
             run.phase.name,
@@ -314,35 +314,41 @@ class Training:
             returns_to_best=run.phase.restore_best,
         )
 
-    def _save(self, run: _PhaseRun, *, at_once: bool) -> None:
+    def _save(self, run: PhaseRun, *, at_once: bool) -> None:
         self.saver.save(self._position(run), at_once=at_once)
 
-    def _slow_down(self, run: _PhaseRun, error: Diverged) -> None:
+    def _slow_down(self, run: PhaseRun, error: Diverged) -> None:
         """Goes back to a checkpoint of the phase, or to its start, at half the learning rate.
 
         Raises:
-            Diverged: `error`, unless the config asks for this; the best epoch is saved.
+            Diverged: `error`, unless the config asks for this; what is saved is not ruined.
             UserError: it was done as often as it may be.
         """
         run.chunk = None
         self.saver.save_best(self.progress)
-        if self.config.on_nan == "stop":
-            raise error
         halvings, factor = self.progress.halvings + 1, self.progress.lr_factor / 2
-        if halvings > _MOST_HALVINGS:
-            raise UserError(f"{error}; {_MOST_HALVINGS} lower learning rates did not help")
         back = self._place_to_return(run)
-        self.progress = dataclasses.replace(back, lr_factor=factor, halvings=halvings)
-        lr = np.asarray(run.phase.lr * factor, np.float32)
-        run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
-        run.state = self._state(run)
+        if self.config.on_nan == "stop" or halvings > _MOST_HALVINGS:
+            if self.saver.newest and self.saver.newest.batch:  # else its validation was finite
+                self._go_back(run, back)
+            if self.config.on_nan == "stop":
+                raise error
+            raise UserError(f"{error}; {_MOST_HALVINGS} lower learning rates did not help")
+        self._go_back(run, dataclasses.replace(back, lr_factor=factor, halvings=halvings))
         self.log.forget(back.step - back.batch)
-        if self.saver.newest and self.saver.newest.step > back.step:
-            self.saver.go_back(self._position(run))
-        reason = str(error).partition(";")[0]
+        reason, lr = str(error).partition(";")[0], run.phase.lr * factor
         self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
 
-    def _place_to_return(self, run: _PhaseRun) -> Progress:
+    def _go_back(self, run: PhaseRun, back: Progress) -> None:
+        """Continues from a place of the phase, and removes the checkpoints of later steps."""
+        self.progress = back
+        lr = np.asarray(run.phase.lr * back.lr_factor, np.float32)
+        run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
+        run.state = self._state(run)
+        if self.saver.newest and self.saver.newest.step > back.step:
+            self.saver.go_back(self._position(run))
+
+    def _place_to_return(self, run: PhaseRun) -> Progress:
         """The newest checkpoint of a phase that diverged, or its start.
 
         It is the one before if the next loss after the newest is not finite, at any learning rate.
@@ -358,7 +364,7 @@ class Training:
                 return run.start
         return newest
 
-    def _state(self, run: _PhaseRun) -> TrainState:
+    def _state(self, run: PhaseRun) -> TrainState:
         """The state at the progress: that of a checkpoint, or of the beginning of the phase."""
         step, trainable = self.progress.step, run.trainable
         if self.progress.begun:
@@ -377,21 +383,3 @@ class Training:
                 step=step,
             )
         return replicate(state, self.devices)
-
-
-@dataclasses.dataclass
-class _PhaseRun:
-    """A phase that runs; learning rate, state and `chunk`, the shapes now trained on, change."""
-
-    phase: Phase
-    past_epochs: int
-    trainable: Trainable
-    changed: Sequence[str]
-    start: Progress
-    train: Feed
-    val: Feed
-    step: TrainStep
-    frozen: Variables
-    hyper: Hyperparameters
-    state: TrainState
-    chunk: Batch | None = None

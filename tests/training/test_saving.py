@@ -113,6 +113,24 @@ def test_the_best_epoch_is_kept_when_a_phase_diverges_later(tmp_path, monkeypatc
     assert all(np.isfinite(array).all() for array in all_arrays(tmp_path / "run"))
 
 
+@pytest.mark.parametrize(("lr", "batch_size", "step"), [(2e38, 1504, 2), (6.4e35, 256, 18)])
+def test_a_checkpoint_that_the_next_loss_shows_to_be_ruined_stays_only_if_it_was_validated(
+    tmp_path, monkeypatch, lr, batch_size, step
+):
+    """Or else the one before it does, and the same command ends in the same words."""
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    phases = {**HEAD, "epochs": 2, "lr": 1e-3}, {**FAR_TOO_HIGH, "lr": lr}
+    config = settings(*phases, data={"source": "digits", "batch_size": batch_size})
+    said = []
+    for _ in range(2):
+        with pytest.raises(Diverged) as ended:
+            run(config, tmp_path / "run")
+        said.append(str(ended.value))
+        newest = opened(tmp_path / "run")[1].newest()
+        assert (newest.phase, newest.step, newest.batch) == (1, step, 0)
+    assert said[0] == said[1]
+
+
 def test_a_signal_is_not_lost_where_the_run_cannot_be_saved(tmp_path):
     with contextlib.ExitStack() as until:
 
@@ -204,14 +222,16 @@ def test_a_phase_that_diverges_goes_back_to_its_newest_checkpoint(tmp_path, monk
     assert len({(line["step"], line["split"]) for line in lines}) == len(lines)
 
 
-@pytest.mark.parametrize(("phases", "minutes"), [((FAR_TOO_HIGH,), 1e-9), (HALVING, 5.0)])
+@pytest.mark.parametrize(
+    ("phases", "batch_size"), [((FAR_TOO_HIGH | {"lr": 2e38},), 1504), (HALVING, 256)]
+)
 def test_a_phase_goes_back_further_where_its_newest_checkpoint_is_ruined(
-    tmp_path, monkeypatch, phases, minutes
+    tmp_path, monkeypatch, phases, batch_size
 ):
     """Its variables are finite, and the loss of the next step or of the validation is not."""
     monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    checkpoint = {"every_minutes": minutes}
-    config = settings(*phases, on_nan="halve_lr", checkpoint=checkpoint)
+    data = {"source": "digits", "batch_size": batch_size}
+    config = settings(*phases, on_nan="halve_lr", data=data)
     out = watched("back to step", ctrl_c)
     with pytest.raises(Interrupted):
         run(config, tmp_path / "run", out)
