@@ -13,12 +13,13 @@ import platform
 import runpy
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import platformdirs
 
-from jaxtl.errors import Interrupted, UserError, printable
+from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line, printable
 
 _MOST_BYTES_OF_PROGRAMS = 2 * 10**9
 
@@ -85,7 +86,9 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         use_large_pages()
         arguments = sys.argv[1:]
         _stop_on_signals()
-        sys.unraisablehook = _only_news
+        sys.unraisablehook = _print_unraisable
+        # Orbax leaves these behind where a checkpoint cannot be written.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     _show_messages()
     keep_compiled_programs()
     for stream in (sys.stdout, sys.stderr):
@@ -93,21 +96,10 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
             stream.reconfigure(errors="jaxtl")
     try:
         code = command(arguments)
-    except UserError as error:
+    except EXPECTED as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if "--debug" in arguments:
-            raise
-        where = f": {error.filename}" if error.filename else ""
-        print(printable(f"error: {error.strerror or error}{where}"), file=sys.stderr)
-        code = 2
-    except MemoryError:
-        if "--debug" in arguments:
-            raise
-        print("error: this machine has too little memory", file=sys.stderr)
+        print(f"error: {printable(one_line(error))}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
@@ -115,9 +107,11 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     sys.exit(code)
 
 
-def _only_news(unraisable: sys.UnraisableHookArgs) -> None:
-    """Leaves out what TensorStore says of arrays whose checkpoint has failed, and is reported."""
-    if str(unraisable.exc_value) != "Event loop is closed":
+def _print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Prints as Python does, but leaves out what TensorStore and asyncio say once more of a
+    checkpoint that could not be written, or of a file that could not be opened."""
+    said = str(unraisable.exc_value)
+    if said != "Event loop is closed" and "no attribute '_ssock'" not in said:
         sys.__unraisablehook__(unraisable)
 
 
@@ -208,10 +202,10 @@ def keep_compiled_programs() -> None:
             if "jax" in sys.modules:
                 sys.modules["jax"].config.update(name, value)
         with contextlib.suppress(OSError):
-            _give_times(folder)
+            _add_missing_times(folder)
 
 
-def _give_times(folder: Path) -> None:
+def _add_missing_times(folder: Path) -> None:
     """Gives programs a time of their last use that have none.
 
     Those of jaxtl 0.2 have none, and one whose writer was killed. JAX 0.10 removes no program, and

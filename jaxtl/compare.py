@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxtl import cli
 from jaxtl.comparison import AUTO, HEAD_EPOCHS, NARROW
-from jaxtl.errors import UserError
+from jaxtl.errors import Interrupted, UserError
 
 _HELP = f"""Measures networks on your own images: how accurate they are, and what they cost.
 
@@ -54,7 +54,6 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.comparison.candidates import candidates, sources
     from jaxtl.comparison.compare import Comparison, compare
     from jaxtl.console import console
-    from jaxtl.training.loop import Interrupted
 
     comparison = Comparison(
         source=given.data,

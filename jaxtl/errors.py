@@ -8,6 +8,23 @@ class UserError(Exception):
     """Something the user can fix: a command prints it as one line and exits with code 2."""
 
 
+EXPECTED = UserError, OSError, MemoryError
+"""What a command says in one line; anything else is a mistake in the code, with a traceback."""
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, as a command says it."""
+    if isinstance(error, UserError):
+        return printable(str(error))
+    text = str(error).partition("\n")[0]
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return printable(f"{error.strerror or text}{where}")
+    if isinstance(error, MemoryError):
+        return text or "this machine has too little memory"
+    return f"{type(error).__name__}: {text}"
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal asked the command to stop: Ctrl-C, or SIGTERM from a cluster.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
+from jaxtl.errors import Interrupted
 
 _HELP = """Fine-tunes an image classifier.
 
@@ -31,7 +32,6 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.config.config_file import load
     from jaxtl.console import console
     from jaxtl.runs.directory import find_unfinished
-    from jaxtl.training.loop import Interrupted
     from jaxtl.training.setup import open_data, run_metadata, train
 
     config, out, workdir = load(given.cfg, cli.overrides(rest)), console(), given.workdir
@@ -47,9 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         train(config, data, workdir, out)
     except Interrupted as stopped:
+        saved = "" if stopped.__cause__ else " and saved"
         instead = " in place of --new" if given.new else ""
         out.print(
-            f"stopped and saved; to continue: the same command with --workdir {workdir}{instead}"
+            f"stopped{saved}; to continue: the same command with --workdir {workdir}{instead}"
         )
         return stopped.exit_code
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -27,10 +28,11 @@ from jaxtl.comparison.results import (
 from jaxtl.comparison.table import comparison_table
 from jaxtl.config.config_file import Data
 from jaxtl.data.sources import Splits, found_line, open_splits
-from jaxtl.errors import UserError
-from jaxtl.sweeps.failure import Failure
+from jaxtl.errors import EXPECTED, UserError, one_line
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import on_cpu
+
+_log = logging.getLogger("jaxtl")
 
 
 def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
@@ -69,8 +71,10 @@ def compare(comparison: Comparison, out: Console) -> list[Row | Unmeasured]:
             try:
                 rows[-1] = row = contender.fine_tuned(rows[-1])
                 contender.announce(row.summary if isinstance(row, Row) else row.problem)
-            except (UserError, OSError) as error:
-                reason = Failure.of(error).reason
+            except Exception as error:  # the other networks have to be measured
+                reason = one_line(error)
+                if not isinstance(error, EXPECTED):
+                    _log.error("%s", contender.candidate.label, exc_info=error)
                 failed.append(f"{contender.candidate.label}: {reason}")
                 contender.announce(f"not fine-tuned: {reason}")
             write_comparison(table, rows, conditions)

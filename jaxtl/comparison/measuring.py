@@ -26,8 +26,9 @@ from jaxtl.data.sources import Source, Splits
 from jaxtl.errors import UserError
 from jaxtl.models import Network, split
 from jaxtl.runs.directory import RunDirectory
+from jaxtl.training.divergence import Diverged
 from jaxtl.training.feature_cache import FrozenPass, stored_outputs
-from jaxtl.training.loop import Diverged
+from jaxtl.training.memory import is_out_of_memory
 from jaxtl.training.parallel import replicate
 from jaxtl.training.setup import feature_store, loader, run_metadata, train
 
@@ -200,8 +201,8 @@ def within_memory(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise Failure("out of memory", what) from error
 

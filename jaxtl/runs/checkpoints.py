@@ -153,10 +153,13 @@ class Checkpoints:
             self._manager.save(number, args=items, force=True)
         self._newest = progress
 
-    def newest(self) -> Progress | None:
+    def newest(self, before_step: int | None = None) -> Progress | None:
         """The progress at the newest checkpoint that is whole; None before the first.
 
         A newer one that is damaged is named in a warning, and overwritten when the run goes on.
+
+        Args:
+            before_step: only those of earlier steps count.
 
         Raises:
             UserError: there are checkpoints, and none is whole; or one cannot be written; or the
@@ -167,6 +170,8 @@ class Checkpoints:
         self._wait()
         errors: list[UserError] = []
         for name in self._names():
+            if before_step is not None and name // 2 >= before_step:
+                continue
             try:
                 contents = self._whole(name)
             except UserError as error:
@@ -201,15 +206,21 @@ class Checkpoints:
         """
         if self._member is not None:
             return self._member.variables(self._run, number, like)
+        return self.initial(like) | self.changed(number, like)
+
+    def changed(self, number: int, like: Variables) -> Variables:
+        """The variables that a run which trains alone had changed up to a checkpoint.
+
+        The arguments and errors are those of `variables`.
+        """
         self._wait()
         place = self._place(number)
         try:
             contents = _read(place)
             changing = {path: like[path] for path in contents.variables if path in like}
-            changed = read_arrays(place / "variables", changing, contents.digests)
+            return read_arrays(place / "variables", changing, contents.digests)
         except Damaged as error:
             raise UserError(f"{error}; {_HINT}") from error
-        return self.initial(like) | changed
 
     def optimizer(self, number: int, like: Any) -> Any:
         """The optimizer's state at a checkpoint.
@@ -225,6 +236,18 @@ class Checkpoints:
         restored = read_arrays(place / "optimizer", leaves, _read(place).optimizer)
         ordered = [restored[name] for name in leaves]
         return jax.tree.unflatten(jax.tree.structure(like), ordered)
+
+    def forget(self, after: int) -> None:
+        """Removes the checkpoints with higher numbers, whose training is undone.
+
+        Raises:
+            UserError: a checkpoint cannot be written or removed.
+        """
+        self._wait()
+        for name in self._names():
+            if name > after:
+                with explaining_failed_writes(self._place(name)):
+                    self._delete(name)
 
     def close(self) -> None:
         """Waits until everything is on disk; nothing stays open, also after an error.

@@ -52,6 +52,11 @@ class Progress:
         return 2 * self.step + (self.batch == 0)
 
     @property
+    def begun(self) -> bool:
+        """Whether the phase has begun: before, the run is as the last phase left it."""
+        return self.epoch > 0 or self.batch > 0
+
+    @property
     def best_number(self) -> int | None:
         """The number of the checkpoint with the phase's best result; None before the first."""
         return None if self.best_step is None else 2 * self.best_step + 1

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from jaxtl.errors import UserError
+from jaxtl.errors import EXPECTED, one_line
 from jaxtl.training.divergence import Diverged
 from jaxtl.training.memory import is_out_of_memory
 
@@ -27,23 +27,19 @@ class Failure:
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """The failure that an exception stands for."""
-        text = str(error).partition("\n")[0]
+        reason = one_line(error)
         if isinstance(error, Diverged):
-            return cls("diverged", text.partition(";")[0])
-        if isinstance(error, MemoryError) or is_out_of_memory(error):
-            return cls("out of memory", text or "this machine has too little memory")
-        if isinstance(error, OSError):
-            where = f": {error.filename}" if error.filename else ""
-            return cls("error", f"{error.strerror or text}{where}")
-        if isinstance(error, UserError):
-            return cls("error", text)
-        return cls("unexpected", f"{type(error).__name__}: {text}")
+            return cls("diverged", reason.partition(";")[0])
+        if is_out_of_memory(error):
+            return cls("out of memory", reason)
+        return cls("error" if isinstance(error, EXPECTED) else "unexpected", reason)
 
     @property
     def again(self) -> bool:
         """Whether a sweep that is continued trains the run again.
 
-        A run that diverged would diverge again: the same command trains the same bits.
+        A run that diverged would diverge again: the same command trains the same bits. With
+        `on_nan="halve_lr"` it might not, and what ends such a run is an `error`.
         """
         return self.kind != "diverged"
 

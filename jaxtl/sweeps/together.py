@@ -25,7 +25,7 @@ from jaxtl.files import replacing
 from jaxtl.metrics import quality
 from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
 from jaxtl.runs.directory import RunDirectory, RunMetadata
-from jaxtl.runs.groups import Group
+from jaxtl.runs.groups import Group, Member
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.sweeps.heads import HeadRun, HeadTraining
 from jaxtl.sweeps.variations import Variation
@@ -62,6 +62,16 @@ def groups(family: Family) -> list[Family]:
     most = max(1, int(memory // (_COPIES * head)))
     parts = [runs[start : start + most] for start in range(0, len(runs), most)]
     return [family._replace(variations=part) for part in parts]
+
+
+def group_folders(workdir: Path) -> set[Path]:
+    """The folders of the groups that runs of a sweep point to.
+
+    Raises:
+        UserError: what a run says of its group is damaged.
+    """
+    members = map(Member.find, workdir.glob("*/checkpoints"))
+    return {workdir / GROUPS / Path(member.folder).name for member in members if member}
 
 
 def train_together(

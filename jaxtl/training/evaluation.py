@@ -47,7 +47,7 @@ class Evaluator:
         batches = feed.epoch(0)
         outputs = (
             (batch, step(variables, feed.table, shard(batch.inputs, self._devices)))
-            for batch in (batches if stop is None else stop.heeded(batches))
+            for batch in (batches if stop is None else stop.interruptible(batches))
         )
         for batch, output in lagging(outputs):
             yield batch, np.asarray(output).reshape(len(batch.labels), -1)

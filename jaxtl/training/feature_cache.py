@@ -25,21 +25,16 @@ from rich.console import Console
 from jaxtl.config import Augment, Config
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.errors import UserError
 from jaxtl.models import Network, Variables, output_spec, split, stage_of
 from jaxtl.training.feature_store import FeatureStore, Filling
+from jaxtl.training.memory import OutOfMemory, is_out_of_memory
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
 from jaxtl.training.step import make_feature_step
 
 _MOST_VIEWS = 8  # the most that `views="auto"` chooses
 _SECONDS_BETWEEN_LOOKS = 0.2  # at an array that another process fills
-_EXHAUSTED = "RESOURCE_EXHAUSTED"  # XLA's word for too little memory
 _STEPS_PER_CALL = 64  # steps on features take less time than a call from Python
 _PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # activations depend on their versions
-
-
-class OutOfMemory(UserError, MemoryError):
-    """The frozen stages take more memory than there is, even for a single image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,8 +245,8 @@ class FrozenPass:
                     for rows in self._rows(array.rows, each * len(self.devices), stop):
                         array.write(rows)
                         show(array.rows // self.views)
-                except (MemoryError, jax.errors.JaxRuntimeError) as error:
-                    if not isinstance(error, MemoryError) and _EXHAUSTED not in str(error):
+                except Exception as error:
+                    if not is_out_of_memory(error):
                         raise
                     if each == 1:
                         raise OutOfMemory(

@@ -3,7 +3,7 @@
 One process at a time fills an array, row by row (docs/decisions/0030-a-pass-is-continued.md). Three
 things make that safe:
 
-- `HASH/rows.bin` is locked while a process fills it; the lock ends with its process;
+- `HASH/rows.bin` is locked while a process fills or reads it; the lock ends with its process;
 - `HASH/about.json` says how many rows are certainly on disk; nothing beyond them is trusted;
 - `lock` is locked while a process makes room and reserves it, so that the limit holds for all.
 """
@@ -42,7 +42,7 @@ class FeatureStore:
     Args:
         folder: the folder; it is made when needed.
         limit: the bytes that all arrays of all processes together may take. When a new array needs
-            more, those used longest ago that nobody fills are removed.
+            more, those used longest ago that nobody fills or reads are removed.
     """
 
     def __init__(self, folder: Path, limit: float):
@@ -61,8 +61,12 @@ class FeatureStore:
             return None
         try:
             os.utime(place)  # used now
-            # A file that is too short or too long fits no shape.
-            return np.memmap(place / _ROWS, dtype=about.dtype, mode="r").reshape(about.shape)
+            with (place / _ROWS).open("rb") as file:
+                with contextlib.suppress(OSError):  # there are file systems without locks
+                    # The map shares the lock, and keeps it as long as it lives.
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                # A file that is too short or too long fits no shape.
+                return np.memmap(file, dtype=about.dtype, mode="r").reshape(about.shape)
         except (OSError, ValueError, OverflowError):
             return None
 
@@ -103,7 +107,7 @@ class FeatureStore:
         return self._folder / hashlib.sha256(words.encode()).hexdigest()
 
     def _make_room(self, place: Path, size: int) -> None:
-        """Removes arrays that nobody fills, those used longest ago first, until one of `size` fits.
+        """Removes arrays that nobody uses, those used longest ago first, until one of `size` fits.
 
         What an array that is being filled will take counts as taken.
 
@@ -132,7 +136,7 @@ class FeatureStore:
             return shutil.disk_usage(self._folder).free + own - coming
 
         if size > self._limit - reserved:
-            words = "cache.disk_gb leaves no room beside what other processes are filling"
+            words = "cache.disk_gb leaves no room beside what is being filled or read"
             raise OSError(errno.ENOSPC, words, str(self._folder))
         if size >= free() + sum(idle.values()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder))

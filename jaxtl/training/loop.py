@@ -14,8 +14,8 @@ from rich.console import Console
 
 from jaxtl.config import Augment, Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
-from jaxtl.data.loader import Batch, Loader
-from jaxtl.errors import Interrupted
+from jaxtl.data.loader import Loader
+from jaxtl.errors import Interrupted, UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
 from jaxtl.runs.checkpoints import Checkpoints
@@ -27,11 +27,11 @@ from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
-from jaxtl.training.optimizer import Hyperparameters, hyperparameters
+from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import begin_phase, first_state
+from jaxtl.training.phase import PhaseRun, begin_phase, first_state
 from jaxtl.training.saving import Position, Saver, warn_not_saved
-from jaxtl.training.step import TrainState, TrainStep
+from jaxtl.training.step import TrainState
 from jaxtl.training.stopping import Stop, stop_signals
 from jaxtl.training.trainable import Trainable, partition
 
@@ -88,7 +88,8 @@ class Training:
             The validation of the run's result.
 
         Raises:
-            Interrupted: a signal asked the run to stop; it is saved and can be continued.
+            Interrupted: a signal asked the run to stop; it is saved and can be continued, unless
+                the cause is an error.
             Diverged: a loss is not finite any more.
             UserError: a checkpoint cannot be written, or something else that the user can fix.
         """
@@ -98,16 +99,15 @@ class Training:
                     if index > self.progress.phase:
                         self.progress = self.progress.next_phase()
                     self._phase(index, stop)
-                    self._restore_best(self.config.phases[index])
                 evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
             except Interrupted:
                 self._close()  # an error here is the one to report: the run is not saved
                 raise
             except Exception as error:
                 self._close_after_error()
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) and not isinstance(error, UserError):
                     raise OutOfMemory(
-                        "the device has too little memory; try a smaller --cfg.data.batch_size or "
+                        "there is too little memory; try a smaller --cfg.data.batch_size or "
                         "--cfg.cache.memory_gb in a new --workdir"
                     ) from error
                 raise
@@ -133,26 +133,24 @@ class Training:
         if self.progress.finished(self.config.phases[index]):
             return
         run = self._begin(index, stop)
-        try:
-            while not self.progress.finished(run.phase):
-                try:
-                    self._epoch(run, stop)
-                except Diverged as error:
-                    self._slow_down(run, error)
-        except Diverged:
-            raise
-        except Interrupted:
-            self._save(run, at_once=True)
-            raise
-        except Exception as error:
-            self.saver.rescue(self._position(run))
-            if run.chunk is None or not is_out_of_memory(error):
+        while not self.progress.finished(run.phase):
+            try:
+                self._epoch(run, stop)
+            except Diverged as error:
+                self._slow_down(run, error)
+            except Interrupted:
+                self._save(run, at_once=True)
                 raise
-            fixed = run.state, run.frozen, run.train.table, run.hyper
-            raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
+            except Exception as error:
+                self.saver.rescue(self._position(run))
+                if run.chunk is None or not is_out_of_memory(error):
+                    raise
+                fixed = run.state, run.frozen, run.train.table, run.hyper
+                raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
         self.variables = run.frozen | run.state.variables
+        self._restore_best(run.phase)
 
-    def _begin(self, index: int, stop: Stop) -> _PhaseRun:
+    def _begin(self, index: int, stop: Stop) -> PhaseRun:
         phase, trainable = self.config.phases[index], self.trainables[index]
         train, val = self._feeds(phase, trainable, stop)
         view_seed = self.config.data.seed if train.views else self.config.seed
@@ -169,13 +167,13 @@ class Training:
             augmentation=self.config.augment,
             cached=train.dtype,
         )
-        if self.progress.epoch or self.progress.batch:
+        if self.progress.begun:
             saved = self.checkpoints.optimizer(self.progress.number, state.optimizer)
             state = state._replace(optimizer=replicate(saved, self.devices))
         chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
         so_far = self.trainables[: index + 1]
         changed = itertools.chain.from_iterable(trainable.variables for trainable in so_far)
-        return _PhaseRun(
+        return PhaseRun(
             phase=phase,
             past_epochs=sum(phase.epochs for phase in self.config.phases[:index]),
             trainable=trainable,
@@ -194,8 +192,8 @@ class Training:
         number = self.progress.result_number(phase)
         if number == self.progress.number:
             return
-        best = self.checkpoints.variables(number, self.variables)
-        self.variables = replicate(best, self.devices)
+        best = self.checkpoints.changed(number, self.variables)
+        self.variables = self.variables | replicate(best, self.devices)
         result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
         self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
 
@@ -232,7 +230,7 @@ class Training:
             feeds.append(feed)
         return feeds[0], feeds[1]
 
-    def _epoch(self, run: _PhaseRun, stop: Stop) -> None:
+    def _epoch(self, run: PhaseRun, stop: Stop) -> None:
         """Trains what is left of an epoch, validates, logs and saves, in this order.
 
         The log comes before the checkpoint: a continued run measures again what was logged after
@@ -243,6 +241,7 @@ class Training:
         with EpochProgress(self.out, title, batches, self.progress.batch) as shown:
             while self.progress.batch < batches:
                 self._train_batches(run, shown, stop)
+                run.chunk = None
                 self._save(run, at_once=self.progress.batch < batches)
             shown.validating()
             evaluation = self.evaluator.evaluate(run.frozen | run.state.variables, run.val, stop)
@@ -259,13 +258,15 @@ class Training:
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
         stop.check()
 
-    def _train_batches(self, run: _PhaseRun, shown: EpochProgress, stop: Stop) -> None:
+    def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.
 
         An error is raised once all steps before it are counted, so that they can be saved.
         """
         chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
-        sharded = lagging(shard(chunk, self.devices, axis=1) for chunk in stop.heeded(chunks))
+        sharded = lagging(
+            shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks)
+        )
         errors: list[BaseException] = []
 
         def run_steps() -> Iterator[Sums]:
@@ -288,7 +289,7 @@ class Training:
         if errors:
             raise errors[0]
 
-    def _count(self, run: _PhaseRun, sums: Sums, shown: EpochProgress) -> None:
+    def _count(self, run: PhaseRun, sums: Sums, shown: EpochProgress) -> None:
         """Adds the sums of finished steps to the progress."""
         before = self.progress
         for done in to_host(sums):
@@ -303,7 +304,7 @@ class Training:
         images = int(self.progress.sums.images - before.sums.images)
         shown.batches(self.progress.batch - before.batch, self.progress.sums, images)
 
-    def _position(self, run: _PhaseRun) -> Position:
+    def _position(self, run: PhaseRun) -> Position:
         return Position(
             self.progress,
             run.phase.name,
@@ -313,36 +314,62 @@ class Training:
             returns_to_best=run.phase.restore_best,
         )
 
-    def _save(self, run: _PhaseRun, *, at_once: bool) -> None:
+    def _save(self, run: PhaseRun, *, at_once: bool) -> None:
         self.saver.save(self._position(run), at_once=at_once)
 
-    def _slow_down(self, run: _PhaseRun, error: Diverged) -> None:
-        """Goes back to the newest checkpoint of the phase, or its start, at half the learning rate.
+    def _slow_down(self, run: PhaseRun, error: Diverged) -> None:
+        """Goes back to a checkpoint of the phase, or to its start, at half the learning rate.
 
         Raises:
-            Diverged: `error`, unless the config asks for this; the best epoch is saved.
+            Diverged: `error`, unless the config asks for this; what is saved is not ruined.
+            UserError: it was done as often as it may be.
         """
+        run.chunk = None
         self.saver.save_best(self.progress)
-        halvings = self.progress.halvings + 1
+        halvings, factor = self.progress.halvings + 1, self.progress.lr_factor / 2
+        back = self._place_to_return(run)
         if self.config.on_nan == "stop" or halvings > _MOST_HALVINGS:
-            raise error
-        newest = self.saver.newest
-        back = newest if newest and newest.phase == self.progress.phase else run.start
-        factor = self.progress.lr_factor / 2
-        self.progress = dataclasses.replace(back, lr_factor=factor, halvings=halvings)
-        lr = np.asarray(run.phase.lr * factor, np.float32)
-        run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
-        run.state = self._state(run)
+            if self.saver.newest and self.saver.newest.batch:  # else its validation was finite
+                self._go_back(run, back)
+            if self.config.on_nan == "stop":
+                raise error
+            raise UserError(f"{error}; {_MOST_HALVINGS} lower learning rates did not help")
+        self._go_back(run, dataclasses.replace(back, lr_factor=factor, halvings=halvings))
         self.log.forget(back.step - back.batch)
-        reason = str(error).partition(";")[0]
+        reason, lr = str(error).partition(";")[0], run.phase.lr * factor
         self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
 
-    def _state(self, run: _PhaseRun) -> TrainState:
+    def _go_back(self, run: PhaseRun, back: Progress) -> None:
+        """Continues from a place of the phase, and removes the checkpoints of later steps."""
+        self.progress = back
+        lr = np.asarray(run.phase.lr * back.lr_factor, np.float32)
+        run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
+        run.state = self._state(run)
+        if self.saver.newest and self.saver.newest.step > back.step:
+            self.saver.go_back(self._position(run))
+
+    def _place_to_return(self, run: PhaseRun) -> Progress:
+        """The newest checkpoint of a phase that diverged, or its start.
+
+        It is the one before if the next loss after the newest is not finite, at any learning rate.
+        """
+        newest = self.saver.newest
+        if newest is None or newest.phase != self.progress.phase:
+            return run.start
+        if newest.begun and self.progress.step <= newest.step + 1:
+            older = self.checkpoints.newest(before_step=newest.step)
+            if older is not None and older.phase == newest.phase:
+                return older
+            if not run.start.begun:
+                return run.start
+        return newest
+
+    def _state(self, run: PhaseRun) -> TrainState:
         """The state at the progress: that of a checkpoint, or of the beginning of the phase."""
         step, trainable = self.progress.step, run.trainable
-        if self.progress.epoch or self.progress.batch:
+        if self.progress.begun:
             number = self.progress.number
-            variables = self.checkpoints.variables(number, self.variables)
+            variables = self.checkpoints.changed(number, self.variables)
             trained = partition(variables, trainable.variables)[0]
             optimizer = self.checkpoints.optimizer(number, run.state.optimizer)
             state = TrainState(jnp.asarray(step, jnp.int32), trained, optimizer)
@@ -356,21 +383,3 @@ class Training:
                 step=step,
             )
         return replicate(state, self.devices)
-
-
-@dataclasses.dataclass
-class _PhaseRun:
-    """A phase that runs: only learning rate and state change, and `chunk` is known after a step."""
-
-    phase: Phase
-    past_epochs: int
-    trainable: Trainable
-    changed: Sequence[str]
-    start: Progress
-    train: Feed
-    val: Feed
-    step: TrainStep
-    frozen: Variables
-    hyper: Hyperparameters
-    state: TrainState
-    chunk: Batch | None = None

@@ -15,12 +15,13 @@ from jaxtl.errors import UserError
 
 
 class OutOfMemory(UserError, MemoryError):
-    """The devices have too little memory for a training step."""
+    """The devices, or this machine, have too little memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is XLA's error of a device that has too little memory."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    """Whether this is the error of a device (XLA's) or a machine that has too little memory."""
+    of_xla = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    return of_xla or isinstance(error, MemoryError)
 
 
 def forget_programs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,33 @@ import jax
 import jax.numpy as jnp
 
 from jaxtl.config import Augment, Phase
+from jaxtl.data.loader import Batch
 from jaxtl.models import Network, Variables, stage_of
+from jaxtl.runs.progress import Progress
+from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, replicate
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
+
+
+@dataclasses.dataclass
+class PhaseRun:
+    """A phase that runs; learning rate, state and `chunk`, the shapes now trained on, change."""
+
+    phase: Phase
+    past_epochs: int
+    trainable: Trainable
+    changed: Sequence[str]
+    start: Progress
+    train: Feed
+    val: Feed
+    step: TrainStep
+    frozen: Variables
+    hyper: Hyperparameters
+    state: TrainState
+    chunk: Batch | None = None
+
 
 BegunPhase = tuple[TrainStep, TrainState, Variables, Hyperparameters]
 """The compiled steps, the state before the first one, the frozen variables, the hyperparameters."""

@@ -43,11 +43,6 @@ class Position:
     changed: Sequence[str]
     returns_to_best: bool
 
-    @property
-    def trained(self) -> bool:
-        """Whether the phase has begun: before, the run is as the last phase left it."""
-        return self.progress.epoch > 0 or self.progress.batch > 0
-
     def is_whole(self) -> bool:
         """Whether the state is that of the progress, after an error that may have ruined it."""
         try:
@@ -110,7 +105,7 @@ class Saver:
                 self._unsaved_best = dataclasses.replace(position, state=copy)
             return
         self.save_best(progress)
-        if position.trained and progress != self.newest:
+        if progress.begun and progress != self.newest:
             check_state(position.state, progress.step, position.phase)
             self._write(position)
 
@@ -133,10 +128,20 @@ class Saver:
             return
         try:
             self.save_best(position.progress)
-            if position.trained and position.progress != self.newest and position.is_whole():
+            progress = position.progress
+            if progress.begun and progress != self.newest and position.is_whole():
                 self._write(position)
         except Exception as error:  # whatever the first error leads to
             warn_not_saved(error)
+
+    def go_back(self, position: Position) -> None:
+        """Writes a checkpoint, and removes those that are further.
+
+        Raises:
+            UserError: a checkpoint cannot be written or removed.
+        """
+        self._write(position)
+        self._checkpoints.forget(position.progress.number)
 
     def _write(self, position: Position) -> None:
         everything = position.frozen | position.state.variables

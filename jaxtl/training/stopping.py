@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from jaxtl.errors import Interrupted
+from jaxtl.errors import EXPECTED, Interrupted, one_line
 
 T = TypeVar("T")
 
@@ -34,7 +35,7 @@ class Stop(threading.Event):
         if self.is_set():
             raise Interrupted(self.signal)
 
-    def heeded(self, items: Iterable[T]) -> Iterator[T]:
+    def interruptible(self, items: Iterable[T]) -> Iterator[T]:
         """Yields items; a signal raises `Interrupted` in place of the next, also while it is made.
 
         Making an item must not change anything that is saved.
@@ -62,7 +63,12 @@ class Stop(threading.Event):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Asks the block to stop on SIGINT or SIGTERM; a second signal ends the process at once."""
+    """Asks the block to stop on SIGINT or SIGTERM; a second signal ends the process at once.
+
+    Raises:
+        Interrupted: the block failed after a signal, while it was saved for example. The error is
+            printed, and is the cause of this one.
+    """
     stop = Stop()
 
     def request(number: int, frame: object) -> None:
@@ -79,9 +85,17 @@ def stop_signals() -> Iterator[Stop]:
                 os.write(1, _SHOW_CURSOR)
         stop.request(number)
 
-    usual = {int(n): signal.signal(n, request) for n in (signal.SIGINT, signal.SIGTERM)}
+    usual = {int(n): signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in usual:
+            signal.signal(number, request)
         yield stop
+    except Exception as error:
+        if not stop.is_set():
+            raise
+        traceback = None if isinstance(error, EXPECTED) else error
+        logging.getLogger("jaxtl").error("error: %s", one_line(error), exc_info=traceback)
+        raise Interrupted(stop.signal) from error
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)

@@ -122,6 +122,7 @@ def test_finetuning_holds_the_parameters_with_both_moments_and_activations(netwo
     assert 1e6 * more > 2 * 4 * cost.parameters
 
 
+@pytest.mark.slow
 def test_all_three_programs_ran(cost):
     assert min(cost.latency_calls, cost.inference_calls, cost.finetuning_calls) >= 3
     assert min(cost.latency_ms, cost.inference_images_per_second) > 0

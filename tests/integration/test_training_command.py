@@ -13,8 +13,8 @@ import pytest
 from workplace import write_images
 
 from jaxtl.config.config_file import Config, load
+from jaxtl.errors import Interrupted
 from jaxtl.training import setup
-from jaxtl.training.loop import Interrupted
 
 # In this process, where configs can name a network that compiles in no time.
 SMALL = (

@@ -1,16 +1,20 @@
 """A run that fails is named with its reason, and the other runs of its sweep train."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
+import logging
 import signal
 
 import pytest
 from flax import nnx
+from full_disk import files_no_longer_than
 from jaxtyping import Array
 from rich.console import Console
 from small_network import SMALL, small, small_network
+from small_run import watched
 from workplace import Workplace, finish, wait_until, write_images, write_weights
 
 from jaxtl import sweep as command
@@ -214,6 +218,30 @@ def test_a_sweep_that_is_stopped_or_killed_leaves_a_table_and_names_no_failure(p
     if number != signal.SIGKILL:
         last = ended.out.splitlines()[-1]
         assert last == "stopped; to continue: the same command with --workdir all"
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_sweep_whose_run_cannot_be_saved(place, monkeypatch, caplog):
+    axes = {"phases.head.epochs": (1000, 1)}
+    text = CONFIG.replace("AXES", repr(axes)).replace("MODEL", SMALL_MODEL)
+    (place / "swept.py").write_text(text)
+    logging.getLogger("jaxtl").addHandler(caplog.handler)
+    with contextlib.ExitStack() as until:
+
+        def stop_on_a_full_disk():
+            until.enter_context(files_no_longer_than(0))
+            signal.raise_signal(signal.SIGTERM)
+
+        out = watched("head 3/1000", stop_on_a_full_disk)
+        monkeypatch.setattr("jaxtl.console.console", lambda: out)
+        assert command.main(["--cfg", "swept.py", "--workdir", "all"]) == 143
+    assert "error: " in caplog.text
+    assert "File too large" in caplog.text
+    assert out.file.getvalue().splitlines()[-1].startswith("stopped; to continue")
+    assert [path.name for path in (place / "all").glob("*/run.json")] == [
+        "run.json"
+    ]  # of the first
+    assert not (place / "all" / "failed.json").exists()
 
 
 def test_a_damaged_list_of_failures_is_refused(place):

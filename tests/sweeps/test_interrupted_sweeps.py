@@ -9,12 +9,11 @@ import pytest
 from rich.console import Console
 from workplace import measurements, write_images
 
-from jaxtl.errors import UserError
+from jaxtl.errors import Interrupted, UserError
 from jaxtl.sweeps import heads, together
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import load_sweep
 from jaxtl.training import loop
-from jaxtl.training.loop import Interrupted
 from jaxtl.training.setup import open_data, train
 
 pytestmark = pytest.mark.slow
@@ -87,9 +86,15 @@ def test_heads_that_are_stopped_begin_again_and_end_the_same(swept, tmp_path, mo
     assert names(tmp_path / "stopped") == []
     left = tmp_path / "stopped" / "sweep.json.1234abcd.part"
     left.write_text("[")  # of a process that was killed
+    unused = tmp_path / "stopped" / "heads" / "1234abcd"  # before a run pointed to it
+    (unused / "stacked").mkdir(parents=True)
     sweep(variations, tmp_path / "stopped", QUIET)
     sweep(variations, tmp_path / "whole", QUIET)
     assert not left.exists()
+    assert not unused.exists()
+    (used,) = (tmp_path / "stopped" / "heads").iterdir()
+    sweep(variations, tmp_path / "stopped", QUIET)
+    assert used.exists()
     assert results(tmp_path / "stopped") == results(tmp_path / "whole")
     for name in names(tmp_path / "whole"):
         assert measurements(tmp_path / "stopped" / name) == measurements(tmp_path / "whole" / name)

@@ -17,7 +17,7 @@ from jaxtl.console import console
 from jaxtl.errors import UserError
 from jaxtl.training.feature_cache import stored_outputs
 from jaxtl.training.feature_store import FeatureStore
-from jaxtl.training.loop import stop_signals
+from jaxtl.training.stopping import stop_signals
 
 IMAGES, STORE, READ = map(Path, sys.argv[1:4])
 SECONDS, SIZE, BYTES = map(float, sys.argv[4:])

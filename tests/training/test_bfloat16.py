@@ -57,7 +57,7 @@ def test_features_are_close_to_those_of_float32():
     assert 1e-4 < apart < 0.05  # and it does compute otherwise
 
 
-@pytest.mark.parametrize("rules", [HEAD_ONLY, MIDDLE])
+@pytest.mark.parametrize("rules", [HEAD_ONLY, pytest.param(MIDDLE, marks=pytest.mark.slow)])
 def test_a_step_keeps_float32_and_learns_what_float32_does(rules):
     batches = [make_batch(seed) for seed in range(4)]
     options = {"lr": 1e-3, "batch_norm": "train" if rules == MIDDLE else "frozen"}

@@ -589,6 +589,20 @@ def test_processes_that_need_the_same_rows_wait_for_the_first_and_take_over_from
 
 
 @pytest.mark.slow
+def test_a_pass_that_finds_too_little_memory_goes_on_with_fewer_images_at_a_time(tmp_path):
+    few = write(tmp_path / "images", count=4)
+    rows = []
+    for memory in (10**9, 0):
+        store = tmp_path / f"store-{memory}"
+        with process_over(few, store, tmp_path / "read", size=1024, memory=memory) as process:
+            said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0
+        assert ("out of memory: the frozen stages go on with " in said) == (memory > 0)
+        rows.append(np.frombuffer(stored(store), np.float32))
+    np.testing.assert_allclose(*rows, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_a_pass_that_one_image_takes_too_much_memory_for_is_an_error_of_one_line(tmp_path):
     few = write(tmp_path / "images", count=1)
     limits = {"size": 4096, "memory": 6 * 10**8, "stderr": subprocess.PIPE}

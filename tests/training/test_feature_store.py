@@ -408,12 +408,23 @@ def test_arrays_of_an_earlier_version_are_found_and_its_leftovers_removed_in_the
     assert (part.exists(), places(folder).keys()) == (False, {"a", "b"})
 
 
-def test_rows_in_use_outlive_their_removal(folder):
+def test_rows_in_use_are_not_removed_and_count_as_taken(folder):
     store = FeatureStore(folder, 500)
     put(store, "a", rows(10))
     held = find(store, "a")
+    with pytest.raises(OSError, match="leaves no room beside what is being filled or read"):
+        put(store, "b", rows(10))
+    assert held.tobytes() == rows(10).tobytes()
+    del held
     put(store, "b", rows(10))
-    assert find(store, "a") is None
+    assert places(folder).keys() == {"b"}
+
+
+def test_rows_in_use_outlive_the_folder(folder):
+    store = FeatureStore(folder, 500)
+    put(store, "a", rows(10))
+    held = find(store, "a")
+    shutil.rmtree(folder)
     assert held.tobytes() == rows(10).tobytes()
 
 

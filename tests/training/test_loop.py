@@ -1,13 +1,21 @@
 """A whole run in this process, on eight simulated devices: frozen is frozen, and patience ends."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_run import LIKE, NETWORK, RULES, run, settings
+from flax import nnx
+from jaxtyping import Array
+from small_network import SMALL, small
+from small_run import LIKE, MODEL, NETWORK, RULES, opened, run, settings
 
 from jaxtl.errors import UserError
+from jaxtl.models import REGISTRY, Context, Network
+from jaxtl.models.chain import Spec
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
@@ -35,7 +43,6 @@ def test_what_is_frozen_keeps_its_bits_through_decay_clipping_and_momentum(tmp_p
     config = settings(
         {
             "train": RULES,
-            "epochs": 2,
             "optimizer": "sgd",
             "lr": 0.1,
             "momentum": 0.9,
@@ -130,6 +137,7 @@ def test_a_run_without_its_metadata_is_refused_and_keeps_its_checkpoints(tmp_pat
     assert Checkpoints(directory.checkpoints, read_only=True).newest() == newest
 
 
+@pytest.mark.slow
 def test_a_phase_traces_its_steps_once_however_many_epochs_there_are(tmp_path, monkeypatch):
     limit_traces(monkeypatch, train_steps=2, predict_step=3, feature_step=4)
     phases = ({"train": {"head/.*": 1.0}}, {"train": RULES, "batch_norm": "train"})
@@ -140,6 +148,34 @@ def test_a_phase_traces_its_steps_once_however_many_epochs_there_are(tmp_path, m
     )
     _, checkpoints = run(config, tmp_path / "run")
     assert checkpoints.newest().step == 6 * 6  # epochs, and batches in each
+
+
+class HungryPool(nnx.Module):
+    """A stage that needs four gigabytes for each image of a validation, and none to train."""
+
+    def __call__(self, x: Array, context: Context) -> Array:
+        features = x.mean(axis=(1, 2))
+        if context.keys is None:  # no dropout
+            many = jax.lax.iota(np.float32, 2**30)
+            features += jnp.einsum("bi,i->b", jnp.sin(features[:, :1] + many), many)[:, None]
+        return features
+
+
+def hungry(spec: Spec) -> Network:
+    network = small(spec)
+    network.pool = HungryPool()
+    return network
+
+
+@pytest.mark.slow
+def test_too_little_memory_for_a_validation_is_not_taken_for_that_of_a_step(tmp_path, monkeypatch):
+    names = {"hungry": SMALL.names["small"]}
+    monkeypatch.setitem(REGISTRY, "hungry", dataclasses.replace(SMALL, names=names, build=hungry))
+    config = settings({"train": {".*": 1.0}}, model={**MODEL, "name": "hungry"})
+    with pytest.raises(UserError, match="there is too little memory; try a smaller"):
+        run(config, tmp_path / "run")
+    saved = opened(tmp_path / "run")[1].newest()
+    assert (saved.epoch, saved.batch) == (0, 6)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_says_what_to_do(tmp_path):

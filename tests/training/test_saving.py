@@ -1,14 +1,18 @@
 """What is saved when: within an epoch, before an error, and never a state that diverged."""
 
+import contextlib
+import re
 import signal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from full_disk import files_no_longer_than
 from small_run import RULES, bits, metrics, opened, run, settings, watched
 
-from jaxtl.errors import Interrupted
+from jaxtl.errors import Interrupted, UserError
+from jaxtl.sweeps.failure import Failure
 from jaxtl.training import saving
 from jaxtl.training.divergence import Diverged
 
@@ -28,7 +32,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["features", pytest.param("images", marks=pytest.mark.slow)])
 def test_checkpoints_within_an_epoch_change_no_bit(tmp_path, kind):
     """Each of them reads on from the middle of the epoch: chunks, dropout and views stay."""
     phase, sections = KINDS[kind]
@@ -43,10 +47,19 @@ def ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1e9])
-def test_a_run_that_stops_after_any_epoch_goes_on_to_the_same_bits(tmp_path, monkeypatch, seconds):
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [
+        ("features", 1e9),
+        pytest.param("images", 1e9, marks=pytest.mark.slow),
+        pytest.param("images", 0.0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_stops_after_any_epoch_goes_on_to_the_same_bits(
+    tmp_path, monkeypatch, kind, seconds
+):
     monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", seconds)
-    phase, sections = KINDS["images"]
+    phase, sections = KINDS[kind]
     config = settings(phase, {**phase, "lr": 1e-4}, **sections)
     run(config, tmp_path / "whole")
     for text in ("p0 1/2", "p0 2/2", "p1 1/2", "p1 2/2"):
@@ -98,6 +111,36 @@ def test_the_best_epoch_is_kept_when_a_phase_diverges_later(tmp_path, monkeypatc
     newest = opened(tmp_path / "run")[1].newest()
     assert (newest.step, newest.best_step) == (best["step"], best["step"])
     assert all(np.isfinite(array).all() for array in all_arrays(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("lr", "batch_size", "step"), [(2e38, 1504, 2), (6.4e35, 256, 18)])
+def test_a_checkpoint_that_the_next_loss_shows_to_be_ruined_stays_only_if_it_was_validated(
+    tmp_path, monkeypatch, lr, batch_size, step
+):
+    """Or else the one before it does, and the same command ends in the same words."""
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    phases = {**HEAD, "epochs": 2, "lr": 1e-3}, {**FAR_TOO_HIGH, "lr": lr}
+    config = settings(*phases, data={"source": "digits", "batch_size": batch_size})
+    said = []
+    for _ in range(2):
+        with pytest.raises(Diverged) as ended:
+            run(config, tmp_path / "run")
+        said.append(str(ended.value))
+        newest = opened(tmp_path / "run")[1].newest()
+        assert (newest.phase, newest.step, newest.batch) == (1, step, 0)
+    assert said[0] == said[1]
+
+
+def test_a_signal_is_not_lost_where_the_run_cannot_be_saved(tmp_path):
+    with contextlib.ExitStack() as until:
+
+        def stop_on_a_full_disk():
+            until.enter_context(files_no_longer_than(0))
+            ctrl_c()
+
+        with pytest.raises(Interrupted) as stopped:
+            run(settings({**HEAD, "epochs": 9}), tmp_path, watched("p0 2/9", stop_on_a_full_disk))
+    assert isinstance(stopped.value.__cause__, UserError | OSError)
 
 
 HALVING = ({**HEAD, "epochs": 2, "lr": 1e-3}, FAR_TOO_HIGH | {"restore_best": False})
@@ -161,15 +204,48 @@ def test_the_next_phase_has_its_own_learning_rate(tmp_path):
     assert newest.halvings >= 1
 
 
+def returns(out):
+    """The steps that a run went back to."""
+    return re.findall(r"back to step (\d+), with half", out.file.getvalue())
+
+
 def test_a_phase_that_diverges_goes_back_to_its_newest_checkpoint(tmp_path, monkeypatch):
-    """What it is worth there is lost already, so ten lower learning rates do not help either."""
+    """Which is its best epoch here, and none comes after it at any learning rate."""
     monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    growing = {**HEAD, "epochs": 9, "lr": 1.0, "weight_decay": 1e4, "optimizer": "sgd"}
+    growing = {**HEAD, "epochs": 9, "lr": 1.0, "weight_decay": 1e5, "optimizer": "sgd"}
     out = watched("nothing", None)
-    with pytest.raises(Diverged, match="of phase p0; try"):
+    with pytest.raises(UserError, match="10 lower learning rates did not help") as caught:
         run(settings(growing, on_nan="halve_lr"), tmp_path / "run", out)
-    told = [line for line in out.file.getvalue().splitlines() if "half the learning rate" in line]
-    assert len(told) == 10
-    assert "back to step 6," in told[0]
+    assert Failure.of(caught.value).again  # the same command may do better
+    assert returns(out) == ["6"] * 10
     lines = metrics(tmp_path / "run")
     assert len({(line["step"], line["split"]) for line in lines}) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("phases", "batch_size"), [((FAR_TOO_HIGH | {"lr": 2e38},), 1504), (HALVING, 256)]
+)
+def test_a_phase_goes_back_further_where_its_newest_checkpoint_is_ruined(
+    tmp_path, monkeypatch, phases, batch_size
+):
+    """Its variables are finite, and the loss of the next step or of the validation is not."""
+    monkeypatch.setattr(saving, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    data = {"source": "digits", "batch_size": batch_size}
+    config = settings(*phases, on_nan="halve_lr", data=data)
+    out = watched("back to step", ctrl_c)
+    with pytest.raises(Interrupted):
+        run(config, tmp_path / "run", out)
+    _, checkpoints = run(config, tmp_path / "run", out)
+    start = 12 * (len(phases) - 1)  # steps
+    assert set(returns(out)) == {str(start)}
+    newest = checkpoints.newest()
+    assert (newest.phase, newest.epoch) == (len(phases) - 1, 3)
+    assert newest.lr_factor == 0.5**newest.halvings < 1
+    assert [
+        (line["phase"], line["epoch"], line["split"]) for line in metrics(tmp_path / "run")
+    ] == [
+        (f"p{index}", epoch, split)
+        for index, phase in enumerate(phases)
+        for epoch in range(1, phase["epochs"] + 1)
+        for split in ("train", "val")
+    ]

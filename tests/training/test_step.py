@@ -43,14 +43,21 @@ def test_a_step_goes_down_the_gradient_of_the_mean_loss_of_real_images():
         )
 
 
-@pytest.mark.parametrize("batch_norm", [pytest.param("frozen", marks=pytest.mark.slow), "train"])
-def test_one_two_and_eight_devices_give_the_same_losses(batch_norm):
+@pytest.mark.parametrize(
+    ("rules", "batch_norm"),
+    [
+        (HEAD_ONLY, "frozen"),
+        pytest.param(MIDDLE, "frozen", marks=pytest.mark.slow),
+        pytest.param(MIDDLE, "train", marks=pytest.mark.slow),
+    ],
+)
+def test_one_two_and_eight_devices_give_the_same_losses(rules, batch_norm):
     warped = Augment(shear=5.0, zoom=0.2, horizontal_flip=True, brightness=0.2)
     batches = [make_batch(seed, count, side=64) for seed, count in enumerate([16, 16, 5, 16])]
     losses, changing = {}, {}
     for devices in (1, 2, 8):
         setup = Setup(
-            MIDDLE,
+            rules,
             devices,
             dropout=0.3,
             augmentation=warped if batch_norm == "train" else Augment(),
