@@ -145,11 +145,8 @@ class Checkpoints:
             progress=ocp.args.JsonSave(sealed(contents.model_dump())),
         )
         with explaining_failed_writes(self._place(number)):
-            for damaged in self._damaged:  # they would count among the newest
-                if damaged in self._manager.all_steps():
-                    self._manager.delete(damaged)
-                shutil.rmtree(self._place(damaged), ignore_errors=True)
-            self._damaged.clear()
+            for damaged in list(self._damaged):  # they would count among the newest
+                self._delete(damaged)
             self._manager.save(number, args=items, force=True)
         self._newest = progress
 
@@ -298,6 +295,12 @@ class Checkpoints:
             check_arrays(place / "variables", contents.digests)
             check_arrays(place / "optimizer", contents.optimizer)
         return contents
+
+    def _delete(self, name: int) -> None:
+        if name in self._manager.all_steps():
+            self._manager.delete(name)
+        shutil.rmtree(self._place(name), ignore_errors=True)
+        self._damaged.discard(name)
 
     def _sync(self) -> None:
         """Waits until what Orbax has written is on disk; it calls this before it renames that.
