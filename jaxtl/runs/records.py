@@ -33,6 +33,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     text = str(error)
+    if isinstance(error, AttributeError):  # of a library that does not find what it needs
+        text = "a part is missing"
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
         text = f"no JSON: {error}"
     if isinstance(error, pydantic.ValidationError):

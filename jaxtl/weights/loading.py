@@ -214,7 +214,7 @@ def load_weights(
     digest = hashlib.sha256(found.data).hexdigest()
     left_out = listed(loaded.left_out) or "nothing"
     place = f"{found.source} ({found.file}, sha256 {digest})"
-    _log.info("weights: %s, head: %s, left out: %s", place, loaded.head, left_out)
+    _log.info("weights: %s, head: %s, left out: %s", as_text(place), loaded.head, left_out)
     record = WeightsRecord(
         source=found.source,
         file=found.file,
