@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxtl.errors import UserError
+from jaxtl.files import as_text
 from jaxtl.models import (
     Network,
     Variables,
