@@ -158,6 +158,10 @@ def test_a_class_with_too_few_good_images_to_split_is_refused_as_training_does(t
     report = check(str(tmp_path))
     assert "the class 'dogs' has a single image" in report.refused
     assert "dogs/0.png" in report.refused
+    for image in tmp_path.glob("*/*.png"):
+        image.write_bytes(b"no image")
+    report = check(str(tmp_path))
+    assert (len(report.bad), report.refused) == (4, "there is no image that can be used")
 
 
 def test_a_class_that_only_validation_has_is_refused_as_training_does(images):

@@ -159,7 +159,7 @@ class Config(Checked):
         dtype: the type of activations and matrix products; parameters, BatchNorm statistics, head
             and loss stay float32.
         on_nan: what to do when a loss is not finite. `stop` ends the run; `halve_lr` goes back to
-            the newest checkpoint of the phase, or its beginning, and halves the learning rate for
+            the newest good checkpoint of the phase, or its start, and halves the learning rate for
             the rest of the phase, ten times in a run at most.
         seed: seeds everything random but what `Data.seed` draws.
     """

@@ -247,7 +247,7 @@ class _Kept:
             rows = self._database.execute(query, list(stamps)).fetchall()
             self.outdated |= {k: json.loads(f)[0] for k, known, f in rows if stamps[k] != known}
             return {k: Facts(*json.loads(f)) for k, known, f in rows if stamps[k] == known}
-        except (sqlite3.Error, ValueError, TypeError) as error:
+        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
             self._give_up(f"the facts about images cannot be read ({error}): looking anew")
             return {}
 

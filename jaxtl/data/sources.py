@@ -279,8 +279,10 @@ def stratified_split(
     The generator is NumPy's `RandomState`, whose numbers NumPy promises never to change.
 
     Raises:
-        UserError: a class has a single image.
+        UserError: there are no images, or a class has a single one.
     """
+    if not len(source):
+        raise UserError("there is no image that can be used")
     generator = np.random.RandomState(seed)
     held_out = []
     for label in np.unique(source.labels):

@@ -22,7 +22,7 @@ from jaxtl.sweeps.failure import Failure, Outcome, failed
 from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.outcomes import Outcomes
 from jaxtl.sweeps.ranking import failure_lines, ranking_rows, ranking_table
-from jaxtl.sweeps.together import GROUPS, Family, group_folders, groups, train_together
+from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import check_batch_size, check_single_process
@@ -156,14 +156,11 @@ def _begin(workdir: Path, variations: Sequence[Variation]) -> None:
 
 
 def _remove_unfinished(workdir: Path, variations: Sequence[Variation]) -> None:
-    """Removes what a sweep that was killed was writing, and groups that no run points to."""
+    """Removes what was being written when the sweep was killed."""
     runs = {variation.name for variation in variations}
     for path in [*workdir.iterdir(), *workdir.glob(f"{GROUPS}/*")]:
         if is_unfinished(path) and path.name not in runs:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with contextlib.suppress(UserError):  # a damaged run may point to any of them
-        for folder in set(workdir.glob(f"{GROUPS}/*")) - group_folders(workdir):
-            shutil.rmtree(folder)
 
 
 def _complete(family: Family, workdir: Path) -> dict[str, Outcome]:

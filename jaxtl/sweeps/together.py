@@ -64,16 +64,6 @@ def groups(family: Family) -> list[Family]:
     return [family._replace(variations=part) for part in parts]
 
 
-def group_folders(workdir: Path) -> set[Path]:
-    """The folders of the groups that runs of a sweep point to.
-
-    Raises:
-        UserError: what a run says of its group is damaged.
-    """
-    members = map(Member.find, workdir.glob("*/checkpoints"))
-    return {workdir / GROUPS / Path(member.folder).name for member in members if member}
-
-
 def train_together(
     group: Family, workdir: Path, out: Console, done: Callable[[Sequence[HeadRun]], None]
 ) -> None:
