@@ -25,7 +25,7 @@ from jaxtl.files import replacing
 from jaxtl.metrics import quality
 from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
 from jaxtl.runs.directory import RunDirectory, RunMetadata
-from jaxtl.runs.groups import Group, Member
+from jaxtl.runs.groups import Group
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.sweeps.heads import HeadRun, HeadTraining
 from jaxtl.sweeps.variations import Variation
