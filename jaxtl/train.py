@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     if workdir is None:
         workdir = Path("runs") / f"{Path(given.cfg).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     again = "the same command without --new" if given.new else "the same command"
-    out.print(f"{workdir}: if the run is stopped, {again} continues it")
     try:
+        out.print(f"{workdir}: if the run is stopped, {again} continues it")
         train(config, data, workdir, out)
     except Interrupted as stopped:
         saved = "" if stopped.__cause__ else " and saved"
