@@ -104,10 +104,9 @@ def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "number", [0, 4, 11]
-)  # others stay at chance, where rounding picks the best
+@pytest.mark.parametrize("number", [0, 4, 11])
 def test_a_run_of_a_group_is_the_run_alone(swept, tmp_path, number):
+    """Of runs that learn: in others, which stay at chance, rounding chooses the best epoch."""
     variations, folder, _ = swept
     alone, together = tmp_path / "alone", folder / variations[number].name
     train(variations[number].config, open_data(variations[number].config), alone, QUIET)
