@@ -156,7 +156,7 @@ class Checkpoints:
         A newer one that is damaged is named in a warning, and overwritten when the run goes on.
 
         Args:
-            before_step: only those of earlier steps count.
+            before_step: only those of earlier steps count; None also if all of them are damaged.
 
         Raises:
             UserError: there are checkpoints, and none is whole; or one cannot be written; or the
@@ -183,9 +183,10 @@ class Checkpoints:
                     f"{self._run} is a run of version 0.2, which can be used but not continued; "
                     "name another --workdir, or give --new"
                 )
-            self._newest = contents.progress
+            if before_step is None:
+                self._newest = contents.progress
             return contents.progress
-        if errors:
+        if errors and before_step is None:
             raise UserError(f"{self._run} has no checkpoint that is whole: {errors[0]}; {_HINT}")
         return None
 

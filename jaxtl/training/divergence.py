@@ -15,7 +15,15 @@ from jaxtl.training.step import TrainState
 
 
 class Diverged(UserError):
-    """A loss or a parameter is not finite any more."""
+    """A loss or a parameter is not finite any more.
+
+    Attributes:
+        ruined: the step after which the variables were as the number that is not finite shows.
+    """
+
+    def __init__(self, message: str, ruined: int):
+        super().__init__(message)
+        self.ruined = ruined
 
 
 def check_finite(kind: str, loss: float, step: int, phase: str) -> None:
@@ -26,7 +34,8 @@ def check_finite(kind: str, loss: float, step: int, phase: str) -> None:
             step, and the phase.
     """
     if not math.isfinite(loss):
-        raise Diverged(f"the {kind} loss is {loss} {_after(step, phase)}")
+        ruined = step - 1 if kind == "training" else step  # that loss is from before the step
+        raise Diverged(f"the {kind} loss is {loss} {_after(step, phase)}", ruined)
 
 
 def check_state(state: TrainState, step: int, phase: str) -> None:
@@ -36,7 +45,7 @@ def check_state(state: TrainState, step: int, phase: str) -> None:
         Diverged: a variable is not finite, or the optimizer's state has a NaN.
     """
     if not is_finite(state):
-        raise Diverged(f"the variables are not finite {_after(step, phase)}")
+        raise Diverged(f"the variables are not finite {_after(step, phase)}", step)
 
 
 def is_finite(state: TrainState) -> bool:

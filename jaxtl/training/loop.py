@@ -143,7 +143,8 @@ class Training:
                 raise
             except Exception as error:
                 self.saver.rescue(self._position(run))
-                if run.chunk is None or not is_out_of_memory(error):
+                on_host = isinstance(error, MemoryError)  # where images are decoded
+                if run.chunk is None or on_host or not is_out_of_memory(error):
                     raise
                 fixed = run.state, run.frozen, run.train.table, run.hyper
                 raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
@@ -326,17 +327,20 @@ class Training:
         """
         run.chunk = None
         self.saver.save_best(self.progress)
+        newest, reason = self.saver.newest, str(error).partition(";")[0]
         halvings, factor = self.progress.halvings + 1, self.progress.lr_factor / 2
-        back = self._place_to_return(run)
         if self.config.on_nan == "stop" or halvings > _MOST_HALVINGS:
-            if self.saver.newest and self.saver.newest.batch:  # else its validation was finite
-                self._go_back(run, back)
+            if newest and newest.batch:  # else its validation was finite
+                back = self._place_to_return(run, error)
+                if back.step < newest.step:
+                    self._go_back(run, back)
             if self.config.on_nan == "stop":
                 raise error
-            raise UserError(f"{error}; {_MOST_HALVINGS} lower learning rates did not help")
+            raise UserError(f"{reason}; {_MOST_HALVINGS} lower learning rates did not help")
+        back = self._place_to_return(run, error)
         self._go_back(run, dataclasses.replace(back, lr_factor=factor, halvings=halvings))
         self.log.forget(back.step - back.batch)
-        reason, lr = str(error).partition(";")[0], run.phase.lr * factor
+        lr = run.phase.lr * factor
         self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
 
     def _go_back(self, run: PhaseRun, back: Progress) -> None:
@@ -348,21 +352,30 @@ class Training:
         if self.saver.newest and self.saver.newest.step > back.step:
             self.saver.go_back(self._position(run))
 
-    def _place_to_return(self, run: PhaseRun) -> Progress:
+    def _place_to_return(self, run: PhaseRun, error: Diverged) -> Progress:
         """The newest checkpoint of a phase that diverged, or its start.
 
-        It is the one before if the next loss after the newest is not finite, at any learning rate.
+        It is the one before if the variables of the newest are ruined, for any learning rate.
+
+        Raises:
+            Diverged, UserError: the newest is ruined, and none before it is of the phase. It is
+                removed, so the same command begins the phase anew.
         """
         newest = self.saver.newest
         if newest is None or newest.phase != self.progress.phase:
             return run.start
-        if newest.begun and self.progress.step <= newest.step + 1:
-            older = self.checkpoints.newest(before_step=newest.step)
-            if older is not None and older.phase == newest.phase:
-                return older
-            if not run.start.begun:
-                return run.start
-        return newest
+        if not newest.begun or newest.step < error.ruined:
+            return newest
+        older = self.checkpoints.newest(before_step=newest.step)
+        if older is not None and older.phase == newest.phase:
+            return older
+        if not run.start.begun:
+            return run.start
+        self.checkpoints.forget(older.number if older else 0)
+        if self.config.on_nan == "stop":
+            raise error
+        reason = str(error).partition(";")[0]
+        raise UserError(f"{reason}; the same command begins phase {run.phase.name} anew")
 
     def _state(self, run: PhaseRun) -> TrainState:
         """The state at the progress: that of a checkpoint, or of the beginning of the phase."""

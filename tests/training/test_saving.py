@@ -15,6 +15,7 @@ from jaxtl.errors import Interrupted, UserError
 from jaxtl.sweeps.failure import Failure
 from jaxtl.training import saving
 from jaxtl.training.divergence import Diverged
+from jaxtl.training.evaluation import Evaluator
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -129,6 +130,34 @@ def test_a_checkpoint_that_the_next_loss_shows_to_be_ruined_stays_only_if_it_was
         newest = opened(tmp_path / "run")[1].newest()
         assert (newest.step, newest.batch) == (step, 0)  # the end of a phase begins the next
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "halve_lr"])
+def test_a_phase_begins_anew_whose_only_checkpoint_is_ruined(tmp_path, monkeypatch, on_nan):
+    """It was written before the validation that shows it, by a process that then ended."""
+    data, path = {"source": "digits", "batch_size": 1504}, tmp_path / "run"
+    config = settings({**FAR_TOO_HIGH, "lr": 2e38}, data=data, on_nan=on_nan)
+    evaluate = Evaluator.evaluate
+
+    def stopped(*arguments):
+        ctrl_c()
+        return evaluate(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Evaluator, "evaluate", stopped)
+        run(config, path)
+    newest = opened(path)[1].newest()
+    assert (newest.step, newest.batch) == (1, 1)
+    words = {
+        "stop": "try a lower learning rate",
+        "halve_lr": "the same command begins phase p0 anew",
+    }
+    with pytest.raises(UserError, match=f"validation loss is .* after step 1 .*{words[on_nan]}"):
+        run(config, path)
+    assert opened(path)[1].newest() is None
+    if on_nan == "halve_lr":
+        whole = run(config, path)[1].newest()
+        assert (whole.epoch, whole.halvings >= 1) == (3, True)
 
 
 def test_a_signal_is_not_lost_where_the_run_cannot_be_saved(tmp_path):
