@@ -143,9 +143,10 @@ def test_a_phase_begins_anew_whose_only_checkpoint_is_ruined(tmp_path, monkeypat
         ctrl_c()
         return evaluate(*arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", stopped)
-        run(config, path)
+        with pytest.raises(Interrupted):
+            run(config, path)
     newest = opened(path)[1].newest()
     assert (newest.step, newest.batch) == (1, 1)
     words = {
