@@ -63,6 +63,16 @@ def test_named_modules_and_functions_exist(page):
         pkgutil.resolve_name(name)
 
 
+def test_what_is_named_for_a_feature_is_in_the_files_that_are_named_beside_it():
+    rows = [line for line in PAGES["docs/extending.md"].splitlines() if line.startswith("| a")]
+    assert len(rows) >= 7
+    for row in rows:
+        files = [ROOT / "jaxtl" / name for name in re.findall(r"`([\w/]+\.py)`", row)]
+        text = "".join(file.read_text() for file in files if file.exists())
+        names = re.findall(r"`([A-Za-z_]\w+)`", row.partition("; `tests/")[0])
+        assert [name for name in names if name not in text] == [], row
+
+
 def test_flags_of_commands_in_the_docs_are_theirs(capsys):
     helps = {}
     for command in COMMANDS:

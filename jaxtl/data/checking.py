@@ -15,10 +15,10 @@ from PIL import Image
 
 from jaxtl.config import Data
 from jaxtl.data.duplicates import NEAR, groups, nearest
-from jaxtl.data.folders import EXTENSIONS, FileSource, Survey, survey_folder
+from jaxtl.data.folders import EXTENSIONS, Survey, survey_folder
 from jaxtl.data.inspection import CONSTANT, Facts, Item, inspect
 from jaxtl.data.sources import ArraySource, Source, Subset, as_splits, folder_of, open_parts
-from jaxtl.data.tfds import TfdsSource
+from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError, printable
 from jaxtl.files import as_text
 
@@ -132,7 +132,7 @@ def _refusal(spec: str, sources: dict[str, Source], facts: dict[str, list[Facts]
 
 
 def _items(source: Source) -> list[Item]:
-    if isinstance(source, FileSource | TfdsSource):
+    if isinstance(source, EncodedSource):
         return source.items
     assert isinstance(source, ArraySource)
     return [

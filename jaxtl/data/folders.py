@@ -10,14 +10,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 
-from jaxtl.data.inspection import Facts, Item, file_item, inspect
+from jaxtl.data.inspection import Item, file_item
 from jaxtl.data.reading import read_file
+from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
 
@@ -29,7 +30,7 @@ _SPLITS = {"train", "training", *VALIDATION_FOLDERS, "testing", "eval"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FileSource:
+class FileSource(EncodedSource):
     """Image files below a folder.
 
     Attributes:
@@ -45,9 +46,6 @@ class FileSource:
     labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> bytes:
         """Reads the encoded image; raises UserError where that fails."""
@@ -70,11 +68,6 @@ class FileSource:
         ]
 
     @functools.cached_property
-    def facts(self) -> list[Facts]:
-        """What contents and headers of the images say."""
-        return inspect(self.items)
-
-    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over relative paths, contents, labels, class names and what was skipped."""
         for i, facts in enumerate(self.facts):
@@ -86,10 +79,10 @@ class FileSource:
         known = [self.classes, self.labels.tolist(), self.paths, contents, skipped]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
-    @property
-    def version(self) -> str:
-        """The fingerprint: it covers every byte."""
-        return self.fingerprint
+    def only(self, kept: Sequence[int], skipped: tuple[tuple[str, str], ...]) -> FileSource:
+        """The images of some indices."""
+        paths, labels = tuple(self.paths[i] for i in kept), self.labels[kept]
+        return dataclasses.replace(self, paths=paths, labels=labels, skipped=skipped)
 
     def _read(self, index: int) -> tuple[bytes, int]:
         return self[index], -1

@@ -17,8 +17,8 @@ from typing_extensions import Protocol, runtime_checkable  # 3.11's own reads th
 
 from jaxtl.data.folders import FileSource, open_folder
 from jaxtl.data.inspection import Facts
-from jaxtl.data.tfds import DESCRIPTION, TfdsSource, open_tfds
-from jaxtl.data.vetting import OnBadImage, vet, warn_of_leaks
+from jaxtl.data.tfds import DESCRIPTION, open_tfds
+from jaxtl.data.vetting import EncodedSource, OnBadImage, vet, warn_of_leaks
 from jaxtl.errors import UserError
 
 
@@ -193,7 +193,7 @@ def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
 
 
 def _vetted(source: Source, on_bad_image: OnBadImage, retry: float) -> Source:
-    if isinstance(source, FileSource | TfdsSource):
+    if isinstance(source, EncodedSource):
         return vet(source, on_bad_image, retry)
     return source
 
@@ -203,7 +203,7 @@ def _facts(source: Source) -> list[Facts]:
     if isinstance(source, Subset):
         known = _facts(source.source)
         return [known[index] for index in source.indices] if known else []
-    return source.facts if isinstance(source, FileSource | TfdsSource) else []
+    return source.facts if isinstance(source, EncodedSource) else []
 
 
 def as_splits(

@@ -13,15 +13,16 @@ import hashlib
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from jaxtl.data.inspection import Facts, Item, inspect, stamp
+from jaxtl.data.inspection import Item, inspect, stamp
 from jaxtl.data.reading import ReadError
+from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import read_json
 
@@ -35,7 +36,7 @@ _CLASS = ("pythonClassName", "python_class_name", "type")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TfdsSource:
+class TfdsSource(EncodedSource):
     """One split of a prepared data set.
 
     Attributes:
@@ -56,9 +57,6 @@ class TfdsSource:
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def __getitem__(self, index: int) -> bytes:
         """Reads the encoded image."""
         return self.all_items[self.numbers[index]].read()[0]
@@ -75,11 +73,6 @@ class TfdsSource:
         return [self.all_items[number] for number in self.numbers]
 
     @functools.cached_property
-    def facts(self) -> list[Facts]:
-        """What contents and headers of the images say."""
-        return inspect(self.items)
-
-    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over name, version, split, contents, labels, class names and what was skipped."""
         contents = [facts.sha256 for facts in self.facts]
@@ -87,10 +80,10 @@ class TfdsSource:
         known = [self.name, self.num_bytes, self.classes, self.labels.tolist(), contents, skipped]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
-    @property
-    def version(self) -> str:
-        """The fingerprint: it covers every image."""
-        return self.fingerprint
+    def only(self, kept: Sequence[int], skipped: tuple[tuple[str, str], ...]) -> TfdsSource:
+        """The images of some indices."""
+        numbers, labels = tuple(self.numbers[i] for i in kept), self.labels[kept]
+        return dataclasses.replace(self, numbers=numbers, labels=labels, skipped=skipped)
 
 
 def open_tfds(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import abc
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int32
 
-from jaxtl.data.folders import FileSource
-from jaxtl.data.inspection import Facts, inspect
-from jaxtl.data.tfds import TfdsSource
+from jaxtl.data.inspection import Facts, Item, inspect
 from jaxtl.errors import UserError
 
 _log = logging.getLogger("jaxtl")
@@ -19,9 +19,60 @@ _log = logging.getLogger("jaxtl")
 OnBadImage = Literal["error", "skip"]
 
 
-def vet(
-    source: FileSource | TfdsSource, on_bad_image: OnBadImage, retry: float
-) -> FileSource | TfdsSource:
+class EncodedSource(abc.ABC):
+    """A `Source` of encoded images, each of which is looked at before training starts.
+
+    Attributes:
+        labels: the class of each image, an index into `classes`.
+        classes: the names of the classes.
+        skipped: images that were left out: their names in the source, and the reasons.
+    """
+
+    labels: Int32[np.ndarray, " images"]
+    classes: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> bytes:
+        """Reads an encoded image, on any thread; raises `ReadError` where another try may help."""
+
+    @abc.abstractmethod
+    def describe(self, index: int) -> str:
+        """What to call an image in messages."""
+
+    @abc.abstractmethod
+    def described_in_source(self, index: int) -> str:
+        """What to call an image: the same wherever the source is stored."""
+
+    @property
+    @abc.abstractmethod
+    def items(self) -> list[Item]:
+        """The images, to be looked at by `inspect`."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the data."""
+
+    @abc.abstractmethod
+    def only(self, kept: Sequence[int], skipped: tuple[tuple[str, str], ...]) -> EncodedSource:
+        """The source with the images of some indices, and what `skipped` then is."""
+
+    @functools.cached_property
+    def facts(self) -> list[Facts]:
+        """What contents and headers of the images say."""
+        return inspect(self.items)
+
+    @property
+    def version(self) -> str:
+        """The fingerprint: it covers every byte of every image."""
+        return self.fingerprint
+
+
+def vet(source: EncodedSource, on_bad_image: OnBadImage, retry: float) -> EncodedSource:
     """Refuses or leaves out the images that cannot be used.
 
     Args:
@@ -49,7 +100,7 @@ def vet(
     return source
 
 
-def _refusal(source: FileSource | TfdsSource, bad: dict[int, str], unread: list[int]) -> UserError:
+def _refusal(source: EncodedSource, bad: dict[int, str], unread: list[int]) -> UserError:
     first, *others = unread or bad
     them = "them" if others else "it"
     what, advice = "are bad", f"or let training leave {them} out: --cfg.data.on_bad_image=skip"
@@ -59,7 +110,7 @@ def _refusal(source: FileSource | TfdsSource, bad: dict[int, str], unread: list[
     return UserError(f"{source.describe(first)}: {bad[first]}{more}: remove {them}, {advice}")
 
 
-def _without(source: FileSource | TfdsSource, bad: dict[int, str]) -> FileSource | TfdsSource:
+def _without(source: EncodedSource, bad: dict[int, str]) -> EncodedSource:
     kept = [i for i in range(len(source)) if i not in bad]
     for label in np.setdiff1d(source.labels, source.labels[kept]):
         example = int(np.flatnonzero(source.labels == label)[0])
@@ -75,12 +126,7 @@ def _without(source: FileSource | TfdsSource, bad: dict[int, str]) -> FileSource
         "; and others, see run.json" if len(bad) > 3 else "",
     )
     named = tuple((source.described_in_source(i), reason) for i, reason in bad.items())
-    labels = source.labels[kept]
-    if isinstance(source, FileSource):
-        paths = tuple(source.paths[i] for i in kept)
-        return dataclasses.replace(source, paths=paths, labels=labels, skipped=named)
-    numbers = tuple(source.numbers[i] for i in kept)
-    return dataclasses.replace(source, numbers=numbers, labels=labels, skipped=named)
+    return source.only(kept, named)
 
 
 def warn_of_leaks(
