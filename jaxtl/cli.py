@@ -82,6 +82,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         command: takes the arguments; imports jax only once it runs.
         arguments: None for those of the process.
     """
+    whole_process = arguments is None
     if arguments is None:
         use_large_pages()
         arguments = sys.argv[1:]
@@ -104,6 +105,12 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
         code = error.exit_code if isinstance(error, Interrupted) else 130
+    if whole_process and code:
+        # At once: threads of Orbax wait five minutes for a checkpoint that could not be written.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

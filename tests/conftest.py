@@ -11,9 +11,7 @@ import platformdirs
 import pytest
 
 _CACHE = Path(platformdirs.user_cache_dir("jaxtl"))
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
@@ -22,6 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # lets the tests here import wha
 
 # The annotations of jaxtl hold at run time, shapes and types of arrays included.
 jaxtyping.install_import_hook("jaxtl", "type_checker.checked")
+
+
+def pytest_configure(config):
+    """The quick tests compile more than they compute."""
+    if config.getoption("markexpr") == "not slow":
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -171,8 +171,7 @@ def test_a_damaged_file_never_gives_other_numbers_without_a_word(run, tmp_path, 
 def test_no_bit_of_a_checkpoint_flips_without_a_word(run, tmp_path, caplog):
     caplog.set_level(logging.WARNING, "jaxtl")
     ends = [
-        assert_nothing_other(run, copy, caplog)
-        for copy, *_ in damage(run, tmp_path, flipped, 5, 2)
+        assert_nothing_other(run, copy, caplog) for copy, *_ in damage(run, tmp_path, flipped, 5, 2)
     ]
     assert len(ends) > 125
     assert ends.count("older") > 12
