@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,18 @@ def pytest_configure(config):
     """The quick tests compile more than they compute."""
     if config.getoption("markexpr") == "not slow":
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Undoes what a command does to the package's messages, in a test or a fixture: it prints them
+    on a stderr that is closed when the test ends."""
+    messages = logging.getLogger("jaxtl")
+    before = messages.handlers[:], messages.level, messages.propagate
+    try:
+        return (yield)
+    finally:
+        messages.handlers[:], messages.level, messages.propagate = before
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -84,9 +84,7 @@ def test_a_command_ends_with_its_code_and_one_line(capsys, command, code, last_w
     assert printed.out == ""
 
 
-def test_what_would_move_the_cursor_is_shown_and_not_done(capsys, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("jaxtl"), "handlers", [])
-
+def test_what_would_move_the_cursor_is_shown_and_not_done(capsys):
     def command(arguments):
         logging.getLogger("jaxtl").warning("left out: %s", "a\x1b[2Jb\x9b")
         console().print("cat\x1b[2J", markup=False)

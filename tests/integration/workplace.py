@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -103,8 +102,7 @@ class Workplace:
         """Runs the same command to its end without a process of its own."""
         out, err = io.StringIO(), io.StringIO()
         main = importlib.import_module(module).main
-        handlers = logging.getLogger("jaxtl").handlers
-        before, code = handlers[:], None
+        code = None
         with (
             contextlib.chdir(self.path),
             contextlib.redirect_stdout(out),
@@ -116,7 +114,6 @@ class Workplace:
                 cli.run(main, list(map(str, arguments)))
             except SystemExit as ended:
                 code = ended.code
-        handlers[:] = before
         return Ended(code, out.getvalue(), err.getvalue())
 
     def train(self, workdir, *arguments, **options):
