@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from rich.console import Console
 from small_run import watched
 from workplace import finish, measurements, wait_until
 
+from jaxtl.config import Checkpoint
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
 from jaxtl.runs.checkpoints import Checkpoints
@@ -183,6 +185,24 @@ def test_a_process_that_may_open_no_file_ends_in_one_line(config, whole, tmp_pat
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
     run(config, path)
+    assert (measurements(path), bits(path)) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("days", [-400, 400])
+def test_a_clock_that_jumps_costs_nothing(config, whole, tmp_path, monkeypatch, days):
+    path, jump, real, real_ns = tmp_path / "run", 86_400 * days, time.time, time.time_ns
+
+    def set_clock():
+        monkeypatch.setattr(time, "time", lambda: real() + jump)
+        monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump * 10**9)
+
+    saving_often = Checkpoint(every_minutes=1e-9)
+    config = config.model_copy(update={"checkpoint": saving_often})
+    run(config, path, watched("finetune 1/2", set_clock))
+    assert abs(time.time() - real() - jump) < 1
+    assert (measurements(path), bits(path)) == whole
+    run(config, path)  # which is complete: only its result is measured again
     assert (measurements(path), bits(path)) == whole
 
 
