@@ -80,7 +80,9 @@ class TestHdf5:
         load(changed(lambda group, name, value: group.create_dataset(name, data=value)))
 
     @pytest.mark.parametrize("chunks", [None, (1024,)])
-    @pytest.mark.parametrize("numbers", [1 << 29, 1 << 42, 1 << 60])
+    @pytest.mark.parametrize(
+        "numbers", [1 << 29, pytest.param(1 << 42, marks=pytest.mark.slow), 1 << 60]
+    )
     def test_may_not_declare_more_than_it_holds(self, changed, numbers, chunks):
         path = changed(
             lambda group, name, _: group.create_dataset(name, (numbers,), np.float32, chunks=chunks)
@@ -298,7 +300,15 @@ cli.run(lambda _: create_model("mobilenet_v2", weights="model.pth", width=0.35),
 """
 
 
-@pytest.mark.parametrize("version", ["2.5.1", "1.13.1+cu117", "2.9.1", "2.10.0a0"])
+@pytest.mark.parametrize(
+    "version",
+    [
+        "2.5.1",
+        pytest.param("1.13.1+cu117", marks=pytest.mark.slow),
+        pytest.param("2.9.1", marks=pytest.mark.slow),
+        "2.10.0a0",
+    ],
+)
 def test_a_pth_is_not_given_to_a_torch_in_which_it_can_run_code(version, tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('torch was imported')")

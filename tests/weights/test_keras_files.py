@@ -93,6 +93,7 @@ def test_layers_with_other_names_are_read_in_their_order_as_keras_reads_them(tru
         assert value.tobytes() == loaded[path].tobytes(), path
 
 
+@pytest.mark.slow
 def test_the_optimizer_state_of_a_trained_model_is_left_alone(trunk, tmp_path):
     model = keras_models.flat(trunk)
     model.compile("adam")

@@ -35,7 +35,7 @@ def slow(*values):
 
 # Name, width, pixels a side; 33: odd maps are padded unevenly.
 KERAS_CASES = (
-    ("mobilenet_v1", 0.25, 33),
+    slow("mobilenet_v1", 0.25, 33),
     ("mobilenet_v2", 0.35, 33),
     slow("mobilenet_v2", 1.4, 32),
     slow("resnet50", 1.0, 33),
