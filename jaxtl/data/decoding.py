@@ -1,12 +1,13 @@
 """Decoding: from an encoded image to RGB pixels of a fixed size.
 
-Importing this changes the filters of Python's warnings: Pillow's of large images are silenced.
+Importing this silences Pillow's warnings of large images, and its log of TIFF files that it refuses.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ takes 0.3 to 1.1 GB, by its kind of pixels, and up to 16 threads decode an image
 
 # Pillow warns of images that are larger still; here they are refused.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# What Pillow logs here it raises as well.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 # How to turn the stored pixels upright, by the EXIF tag Orientation (CIPA DC-008, section 4.6.5).
 _ORIENTATION_TAG = 0x0112
