@@ -1,6 +1,6 @@
 """Decoding: from an encoded image to RGB pixels of a fixed size.
 
-Importing this silences Pillow's warnings of large images, and its log of TIFF files that it refuses.
+Importing this silences Pillow's warnings of large images, and its log of TIFF files it refuses.
 """
 
 from __future__ import annotations

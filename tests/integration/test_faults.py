@@ -199,12 +199,15 @@ def test_a_clock_that_jumps_loses_nothing(config, whole, tmp_path, monkeypatch, 
 
     saving_often = Checkpoint(every_minutes=1e-9)
     config = config.model_copy(update={"checkpoint": saving_often})
+    said = None
     try:
         run(config, path, watched("finetune 1/2", set_clock))
-    except UserError as error:  # Orbax takes a jump forward, while it writes, for a timeout
-        assert days > 0
-        assert re.search("checkpoint .* cannot be written: .* timed out", str(error))
+    except UserError as error:
+        said = str(error)
         run(config, path)
+    if said:  # Orbax takes a jump forward, while it writes, for a timeout
+        assert days > 0
+        assert re.search("checkpoint .* cannot be written: .* timed out", said)
     assert abs(time.time() - real() - jump) < 1
     assert (measurements(path), bits(path)) == whole
 
