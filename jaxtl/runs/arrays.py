@@ -54,7 +54,7 @@ def digests(arrays: HostArrays) -> dict[str, str]:
 
 def _digest(name: str, array: np.ndarray) -> str:
     digest = hashlib.blake2b(f"{name} {array.dtype} {array.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
