@@ -71,7 +71,7 @@ def make_train_step(
         donates the state. The chunk holds S sharded batches; the sums (S,) are their metrics.
         Inputs are images or activations or, with a table of activations, row numbers in it.
     """
-    frozen_stages = _frozen_stages(graph, trainable.frontier, augmentation, devices)
+    gradients_of = _batch_gradients(graph, trainable, augmentation, cached, devices)
 
     def train_step(
         frozen: Variables,
@@ -80,33 +80,64 @@ def make_train_step(
         state: TrainState,
         batch: Batch,
     ) -> tuple[TrainState, Sums]:
-        inputs, labels, valid = map(jnp.asarray, batch[:3])
         parameters, statistics = partition(state.variables, trainable.multipliers)
+        keys = _dropout_keys(hyper.seed, state.step, len(batch.labels))
+        statistics, gradients, sums = gradients_of(
+            frozen, parameters, statistics, table, hyper, batch, keys
+        )
+        gradients = lax.psum(gradients, AXIS)
+        everything = partition(frozen | parameters, trainable.labels)[0]
+        transform = optimizer(phase, trainable, steps_per_epoch, hyper)
+        parameters, optimizer_state = _update(transform, gradients, state.optimizer, everything)
+        state = TrainState(state.step + 1, parameters | statistics, optimizer_state)
+        return state, lax.psum(sums, AXIS)
+
+    over_runs = partial(_over_runs, stage=trainable.frontier, runs_per_batch=runs_per_batch)
+    return _in_chunks(over_runs(train_step) if runs_per_batch else train_step, devices)
+
+
+def _batch_gradients(
+    graph: nnx.GraphDef,
+    trainable: Trainable,
+    augmentation: Augment,
+    cached: jax.typing.DTypeLike | None,
+    devices: Sequence[jax.Device],
+) -> Callable[..., tuple[Variables, Variables, Sums]]:
+    """The gradients of one device's part of a batch; the arguments are `make_train_step`'s.
+
+    Its loss is the sum over the valid images of the part, divided by the number of valid images on
+    all devices. So the gradients of all devices add up to that of the mean.
+    """
+    frozen_stages = _frozen_stages(graph, trainable.frontier, augmentation, devices)
+
+    def gradients_of(
+        frozen: Variables,
+        parameters: Variables,
+        statistics: Variables,
+        table: Array | None,
+        hyper: Hyperparameters,
+        batch: Batch,
+        keys: Array,
+    ) -> tuple[Variables, Variables, Sums]:
+        inputs, labels, valid = map(jnp.asarray, batch[:3])
         if cached is None:
-            features = frozen_stages(frozen | state.variables, hyper.view_seed, batch)
+            features = frozen_stages(frozen | parameters | statistics, hyper.view_seed, batch)
         else:
             features = (inputs if table is None else table[inputs]).astype(cached)
-        context = Context(_dropout_keys(hyper.seed, state.step, len(labels)), valid)
         count = lax.psum(jnp.sum(valid), AXIS)
 
         def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
             network = merge(graph, frozen | statistics | parameters)
-            logits = network(features, start=trainable.frontier, context=context)
+            logits = network(features, start=trainable.frontier, context=Context(keys, valid))
             losses = cross_entropy(logits, labels, hyper.label_smoothing)
             updated_statistics = partition(split(network)[1], trainable.statistics)[0]
             return jnp.sum(losses, where=valid) / count, (logits, updated_statistics)
 
         gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (logits, statistics)), gradients = gradient_fn(parameters)
-        gradients = lax.psum(gradients, AXIS)
-        everything = partition(frozen | parameters, trainable.labels)[0]
-        transform = optimizer(phase, trainable, steps_per_epoch, hyper)
-        parameters, optimizer_state = _update(transform, gradients, state.optimizer, everything)
-        sums = lax.psum(_sums(logits, labels, valid), AXIS)
-        return TrainState(state.step + 1, parameters | statistics, optimizer_state), sums
+        (_, (logits, updated)), gradients = gradient_fn(parameters)
+        return updated, gradients, _sums(logits, labels, valid)
 
-    over_runs = partial(_over_runs, stage=trainable.frontier, runs_per_batch=runs_per_batch)
-    return _in_chunks(over_runs(train_step) if runs_per_batch else train_step, devices)
+    return gradients_of
 
 
 def _in_chunks(one_step: Callable[..., tuple[TrainState, Sums]], devices: Any) -> TrainStep:

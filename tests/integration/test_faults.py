@@ -197,8 +197,7 @@ def test_a_clock_that_jumps_loses_nothing(config, whole, tmp_path, monkeypatch, 
         monkeypatch.setattr(time, "time", lambda: real() + jump)
         monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump * 10**9)
 
-    saving_often = Checkpoint(every_minutes=1e-9)
-    config = config.model_copy(update={"checkpoint": saving_often})
+    config = config.model_copy(update={"checkpoint": Checkpoint(every_minutes=1e-9)})
     said = None
     try:
         run(config, path, watched("finetune 1/2", set_clock))
