@@ -13,6 +13,7 @@ import platform
 import runpy
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,9 +115,23 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
     sys.exit(code)
 
 
+class _Stopped(Interrupted):
+    """What the handlers of `_stop_on_signals` raise."""
+
+
 def _print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     """Prints as Python does, but leaves out what TensorStore and asyncio say once more of a
-    checkpoint that could not be written, or of a file that could not be opened."""
+    checkpoint that could not be written, or of a file that could not be opened.
+
+    Where a signal came in a finalizer or a callback of the garbage collector, Python ignores what
+    its handler raised. So the signal comes once more.
+    """
+    if isinstance(unraisable.exc_value, _Stopped):
+        _stop_on_signals()
+        again = threading.Timer(0.1, os.kill, (os.getpid(), unraisable.exc_value.signal))
+        again.daemon = True
+        again.start()
+        return
     said = str(unraisable.exc_value)
     if said != "Event loop is closed" and "no attribute '_ssock'" not in said:
         sys.__unraisablehook__(unraisable)
@@ -129,7 +144,7 @@ def _stop_on_signals() -> None:
     def stop(number: int, frame: object) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
-        raise Interrupted(number)
+        raise _Stopped(number)
 
     for number in numbers:
         signal.signal(number, stop)

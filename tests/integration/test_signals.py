@@ -1,8 +1,11 @@
 """SIGINT and SIGTERM at any moment of a run: it ends with their code, and loses no bit."""
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -39,6 +42,37 @@ def test_a_signal_before_the_images_are_known_ends_the_process(workplace, number
     assert process.stdout.readline() == "reading\n"
     ended = sent(number, process)
     assert (ended.out, ended.err) == ("", "stopped\n")
+
+
+LOST = """
+import gc, os, sys, time
+from jaxtl import cli
+
+def callback(phase, information):
+    gc.callbacks.remove(callback)
+    os.kill(os.getpid(), int(sys.argv[1]))
+    for _ in range(1000):  # Python calls the handler here, and ignores what it raises
+        pass
+
+def command(arguments):
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(30)
+    return 0
+
+cli.run(command)
+"""
+
+
+@each_signal
+def test_a_signal_while_garbage_is_collected_ends_the_process(number):
+    ended = subprocess.run(
+        [sys.executable, "-c", LOST, str(int(number))],
+        env=os.environ | {"JAXTL_LARGE_PAGES": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (CODES[number], "stopped\n")
 
 
 @each_signal
