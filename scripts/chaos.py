@@ -253,6 +253,7 @@ def main() -> int:
     flags.add_argument("--kills-per-run", type=int, default=1, help="every third gets one more")
     flags.add_argument("--out", type=Path, default=Path("chaos.json"))
     given = flags.parse_args()
+    given.out.touch()  # before the hour that it takes
     draw = random.Random(given.seed)
     job = Path(tempfile.mkdtemp(prefix="chaos-"))
     write_images(job / "images")
