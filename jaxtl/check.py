@@ -23,6 +23,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     flags.add_argument("--json", type=Path, metavar="FILE", help="write everything found to it")
     given = flags.parse_args(arguments)
+    if given.json is not None and not given.json.resolve().parent.is_dir():
+        flags.error(f"argument --json: there is no folder {given.json.parent}")
 
     from jaxtl.console import console
     from jaxtl.data.check_table import check_table

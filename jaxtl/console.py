@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -15,12 +18,22 @@ from rich.text import Text
 from jaxtl.errors import printable
 from jaxtl.metrics import Sums
 
+_log = logging.getLogger("jaxtl")
+
 
 class _Console(Console):
     """Shows names of images and classes as they are, but for what would move the cursor."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text, keep="\n\t"), **options)
+
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence: a run outlives the `tee` or the `head` that showed it."""
+        self.quiet = True
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
+        _log.warning("nobody reads this output any more; the command goes on without it")
 
 
 def console() -> Console:

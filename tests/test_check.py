@@ -54,6 +54,13 @@ def test_a_proper_data_set_is_counted_and_ends_with_0(images, capsys, tmp_path):
     assert "nothing is wrong" in capsys.readouterr().out
 
 
+def test_a_folder_that_is_not_there_is_missed_before_anything_is_read(images, capsys):
+    with pytest.raises(SystemExit) as ended:
+        checked(images, "--json", images / "nowhere" / "report.json")
+    assert ended.value.code == 2
+    assert f"there is no folder {images / 'nowhere'}" in capsys.readouterr().err
+
+
 def test_an_image_that_does_not_decode_is_named_and_ends_with_1(images, capsys):
     path = images / "train" / "cats" / "0.png"
     path.write_bytes(path.read_bytes()[:-200])

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxtl.data.inspection import Item, file_item
-from jaxtl.data.reading import read_file
+from jaxtl.data.reading import ReadError, read_file
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
@@ -48,8 +48,22 @@ class FileSource(EncodedSource):
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, index: int) -> bytes:
-        """Reads the encoded image; raises UserError where that fails."""
-        return read_file(self.root / self.paths[index])
+        """Reads the encoded image; raises UserError where that fails, or where its contents are
+        no longer those of the fingerprint.
+        """
+        known = vars(self).get("facts")  # nothing to compare with before they are looked at
+        try:
+            encoded, _ = self._read(index)
+        except UserError as error:
+            if known and not (self.root / self.paths[index]).exists():
+                raise ReadError(str(error)) from error  # a link to a disk that may come back
+            raise
+        if known and hashlib.sha256(encoded).hexdigest() != known[index].sha256:
+            raise UserError(
+                "its contents changed since the command began: put back what it was, or train "
+                "on the new one in another --workdir"
+            )
+        return encoded
 
     def describe(self, index: int) -> str:
         """The path of an image."""
@@ -85,7 +99,7 @@ class FileSource(EncodedSource):
         return dataclasses.replace(self, paths=paths, labels=labels, skipped=skipped)
 
     def _read(self, index: int) -> tuple[bytes, int]:
-        return self[index], -1
+        return read_file(self.root / self.paths[index]), -1
 
 
 def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:

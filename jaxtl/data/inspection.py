@@ -215,7 +215,7 @@ class _Kept:
     """
 
     def __enter__(self) -> _Kept:
-        path = platformdirs.user_cache_path("jaxtl") / "images.sqlite"
+        self._path = path = platformdirs.user_cache_path("jaxtl") / "images.sqlite"
         self._database: sqlite3.Connection | None = None
         self.outdated: dict[bytes, str] = {}
         try:
@@ -224,7 +224,7 @@ class _Kept:
             with self._database:
                 self._database.execute(_TABLE)
         except (sqlite3.Error, OSError) as error:
-            self._give_up(f"{path} cannot be used ({error}): images are looked at anew")
+            self._give_up(f"{path} cannot be used", error)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -232,9 +232,14 @@ class _Kept:
             self._database.close()
         self._database = None
 
-    def _give_up(self, why: str) -> None:
-        _log.warning("%s", why)
+    def _give_up(self, what: str, error: Exception) -> None:
+        """Says why, and removes a damaged file, so that the next command begins another."""
+        _log.warning("%s (%s): images are looked at anew", what, error)
         self.__exit__()
+        lasting = isinstance(error, sqlite3.OperationalError)  # locked, a full disk, no right
+        if isinstance(error, sqlite3.DatabaseError) and not lasting:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     def find(self, items: Sequence[Item]) -> dict[bytes, Facts]:
         """The facts of those items that have not changed since."""
@@ -248,7 +253,7 @@ class _Kept:
             self.outdated |= {k: json.loads(f)[0] for k, known, f in rows if stamps[k] != known}
             return {k: Facts(*json.loads(f)) for k, known, f in rows if stamps[k] == known}
         except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
-            self._give_up(f"the facts about images cannot be read ({error}): looking anew")
+            self._give_up(f"{self._path} cannot be read", error)
             return {}
 
     def keep(self, found: Sequence[tuple[Item, Facts]]) -> None:
@@ -264,7 +269,7 @@ class _Kept:
             with self._database:
                 self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", rows)
         except sqlite3.Error as error:  # a full disk: the facts are known all the same
-            self._give_up(f"the facts about images cannot be kept: {error}")
+            self._give_up(f"{self._path} cannot be written", error)
 
 
 def _stamp(item: Item) -> str:

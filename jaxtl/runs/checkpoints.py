@@ -117,7 +117,19 @@ class Checkpoints:
             UserError: the files are damaged, or belong to another network; or their source is
                 needed and cannot be had.
         """
-        return read_variables(self._initial, like, repair=not self._read_only)
+        try:
+            if not self._of_version_0_2():
+                return read_variables(self._initial, like, repair=not self._read_only)
+            return read_arrays(self._initial, like)
+        except Damaged as error:
+            raise UserError(f"{error}; {_HINT}") from error
+
+    def _of_version_0_2(self) -> bool:
+        """Whether its arrays have no digests, as the newest checkpoint that can be read says."""
+        for name in self._names():
+            with contextlib.suppress(Damaged):
+                return _read(self._steps / str(name)).digests is None
+        return False
 
     def save(self, progress: Progress, changed: Variables, optimizer: Any) -> None:
         """Starts to write a checkpoint; training may go on at once.
@@ -311,6 +323,8 @@ class Checkpoints:
         """
         for unfinished in self._steps.glob("*.orbax-checkpoint-tmp*"):
             sync(unfinished)
+        with contextlib.suppress(FileNotFoundError):  # no epoch has ended yet
+            sync(self._run / "metrics.jsonl")  # its lines are not older than the checkpoint
         sync_entry(self._steps)
 
 

@@ -85,8 +85,6 @@ def read_variables(place: Path, like: Mapping[str, Any], *, repair: bool = False
             cannot be had.
     """
     about = _about(place)
-    if about is None:  # of version 0.2
-        return read_arrays(place, like)
     own = like if about.others is None else {p: like[p] for p in like if p in about.arrays}
     try:
         stored = read_arrays(place, own, about.arrays) if about.arrays else {}
@@ -136,9 +134,7 @@ def _check(about: _About, like: Mapping[str, Any], variables: Variables) -> None
         raise UserError("this version of jaxtl makes other variables of the source")
 
 
-def _about(place: Path) -> _About | None:
-    if not _json(place).exists():
-        return None
+def _about(place: Path) -> _About:
     with refusing_damage(_json(place)):
         about = read_record(_json(place), _About)
         if about.others is not None and not (about.origin and about.origin.published):

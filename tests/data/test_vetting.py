@@ -107,7 +107,6 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(images, ca
     database.write_bytes(b"no database" * 1000)
     assert prints(images) == before
     assert "images.sqlite cannot be used" in caplog.text
-    database.unlink()
     database.mkdir()
     assert prints(images) == before
 
@@ -368,7 +367,54 @@ def test_facts_that_cannot_be_kept_are_told_once(images, monkeypatch, caplog):
     monkeypatch.setattr("jaxtl.data.inspection._BLOCK", 4)
     assert prints(images) == before
     (message,) = caplog.messages
-    assert message == "the facts about images cannot be kept: nothing goes in"
+    assert message.endswith("cannot be written (nothing goes in): images are looked at anew")
+
+
+@pytest.mark.parametrize("damage", ["no database", "a page"])
+def test_a_damaged_file_of_facts_is_begun_anew(images, caplog, damage):
+    before, path = prints(images), images.parent / "cache" / "jaxtl" / "images.sqlite"
+    contents = path.read_bytes()
+    junk = bytes(4096)[::-1].replace(b"\0", b"\x55")
+    path.write_bytes(junk * 4 if damage == "no database" else contents[:4096] + junk * 2)
+    assert prints(images) == before
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    assert prints(images) == before  # writes another one
+    assert prints(images) == before
+    assert path.read_bytes().startswith(b"SQLite format 3")
+    assert not caplog.messages
+
+
+def test_a_link_whose_disk_is_away_for_a_while_is_waited_for(images, caplog):
+    disk, away = images.parent / "disk", images.parent / "away"
+    (images / "b").rename(disk)
+    (images / "b").mkdir()
+    for path in disk.iterdir():
+        (images / "b" / path.name).symlink_to(path)
+    source = open_all(str(images))
+    expected = [source[i] for i in range(20)]
+    assert source.fingerprint
+    disk.rename(away)
+
+    def bring_back():
+        wait_for("trying again", caplog)
+        away.rename(disk)
+
+    with meanwhile(bring_back):
+        read = sum(int(batch.valid.sum()) for batch in loader(source, 60).epoch(0))
+    assert read == 20
+    assert [source[i] for i in range(20)] == expected
+
+
+def test_an_image_that_becomes_another_one_is_not_trained_on(images):
+    source = open_all(str(images))
+    first, second = source[0], source[1]
+    assert source.fingerprint
+    (images / "a" / "0.png").write_bytes(second)
+    with pytest.raises(UserError, match="its contents changed since the command began"):
+        source[0]
+    (images / "a" / "0.png").write_bytes(first)
+    assert source[0] == first
 
 
 def test_a_data_set_is_read_once_to_learn_its_labels(write_tfds, tmp_path, monkeypatch):

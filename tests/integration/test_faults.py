@@ -1,6 +1,7 @@
 """Faults of images, disks and processes in the middle of a run: one line, and nothing is lost."""
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -263,6 +264,18 @@ def test_a_directory_that_becomes_read_only_under_a_command(workplace, tmp_path)
     ended = finish(command(workplace, path))
     assert ended.code == 0, ended.err
     assert len(measurements(path)) == 20
+
+
+@pytest.mark.slow
+def test_a_run_outlives_the_reader_of_its_output(workplace, tmp_path):
+    process = workplace.start("jaxtl.train", "--cfg", "tiny.py", "--workdir", tmp_path / "run")
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() == 0
+    assert err.count("nobody reads this output any more") == 1
+    assert "Traceback" not in err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["result"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Files of a real run are damaged in every way: never other numbers without a word."""
 
+import json
 import logging
 import random
 import shutil
@@ -251,6 +252,33 @@ def test_a_run_without_a_whole_checkpoint_is_refused_and_left_alone(run, tmp_pat
         assert "\n" not in str(error.value)
         assert "backup" in str(error.value)
     assert sorted(copy.rglob("*")) == before
+
+
+@pytest.mark.parametrize("how", [flipped, deleted])
+def test_initial_variables_without_their_digests_are_refused(run, tmp_path, how):
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    how(copy / "checkpoints" / "initial.json", random.Random(0))
+    checkpoints = Checkpoints(copy / "checkpoints", read_only=True)
+    with pytest.raises(UserError, match="backup") as error:
+        checkpoints.initial(LIKE)
+    checkpoints.close()
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_lost_its_checkpoints_says_that_it_begins_anew(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run[0], copy)
+    shutil.rmtree(copy / "checkpoints" / "steps")
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(about | {"result": None}))
+    (copy / "report.html").unlink()
+    train(CONFIG, open_data(CONFIG), copy, Console())
+    assert f"{copy} has no checkpoint any more: its run begins anew" in unfolded(capsys)
+
+
+def unfolded(capsys):
+    return " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("lost", ["checkpoints/steps", "checkpoints"])
