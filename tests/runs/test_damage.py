@@ -1,5 +1,6 @@
 """Files of a real run are damaged in every way: never other numbers without a word."""
 
+import io
 import json
 import logging
 import random
@@ -266,19 +267,16 @@ def test_initial_variables_without_their_digests_are_refused(run, tmp_path, how)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_that_lost_its_checkpoints_says_that_it_begins_anew(run, tmp_path, capsys):
+def test_a_run_that_lost_its_checkpoints_says_that_it_begins_anew(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run[0], copy)
     shutil.rmtree(copy / "checkpoints" / "steps")
     about = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps(about | {"result": None}))
     (copy / "report.html").unlink()
-    train(CONFIG, open_data(CONFIG), copy, Console())
-    assert f"{copy} has no checkpoint any more: its run begins anew" in unfolded(capsys)
-
-
-def unfolded(capsys):
-    return " ".join(capsys.readouterr().out.split())
+    out = Console(file=io.StringIO(), width=1000)
+    train(CONFIG, open_data(CONFIG), copy, out)
+    assert f"{copy} has no checkpoint any more: its run begins anew\n" in out.file.getvalue()
 
 
 @pytest.mark.parametrize("lost", ["checkpoints/steps", "checkpoints"])
