@@ -54,7 +54,7 @@ def test_a_proper_data_set_is_counted_and_ends_with_0(images, capsys, tmp_path):
     assert "nothing is wrong" in capsys.readouterr().out
 
 
-def test_a_folder_that_is_not_there_is_missed_before_anything_is_read(images, capsys):
+def test_a_json_into_a_folder_that_is_not_there_is_refused(images, capsys):
     with pytest.raises(SystemExit) as ended:
         checked(images, "--json", images / "nowhere" / "report.json")
     assert ended.value.code == 2

@@ -316,7 +316,8 @@ class Checkpoints:
         self._damaged.discard(name)
 
     def _sync(self) -> None:
-        """Waits until what Orbax has written is on disk; it calls this before it renames that.
+        """Waits until what Orbax has written, and the metrics until then, are on disk; it calls
+        this before it renames that.
 
         After it, Orbax still writes the time of the renaming to `_CHECKPOINT_METADATA`, and
         `commit_success.txt`. Nothing here reads them.
@@ -324,7 +325,7 @@ class Checkpoints:
         for unfinished in self._steps.glob("*.orbax-checkpoint-tmp*"):
             sync(unfinished)
         with contextlib.suppress(FileNotFoundError):  # no epoch has ended yet
-            sync(self._run / "metrics.jsonl")  # its lines are not older than the checkpoint
+            sync(self._run / "metrics.jsonl")  # nothing measures these again
         sync_entry(self._steps)
 
 
