@@ -38,6 +38,7 @@ def depthwise_conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = 
         x,
         kernel,
         cpu=partial(_shifted, stride=stride, pads=pads),
+        cuda=partial(_shifted if stride > 1 else _native, stride=stride, pads=pads),
         default=partial(_native, stride=stride, pads=pads),
     )
 
@@ -57,6 +58,7 @@ def _backward(
         *residuals,
         gradient,
         cpu=partial(_shifted_vjp, stride=stride, pads=pads),
+        cuda=partial(_fused_vjp, stride=stride, pads=pads),
         default=partial(_native_vjp, stride=stride, pads=pads),
     )
 
@@ -79,6 +81,14 @@ def _native_vjp(
     x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
+
+
+def _fused_vjp(
+    x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
+) -> tuple[Maps, Kernel]:
+    (of_x,) = jax.vjp(lambda x: _shifted(x, kernel, stride, pads), x)[1](gradient)
+    (of_kernel,) = jax.vjp(lambda kernel: _native(x, kernel, stride, pads), kernel)[1](gradient)
+    return of_x, of_kernel
 
 
 def _shifted(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:
