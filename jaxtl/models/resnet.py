@@ -20,6 +20,7 @@ from jaxtl.models.layers import (
     Preprocess,
     conv_norm,
 )
+from jaxtl.ops.relu import relu
 
 # Table 1 of the paper: bottlenecks of each group. Channels double from group to group.
 _DEPTHS = {
@@ -115,7 +116,7 @@ class Bottleneck(nnx.Module):
         y = conv_norm(self.expand, self.expand_bn, y, context)
         if self.projects:
             x = conv_norm(self.shortcut, self.shortcut_bn, x, context)
-        return nnx.relu(x + y)
+        return relu(x + y)
 
 
 def keras_layers(network: Network) -> list[LayerNames]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxtl.ops.images import each_image
 
 Maps = Float[Array, "batch height width channels"]
+Pixels = Float[Array, "*any channels"]
 PerChannel = Float[Array, "channels"]
 Normalised = tuple[Maps, PerChannel, PerChannel]
 Limits = tuple[float, float]
@@ -59,7 +60,7 @@ def batch_norm(
     return _forward(x, scale, bias, center, weights, epsilon, axis_name, limits)[0]
 
 
-def normalise(x: Maps, mean: PerChannel, factor: PerChannel, bias: PerChannel) -> Maps:
+def normalise(x: Pixels, mean: PerChannel, factor: PerChannel, bias: PerChannel) -> Pixels:
     """(x - mean) * factor + bias, computed in float32, in the type of `x`."""
     return ((x - mean) * factor + bias).astype(x.dtype)
 
@@ -124,7 +125,7 @@ def clip(y: Maps, limits: Limits) -> Maps:
     return y if limits == UNLIMITED else jnp.clip(y, *limits)
 
 
-def inside(y: Maps, limits: Limits, gradient: Maps) -> Maps:
+def inside(y: Pixels, limits: Limits, gradient: Pixels) -> Pixels:
     """A gradient where maps, before or after they were clipped, are within the limits."""
     if limits == UNLIMITED:
         return gradient

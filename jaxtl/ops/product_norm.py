@@ -1,10 +1,10 @@
-"""A pointwise convolution and the BatchNorm after it as one operation, for accelerators.
+"""A convolution by a window of one pixel and the BatchNorm after it as one operation.
 
-Their speed is that of their memory, and the maps after a widening convolution are its largest. But
-those maps are a product of narrow ones and a small kernel: mean and variance follow from the sums
-and products of the narrow maps' channels, and so does everything that BatchNorm's gradient adds. So
-the wide maps are written once, normalised, and read only where a convolution needs them
-(docs/decisions/0040-the-moments-of-a-product.md).
+Accelerators are bound by their memory here, and the maps behind a convolution that widens them are
+the largest of a network. But those are a product of narrow maps and a small kernel: their mean and
+variance follow from the sums and the products of the narrow channels, and so does all that
+BatchNorm adds to a gradient. So the wide maps are written once, normalised and clipped
+(docs/decisions/0040-fewer-bytes-on-accelerators.md).
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxtl.ops.batch_norm import inside, over_devices
+from jaxtl.ops.batch_norm import Limits, inside, over_devices
 from jaxtl.ops.windows import Maps, Output
 
 Kernel = Float[Array, "1 1 channels out"]
 PerChannel = Float[Array, "out"]
 Normalised = tuple[Output, PerChannel, PerChannel]
+Pixels = Float[Array, "pixels channels"]
 
-_MORE = 8  # channels, which keep rows of bfloat16 aligned to 16 bytes
-_matmul = partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
+_MORE = 8  # channels beside those of the maps, which keeps rows of bfloat16 aligned to 16 bytes
+
+_sums = partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
+_product = partial(jnp.matmul, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -36,14 +39,19 @@ def product_norm(
     weights: Float[Array, "batch"],
     epsilon: float,
     axis_name: str | None,
-    limits: tuple[float, float],
+    limits: Limits,
 ) -> Normalised:
-    """Convolves by a window of one pixel, normalises by the batch's statistics, and clips.
+    """Convolves feature maps, normalises them by the batch's statistics, and clips them.
 
-    The arguments are those of `conv` and `batch_norm`; the kernel is rounded to the type of `x`.
-    With z = x W, of which x has mean m and covariance C: the mean of z is m W, and its variance the
-    diagonal of W' C W. No gradient flows through the mean and variance that it returns, nor to
-    `weights`.
+    With z = x W, where x has the mean m and the covariance C, z has the mean m W, and the diagonal
+    of W' C W is its variance. Maps that only pad a batch must have gradients of zero, as they do
+    where a loss leaves them out. No gradient flows through the mean and variance that it returns,
+    nor to `weights`.
+
+    Args:
+        x: feature maps (B, H, W, C).
+        kernel: W; the product of it and the normalising factor is rounded to the type of `x`.
+        scale, bias, weights, epsilon, axis_name, limits: as for `batch_norm`.
 
     Returns:
         The normalised maps in the type of `x`, and the mean and the (biased) variance.
@@ -59,89 +67,75 @@ def _forward(
     weights: Array,
     epsilon: float,
     axis_name: str | None,
-    limits: tuple[float, float],
+    limits: Limits,
 ) -> tuple[Normalised, tuple[Array, ...]]:
-    w, augmented = kernel.reshape(kernel.shape[2:]), _augmented(x, weights)
-    own = _sums(augmented, augmented)  # of this device
-    products, sums, count = _parts(over_devices((own,), axis_name)[0], x.shape[-1])
+    w, valid = kernel[0, 0], _augmented(x, weights)
+    own = _sums(valid.T, valid)  # of this device
+    products, sums, count = _parts(over_devices((own,), axis_name)[0])
     mean_x = sums / count
     covariance = products / count - jnp.outer(mean_x, mean_x)
-    mean = _matmul(mean_x, w)
-    var = jnp.maximum(jnp.sum(w * _matmul(covariance, w), 0), 0)
+    mean = _sums(mean_x, w)
+    var = jnp.maximum(jnp.sum(w * _sums(covariance, w), 0), 0)
     inverse = lax.rsqrt(var + epsilon)
-    scaled = (w * (scale * inverse)).astype(x.dtype)
-    # XLA adds to a product, as it writes it, only what it need not compute for that.
-    shift = lax.optimization_barrier(bias - _matmul(mean_x, scaled.astype(jnp.float32)))
-    y = jnp.matmul(_flat(x), scaled, preferred_element_type=jnp.float32) + shift
-    y = jnp.clip(y, *limits).astype(x.dtype)
+    factor = (w * (scale * inverse)).astype(x.dtype)
+    # A barrier, since XLA adds what is still to be computed to a product in a pass of its own.
+    shift = lax.optimization_barrier(bias - _sums(mean_x, factor.astype(jnp.float32)))
+    y = jnp.clip(_product(_flat(x), factor) + shift, *limits).astype(x.dtype)
     y = y.reshape(*x.shape[:-1], -1)
-    return (y, mean, var), (augmented, kernel, scale, y, mean, inverse, count, own)
+    return (y, mean, var), (valid, w, scale, y, mean, inverse, count, own)
 
 
 def _backward(
     epsilon: float,
     axis_name: str | None,
-    limits: tuple[float, float],
+    limits: Limits,
     residuals: tuple[Array, ...],
     cotangents: Normalised,
 ) -> tuple[Array | None, ...]:
     """The gradient of `batch_norm`, taken through the product.
 
-    What BatchNorm subtracts from the gradient of z is, in each channel, a constant and a multiple
-    of z = x W. So its product with W' is one of x with a small matrix.
+    What BatchNorm subtracts from dy is constant + slope * z in each channel, and z = x W.
     """
-    augmented, kernel, scale, y, mean, inverse, count, own = residuals
-    w, channels = kernel.reshape(kernel.shape[2:]), kernel.shape[2]
-    products, sums, _ = _parts(own, channels)
+    valid, w, scale, y, mean, inverse, count, own = residuals
+    products, sums, _ = _parts(own)
     dy = _flat(inside(y, limits, cotangents[0]))
-    with_x = _sums(augmented, dy)
-    with_x, of_bias = with_x[:channels], with_x[channels]
+    with_valid = _sums(valid.T, dy)
+    with_x, of_bias = with_valid[:-_MORE], with_valid[-_MORE]
     of_scale = inverse * (jnp.sum(w * with_x, 0) - mean * of_bias)
     mean_dy, mean_product = (of / count for of in over_devices((of_bias, of_scale), axis_name))
-    # Subtracted from dy in each channel, where images are valid: constant + slope * z.
     slope = inverse * mean_product
     constant = mean_dy - mean * slope
-    factor = scale * inverse
-    of_kernel = factor * (with_x - jnp.outer(sums, constant) - slope * _matmul(products, w))
-    scaled = (w * factor).astype(y.dtype)
-    right = jnp.concatenate([w * slope, constant[None]]) 
-    of_statistics = _product(augmented, _matmul(right, scaled.astype(jnp.float32).T))
-    of_x = jnp.matmul(dy, scaled.T, preferred_element_type=jnp.float32) - of_statistics
+    of_kernel = with_x - jnp.outer(sums, constant) - slope * _sums(products, w)
+    factor = (w * (scale * inverse)).astype(y.dtype)
+    subtracted = _sums(jnp.vstack([w * slope, constant]), factor.astype(jnp.float32).T)
+    of_x = _product(dy, factor.T) - _product(valid, _rounded(subtracted, y.dtype))
     of_x = of_x.astype(y.dtype).reshape(*y.shape[:-1], -1)
-    return of_x, of_kernel.reshape(kernel.shape), of_scale, of_bias, None
+    return of_x, (scale * inverse * of_kernel)[None, None], of_scale, of_bias, None
 
 
 product_norm.defvjp(_forward, _backward)
 
 
-def _augmented(x: Maps, weights: Array) -> Float[Array, "pixels more"]:
-    """The valid pixels, with channels of ones: sums and constants are products then."""
-    valid = jnp.broadcast_to(weights.astype(x.dtype)[:, None, None, None], (*x.shape[:-1], 2))
-    more = jnp.pad(valid, [(0, 0)] * 3 + [(0, _MORE - 2)])
-    return _flat(jnp.concatenate([x * valid[..., :1], more], -1))
+def _augmented(x: Maps, weights: Array) -> Pixels:
+    """Zero for padding; else the pixels and channels of ones, with which products are sums."""
+    valid = weights.astype(x.dtype)[:, None, None, None]
+    ones = jnp.asarray([1, 1] + [0] * (_MORE - 2), x.dtype)
+    return _flat(
+        jnp.concatenate([x * valid, jnp.broadcast_to(valid * ones, (*x.shape[:-1], _MORE))], -1)
+    )
 
 
-def _sums(left: Array, right: Array) -> Array:
-    """Sums over pixels of the products of channels."""
-    return _matmul(left.T, right)
+def _parts(sums: Array) -> tuple[Array, Array, Array]:
+    """Of the products of augmented pixels with themselves: products, sums, number of pixels."""
+    return sums[:-_MORE, :-_MORE], sums[-_MORE, :-_MORE], sums[-_MORE, -_MORE]
 
 
-def _parts(sums: Array, channels: int) -> tuple[Array, Array, Array]:
-    """Of the sums of augmented pixels by themselves: products, sums, and the number of pixels."""
-    return sums[:channels, :channels], sums[channels, :channels], sums[channels, channels]
+def _rounded(matrix: Array, dtype: jnp.dtype) -> Array:
+    """A matrix for augmented pixels; the last row, for the ones, is the sum of two rounded ones."""
+    rounded = matrix.astype(dtype)
+    rest = (matrix[-1] - rounded[-1].astype(matrix.dtype)).astype(dtype)
+    return jnp.pad(jnp.vstack([rounded, rest]), ((0, _MORE - 2), (0, 0)))
 
 
-def _product(augmented: Array, matrix: Array) -> Array:
-    """Augmented pixels times a matrix, whose last row belongs to the ones.
-
-    The last row goes as a sum of two numbers, which are rounded less than one.
-    """
-    rounded = matrix.astype(augmented.dtype)
-    rest = (matrix[-1:] - rounded[-1:].astype(matrix.dtype)).astype(augmented.dtype)
-    nothing = jnp.zeros((_MORE - 2, matrix.shape[1]), augmented.dtype)
-    full = jnp.concatenate([rounded, rest, nothing])
-    return jnp.matmul(augmented, full, preferred_element_type=jnp.float32)
-
-
-def _flat(maps: Array) -> Array:
+def _flat(maps: Maps) -> Pixels:
     return maps.reshape(-1, maps.shape[-1])

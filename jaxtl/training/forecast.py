@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtl.config import Augment, Config, Phase
+from jaxtl.config import Config, Phase
 from jaxtl.data.loader import Batch
 from jaxtl.forecast.bounds import Forecast, largest_that_fits, speeds, try_to_build, usable_memory
 from jaxtl.forecast.program import Program, compile_program
