@@ -29,6 +29,7 @@ LAYERS = [
     {"ops"},
     {"config"},
     {"console"},
+    {"accelerators"},
     {"metrics"},
     {"files"},
     {"errors"},

@@ -33,6 +33,7 @@ from jaxtl.training.step import make_feature_step
 
 _MOST_VIEWS = 8  # the most that `views="auto"` chooses
 _SECONDS_BETWEEN_LOOKS = 0.2  # at an array that another process fills
+ROWS_AT_A_TIME = 256  # images a device, in a pass; 32 on a CPU
 _STEPS_PER_CALL = 64  # steps on features take less time than a call from Python
 _PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # activations depend on their versions
 
@@ -234,7 +235,7 @@ class FrozenPass:
             OSError: the disk is full, or the array cannot be written to.
         """
         # Not the config's batch size, so that runs with other batch sizes share activations.
-        each = 32 if on_cpu(self.devices) else 256
+        each = 32 if on_cpu(self.devices) else ROWS_AT_A_TIME
         if 0 < array.rows < self.shape[0]:
             done = array.rows // self.views
             out.print(f"continuing a pass that has {done:,} of {len(self.loader):,} images")

@@ -70,6 +70,20 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, _sharding(devices))
 
 
+def abstract(tree: Any, devices: Sequence[jax.Device], *, sharded: bool = False) -> Any:
+    """What `replicate` would return, or `shard`, as shapes: programs can be compiled for them.
+
+    Args:
+        tree: arrays, or shapes and types; of `shard`, those of its result.
+        devices: D devices, which need not be there.
+        sharded: whether a leading axis is that of the devices.
+    """
+    sharding = _sharding(devices, *([AXIS] if sharded else []))
+    return jax.tree.map(
+        lambda of: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding), tree
+    )
+
+
 def _sharding(devices: Sequence[jax.Device], *axes: str) -> NamedSharding:
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(*axes))
 
