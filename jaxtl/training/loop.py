@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -29,13 +28,11 @@ from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import PhaseRun, begin_phase, first_state
-from jaxtl.training.saving import Position, Saver, warn_not_saved
-from jaxtl.training.step import TrainState
+from jaxtl.training.phase import PhaseRun, begin_phase
+from jaxtl.training.recovery import Recovery
+from jaxtl.training.saving import Saver, warn_not_saved
 from jaxtl.training.stopping import Stop, stop_signals
-from jaxtl.training.trainable import Trainable, partition
-
-_MOST_HALVINGS = 10  # of the learning rate in a run
+from jaxtl.training.trainable import Trainable
 
 
 @dataclasses.dataclass
@@ -79,6 +76,9 @@ class Training:
             self.directory,
             every_minutes=self.config.checkpoint.every_minutes,
             newest=None if self.progress == Progress() else self.progress,
+        )
+        self.recovery = Recovery(
+            self.config.on_nan, self.checkpoints, self.saver, self.log, self.out, self.devices
         )
 
     def run(self) -> Evaluation:
@@ -137,12 +137,13 @@ class Training:
             try:
                 self._epoch(run, stop)
             except Diverged as error:
-                self._slow_down(run, error)
+                run.chunk = None
+                self.progress = self.recovery.slow_down(run, self.progress, self.variables, error)
             except Interrupted:
                 self._save(run, at_once=True)
                 raise
             except Exception as error:
-                self.saver.rescue(self._position(run))
+                self.saver.rescue(run.position(self.progress))
                 on_host = isinstance(error, MemoryError)  # where images are decoded
                 if run.chunk is None or on_host or not is_out_of_memory(error):
                     raise
@@ -305,94 +306,5 @@ class Training:
         images = int(self.progress.sums.images - before.sums.images)
         shown.batches(self.progress.batch - before.batch, self.progress.sums, images)
 
-    def _position(self, run: PhaseRun) -> Position:
-        return Position(
-            self.progress,
-            run.phase.name,
-            run.state,
-            run.frozen,
-            run.changed,
-            returns_to_best=run.phase.restore_best,
-        )
-
     def _save(self, run: PhaseRun, *, at_once: bool) -> None:
-        self.saver.save(self._position(run), at_once=at_once)
-
-    def _slow_down(self, run: PhaseRun, error: Diverged) -> None:
-        """Goes back to a checkpoint of the phase, or to its start, at half the learning rate.
-
-        Raises:
-            Diverged: `error`, unless the config asks for this; what is saved is not ruined.
-            UserError: it was done as often as it may be.
-        """
-        run.chunk = None
-        self.saver.save_best(self.progress)
-        newest, reason = self.saver.newest, str(error).partition(";")[0]
-        halvings, factor = self.progress.halvings + 1, self.progress.lr_factor / 2
-        if self.config.on_nan == "stop" or halvings > _MOST_HALVINGS:
-            if newest and newest.batch:  # else its validation was finite
-                back = self._place_to_return(run, error)
-                if back.step < newest.step:
-                    self._go_back(run, back)
-            if self.config.on_nan == "stop":
-                raise error
-            raise UserError(f"{reason}; {_MOST_HALVINGS} lower learning rates did not help")
-        back = self._place_to_return(run, error)
-        self._go_back(run, dataclasses.replace(back, lr_factor=factor, halvings=halvings))
-        self.log.forget(back.step - back.batch)
-        lr = run.phase.lr * factor
-        self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
-
-    def _go_back(self, run: PhaseRun, back: Progress) -> None:
-        """Continues from a place of the phase, and removes the checkpoints of later steps."""
-        self.progress = back
-        lr = np.asarray(run.phase.lr * back.lr_factor, np.float32)
-        run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
-        run.state = self._state(run)
-        if self.saver.newest and self.saver.newest.step > back.step:
-            self.saver.go_back(self._position(run))
-
-    def _place_to_return(self, run: PhaseRun, error: Diverged) -> Progress:
-        """The newest checkpoint of a phase that diverged, or its start.
-
-        It is the one before if the variables of the newest are ruined, for any learning rate.
-
-        Raises:
-            Diverged, UserError: the newest is ruined, and none before it is of the phase. It is
-                removed, so the same command begins the phase anew.
-        """
-        newest = self.saver.newest
-        if newest is None or newest.phase != self.progress.phase:
-            return run.start
-        if not newest.begun or newest.step < error.ruined:
-            return newest
-        older = self.checkpoints.newest(before_step=newest.step)
-        if older is not None and older.phase == newest.phase:
-            return older
-        if not run.start.begun:
-            return run.start
-        self.checkpoints.forget(older.number if older else 0)
-        if self.config.on_nan == "stop":
-            raise error
-        reason = str(error).partition(";")[0]
-        raise UserError(f"{reason}; the same command begins phase {run.phase.name} anew")
-
-    def _state(self, run: PhaseRun) -> TrainState:
-        """The state at the progress: that of a checkpoint, or of the beginning of the phase."""
-        step, trainable = self.progress.step, run.trainable
-        if self.progress.begun:
-            number = self.progress.number
-            variables = self.checkpoints.changed(number, self.variables)
-            trained = partition(variables, trainable.variables)[0]
-            optimizer = self.checkpoints.optimizer(number, run.state.optimizer)
-            state = TrainState(jnp.asarray(step, jnp.int32), trained, optimizer)
-        else:
-            state = first_state(
-                trainable,
-                run.phase,
-                self.variables,
-                run.hyper,
-                steps_per_epoch=self.train_data.steps_per_epoch,
-                step=step,
-            )
-        return replicate(state, self.devices)
+        self.saver.save(run.position(self.progress), at_once=at_once)

@@ -16,6 +16,7 @@ from jaxtl.runs.progress import Progress
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, on_cpu, replicate
+from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
 
@@ -36,6 +37,17 @@ class PhaseRun:
     hyper: Hyperparameters
     state: TrainState
     chunk: Batch | None = None
+
+    def position(self, progress: Progress) -> Position:
+        """The run as it is now, which is where `progress` stands."""
+        return Position(
+            progress,
+            self.phase.name,
+            self.state,
+            self.frozen,
+            self.changed,
+            returns_to_best=self.phase.restore_best,
+        )
 
 
 BegunPhase = tuple[TrainStep, TrainState, Variables, Hyperparameters]
