@@ -22,12 +22,10 @@ from jaxtl.ops.windows import Maps, Output
 Kernel = Float[Array, "1 1 channels out"]
 PerChannel = Float[Array, "out"]
 Normalised = tuple[Output, PerChannel, PerChannel]
-Pixels = Float[Array, "pixels channels"]
 
 _MORE = 8  # channels beside those of the maps, which keeps rows of bfloat16 aligned to 16 bytes
 
-_sums = partial(jnp.matmul, precision="highest", preferred_element_type=jnp.float32)
-_product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+_matmul = partial(jnp.matmul, precision="highest")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -70,18 +68,17 @@ def _forward(
     limits: Limits,
 ) -> tuple[Normalised, tuple[Array, ...]]:
     w, valid = kernel[0, 0], _augmented(x, weights)
-    own = _sums(valid.T, valid)  # of this device
+    own = _over_pixels(valid, valid)  # of this device
     products, sums, count = _parts(over_devices((own,), axis_name)[0])
     mean_x = sums / count
     covariance = products / count - jnp.outer(mean_x, mean_x)
-    mean = _sums(mean_x, w)
-    var = jnp.maximum(jnp.sum(w * _sums(covariance, w), 0), 0)
+    mean = _matmul(mean_x, w)
+    var = jnp.maximum(jnp.sum(w * _matmul(covariance, w), 0), 0)
     inverse = lax.rsqrt(var + epsilon)
     factor = (w * (scale * inverse)).astype(x.dtype)
     # A barrier, since XLA adds what is still to be computed to a product in a pass of its own.
-    shift = lax.optimization_barrier(bias - _sums(mean_x, factor.astype(jnp.float32)))
-    y = jnp.clip(_product(_flat(x), factor) + shift, *limits).astype(x.dtype)
-    y = y.reshape(*x.shape[:-1], -1)
+    shift = lax.optimization_barrier(bias - _matmul(mean_x, factor.astype(jnp.float32)))
+    y = jnp.clip(_product(x, factor) + shift, *limits).astype(x.dtype)
     return (y, mean, var), (valid, w, scale, y, mean, inverse, count, own)
 
 
@@ -98,44 +95,53 @@ def _backward(
     """
     valid, w, scale, y, mean, inverse, count, own = residuals
     products, sums, _ = _parts(own)
-    dy = _flat(inside(y, limits, cotangents[0]))
-    with_valid = _sums(valid.T, dy)
+    dy = inside(y, limits, cotangents[0])
+    with_valid = _over_pixels(valid, dy)
     with_x, of_bias = with_valid[:-_MORE], with_valid[-_MORE]
     of_scale = inverse * (jnp.sum(w * with_x, 0) - mean * of_bias)
     mean_dy, mean_product = (of / count for of in over_devices((of_bias, of_scale), axis_name))
     slope = inverse * mean_product
     constant = mean_dy - mean * slope
-    of_kernel = with_x - jnp.outer(sums, constant) - slope * _sums(products, w)
+    of_kernel = with_x - jnp.outer(sums, constant) - slope * _matmul(products, w)
     factor = (w * (scale * inverse)).astype(y.dtype)
-    subtracted = _sums(jnp.vstack([w * slope, constant]), factor.astype(jnp.float32).T)
+    subtracted = _matmul(jnp.vstack([w * slope, constant]), factor.astype(jnp.float32).T)
     of_x = _product(dy, factor.T) - _product(valid, _rounded(subtracted, y.dtype))
-    of_x = of_x.astype(y.dtype).reshape(*y.shape[:-1], -1)
+    of_x = of_x.astype(y.dtype)
     return of_x, (scale * inverse * of_kernel)[None, None], of_scale, of_bias, None
 
 
 product_norm.defvjp(_forward, _backward)
 
 
-def _augmented(x: Maps, weights: Array) -> Pixels:
-    """Zero for padding; else the pixels and channels of ones, with which products are sums."""
+def _augmented(x: Maps, weights: Array) -> Float[Array, "batch height width more"]:
+    """Zero for padding; else the maps and channels of ones, with which products are sums."""
     valid = weights.astype(x.dtype)[:, None, None, None]
     ones = jnp.asarray([1, 1] + [0] * (_MORE - 2), x.dtype)
-    return _flat(
-        jnp.concatenate([x * valid, jnp.broadcast_to(valid * ones, (*x.shape[:-1], _MORE))], -1)
-    )
+    more = jnp.broadcast_to(valid * ones, (*x.shape[:-1], _MORE))
+    return jnp.concatenate([x * valid, more], -1)
 
 
 def _parts(sums: Array) -> tuple[Array, Array, Array]:
-    """Of the products of augmented pixels with themselves: products, sums, number of pixels."""
+    """Of the products of augmented maps with themselves: products, sums, number of pixels."""
     return sums[:-_MORE, :-_MORE], sums[-_MORE, :-_MORE], sums[-_MORE, -_MORE]
 
 
 def _rounded(matrix: Array, dtype: jnp.dtype) -> Array:
-    """A matrix for augmented pixels; the last row, for the ones, is the sum of two rounded ones."""
+    """A matrix for augmented maps; the last row, for the ones, is the sum of two rounded ones."""
     rounded = matrix.astype(dtype)
     rest = (matrix[-1] - rounded[-1].astype(matrix.dtype)).astype(dtype)
     return jnp.pad(jnp.vstack([rounded, rest]), ((0, _MORE - 2), (0, 0)))
 
 
-def _flat(maps: Maps) -> Pixels:
-    return maps.reshape(-1, maps.shape[-1])
+def _over_pixels(left: Array, right: Array) -> Float[Array, "left right"]:
+    """The sums over all pixels of the products of the channels of maps, in float32."""
+    pixels = ((0, 1, 2), (0, 1, 2)), ((), ())
+    # Products of bfloat16 are exact; those of float32 would be rounded.
+    return lax.dot_general(left, right, pixels, "highest", jnp.float32)
+
+
+def _product(
+    x: Maps, matrix: Float[Array, "channels out"]
+) -> Float[Array, "batch height width out"]:
+    """Maps times a matrix, in float32. XLA chooses the layouts of maps that are not flattened."""
+    return lax.dot_general(x, matrix, (((3,), (0,)), ((), ())), None, jnp.float32)

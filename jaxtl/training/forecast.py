@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from jaxtl.config import Config, Phase
 from jaxtl.data.loader import Batch
+from jaxtl.data.sources import Splits
 from jaxtl.forecast.bounds import Forecast, largest_that_fits, speeds, try_to_build, usable_memory
 from jaxtl.forecast.program import Program, compile_program
+from jaxtl.forecast.table import caption, forecast_table
 from jaxtl.forecast.target import Target, check_compiler, devices, target
 from jaxtl.models import Network, output_spec, split
 from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan, has_parameters, plan
@@ -66,6 +69,25 @@ def compile_for(
         classes=classes,
         images=(train_images, val_images),
     )
+
+
+def print_forecast(config: Config, data: Splits, described: Target, out: Console) -> None:
+    """Prints a table for each phase of a config, and what it is made of.
+
+    Raises:
+        UserError: as `compile_for`.
+    """
+    phases = compile_for(
+        config,
+        described,
+        classes=len(data.train.classes),
+        train_images=len(data.train),
+        val_images=len(data.val),
+    )
+    for phase in phases:
+        title = f"phase {phase.name} on {described.name}: {phase.inputs}"
+        out.print(forecast_table(title, phase.steps, described))
+    out.print(caption(described))
 
 
 def forecast(
@@ -153,7 +175,7 @@ class _Steps:
         state = jax.eval_shape(begin, variables, hyper)
         frozen = partition(variables, trainable.variables)[1]
         inputs, table = self._inputs(row, planned, self.images[0], each)
-        chunk = jax.tree.map(lambda array: _stacked(array), _batch(inputs))
+        chunk = jax.tree.map(_stacked, _batch(inputs))
         fixed = abstract((state, frozen, table, hyper), self.on)
         return compile_program(step, *fixed, abstract(chunk, self.on, sharded=True))
 
@@ -196,9 +218,12 @@ class _Steps:
         return jax.ShapeDtypeStruct((len(self.on), each), np.int32), table
 
 
-def _batch(inputs: jax.ShapeDtypeStruct) -> Batch:
-    numbers = jax.ShapeDtypeStruct(inputs.shape[:2], np.int32)
-    return Batch(inputs, numbers, jax.ShapeDtypeStruct(inputs.shape[:2], bool), numbers, numbers)
+def _batch(inputs: Any) -> Batch:
+    """Shapes and types of a batch of inputs (D, B / D, ...)."""
+    shape = inputs.shape[:2]
+    number: Any = jax.ShapeDtypeStruct(shape, np.int32)
+    valid: Any = jax.ShapeDtypeStruct(shape, bool)
+    return Batch(inputs, labels=number, valid=valid, indices=number, views=number)
 
 
 def _stacked(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
