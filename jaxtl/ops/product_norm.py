@@ -67,9 +67,9 @@ def _forward(
     axis_name: str | None,
     limits: Limits,
 ) -> tuple[Normalised, tuple[Array, ...]]:
-    w, valid = kernel[0, 0], _augmented(x, weights)
-    own = _over_pixels(valid, valid)  # of this device
-    products, sums, count = _parts(over_devices((own,), axis_name)[0])
+    w, own = kernel[0, 0], _moments(x, weights)  # of this device
+    count = jnp.sum(weights) * (x.shape[1] * x.shape[2])
+    products, sums, count = over_devices((*own, count), axis_name)
     mean_x = sums / count
     covariance = products / count - jnp.outer(mean_x, mean_x)
     mean = _matmul(mean_x, w)
@@ -79,7 +79,7 @@ def _forward(
     # A barrier, since XLA adds what is still to be computed to a product in a pass of its own.
     shift = lax.optimization_barrier(bias - _matmul(mean_x, factor.astype(jnp.float32)))
     y = jnp.clip(_product(x, factor) + shift, *limits).astype(x.dtype)
-    return (y, mean, var), (valid, w, scale, y, mean, inverse, count, own)
+    return (y, mean, var), (x, w, scale, weights, y, mean, inverse, count, *own)
 
 
 def _backward(
@@ -93,11 +93,9 @@ def _backward(
 
     What BatchNorm subtracts from dy is constant + slope * z in each channel, and z = x W.
     """
-    valid, w, scale, y, mean, inverse, count, own = residuals
-    products, sums, _ = _parts(own)
+    x, w, scale, weights, y, mean, inverse, count, products, sums = residuals
     dy = inside(y, limits, cotangents[0])
-    with_valid = _over_pixels(valid, dy)
-    with_x, of_bias = with_valid[:-_MORE], with_valid[-_MORE]
+    with_x, of_bias = _with_gradient(x, weights, dy)
     of_scale = inverse * (jnp.sum(w * with_x, 0) - mean * of_bias)
     mean_dy, mean_product = (of / count for of in over_devices((of_bias, of_scale), axis_name))
     slope = inverse * mean_product
@@ -105,32 +103,68 @@ def _backward(
     of_kernel = with_x - jnp.outer(sums, constant) - slope * _matmul(products, w)
     factor = (w * (scale * inverse)).astype(y.dtype)
     subtracted = _matmul(jnp.vstack([w * slope, constant]), factor.astype(jnp.float32).T)
-    of_x = _product(dy, factor.T) - _product(valid, _rounded(subtracted, y.dtype))
-    of_x = of_x.astype(y.dtype)
-    return of_x, (scale * inverse * of_kernel)[None, None], of_scale, of_bias, None
+    of_x = _product(dy, factor.T) - _affine(x, weights, subtracted)
+    of_kernel = (scale * inverse * of_kernel)[None, None]
+    return of_x.astype(x.dtype), of_kernel, of_scale, of_bias, None
 
 
 product_norm.defvjp(_forward, _backward)
 
 
+def _moments(x: Maps, weights: Array) -> tuple[Array, Array]:
+    """Sums over the valid pixels: of products of channels with each other, and of channels."""
+
+    def apart(x: Array, weights: Array) -> tuple[Array, Array]:
+        valid = x * weights.astype(x.dtype)[:, None, None, None]
+        return _over_pixels(valid, x), jnp.sum(valid, (0, 1, 2), dtype=jnp.float32)
+
+    def at_once(x: Array, weights: Array) -> tuple[Array, Array]:
+        valid = _augmented(x, weights)
+        sums = _over_pixels(valid, valid)
+        return sums[:-_MORE, :-_MORE], sums[-_MORE, :-_MORE]
+
+    return lax.platform_dependent(x, weights, tpu=apart, default=at_once)
+
+
+def _with_gradient(x: Maps, weights: Array, dy: Array) -> tuple[Array, Array]:
+    """Sums over the valid pixels: of products of channels with those of a gradient, and of it."""
+
+    def apart(x: Array, weights: Array, dy: Array) -> tuple[Array, Array]:
+        return _over_pixels(x, dy), jnp.sum(dy, (0, 1, 2), dtype=jnp.float32)
+
+    def at_once(x: Array, weights: Array, dy: Array) -> tuple[Array, Array]:
+        sums = _over_pixels(_augmented(x, weights), dy)
+        return sums[:-_MORE], sums[-_MORE]
+
+    return lax.platform_dependent(x, weights, dy, tpu=apart, default=at_once)
+
+
+def _affine(x: Maps, weights: Array, matrix: Array) -> Array:
+    """The valid maps times a matrix, but for its last row, which is added to each pixel."""
+
+    def apart(x: Array, weights: Array, matrix: Array) -> Array:
+        product = _product(x, matrix[:-1].astype(x.dtype)).astype(x.dtype)
+        return weights[:, None, None, None] * (product + matrix[-1])
+
+    def at_once(x: Array, weights: Array, matrix: Array) -> Array:
+        # The last row is the sum of two rounded ones.
+        rounded = matrix.astype(x.dtype)
+        rest = (matrix[-1] - rounded[-1].astype(matrix.dtype)).astype(x.dtype)
+        padded = jnp.pad(jnp.vstack([rounded, rest]), ((0, _MORE - 2), (0, 0)))
+        return _product(_augmented(x, weights), padded)
+
+    return lax.platform_dependent(x, weights, matrix, tpu=apart, default=at_once)
+
+
 def _augmented(x: Maps, weights: Array) -> Float[Array, "batch height width more"]:
-    """Zero for padding; else the maps and channels of ones, with which products are sums."""
+    """Zero for padding; else the maps and channels of ones, with which sums are products.
+
+    On GPUs a product is one pass, and what is added to it another one.
+    """
     valid = weights.astype(x.dtype)[:, None, None, None]
     ones = jnp.asarray([1, 1] + [0] * (_MORE - 2), x.dtype)
     more = jnp.broadcast_to(valid * ones, (*x.shape[:-1], _MORE))
     return jnp.concatenate([x * valid, more], -1)
-
-
-def _parts(sums: Array) -> tuple[Array, Array, Array]:
-    """Of the products of augmented maps with themselves: products, sums, number of pixels."""
-    return sums[:-_MORE, :-_MORE], sums[-_MORE, :-_MORE], sums[-_MORE, -_MORE]
-
-
-def _rounded(matrix: Array, dtype: jnp.dtype) -> Array:
-    """A matrix for augmented maps; the last row, for the ones, is the sum of two rounded ones."""
-    rounded = matrix.astype(dtype)
-    rest = (matrix[-1] - rounded[-1].astype(matrix.dtype)).astype(dtype)
-    return jnp.pad(jnp.vstack([rounded, rest]), ((0, _MORE - 2), (0, 0)))
 
 
 def _over_pixels(left: Array, right: Array) -> Float[Array, "left right"]:

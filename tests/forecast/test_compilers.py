@@ -66,15 +66,15 @@ def test_a_step_of_everything_compiles_and_what_it_costs_adds_up(name):
     assert program["operations"] > 2 * validation["program"]["operations"]
     assert set(training["images_per_second"]) == {"memory", "arithmetic", "links"}
     assert training["largest_batch"] > 128
-    # Gradients, and at least the two sums of each trained BatchNorm in both directions.
-    assert program["all_reduced_bytes"] >= 4 * (trained + 4 * channels)
+    # Gradients, and what the mean and the variance of each channel are made of.
+    assert program["all_reduced_bytes"] >= 4 * (trained + 2 * channels)
     assert validation["program"]["all_reduces"] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tpu:v5e-256", "gpu:h100x256"])
 def test_what_is_frozen_is_not_added_up_over_256_devices(name):
-    training, _ = compiled(name, "head", "frozen", "256")
+    training, *_ = compiled(name, "head", "frozen", "256")
     trained, _ = parameters("head")
     # Four metrics, and the number of valid images for the loss.
     assert training["program"]["all_reduced_bytes"] == 4 * (trained + 4 + 1)
