@@ -71,6 +71,21 @@ def compile_for(
     )
 
 
+def training_programs(
+    config: Config, described: Target, *, classes: int, train_images: int
+) -> tuple[Program, ...]:
+    """Compiles the training step of each phase alone; arguments and errors are `compile_for`'s."""
+    check_compiler(described)
+    on = devices(described)
+    check_batch_size(config.data.batch_size, on)
+    network, trainables = plan_run(config, classes)
+    phases = zip(config.phases, trainables, strict=True)
+    return tuple(
+        _Steps(config, network, trainable, phase, described, on, (train_images, 0)).training()
+        for phase, trainable in phases
+    )
+
+
 def print_forecast(config: Config, data: Splits, described: Target, out: Console) -> None:
     """Prints a table for each phase of a config, and what it is made of.
 
@@ -122,9 +137,8 @@ class _Steps:
 
     def forecast(self) -> PhaseForecast:
         """Compiles and counts all of them."""
-        config, count = self.config, len(self.on)
-        each, limit = config.data.batch_size // count, usable_memory(self.described)
-        row = output_spec(self.network, config.model.image_size, self.trainable.frontier)
+        count, limit, row = len(self.on), usable_memory(self.described), self._row()
+        each = self.config.data.batch_size // count
         train, val = self._plans(row)
         program, largest = largest_that_fits(partial(self._train, row, train), each, limit)
         steps = [
@@ -134,6 +148,14 @@ class _Steps:
         if train.cached or val.cached:
             steps.append(self._tried("frozen pass", ROWS_AT_A_TIME, self._features))
         return PhaseForecast(self.phase.name, train.why, tuple(steps))
+
+    def training(self) -> Program:
+        """Compiles and counts the training step."""
+        row = self._row()
+        return self._train(row, self._plans(row)[0], self.config.data.batch_size // len(self.on))
+
+    def _row(self) -> jax.ShapeDtypeStruct:
+        return output_spec(self.network, self.config.model.image_size, self.trainable.frontier)
 
     def _plans(self, row: jax.ShapeDtypeStruct) -> tuple[Plan, Plan]:
         if not has_parameters(self.network, self.trainable.frontier):
