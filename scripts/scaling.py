@@ -19,7 +19,7 @@ from jaxtl.forecast.target import prepare_environment, target
 prepare_environment()  # before jax is imported
 
 from jaxtl.config import Cache, Config, Data, Model, Phase, everything, from_stage, head_only  # noqa: E402
-from jaxtl.forecast.bounds import Forecast, speeds  # noqa: E402
+from jaxtl.forecast.bounds import speeds  # noqa: E402
 from jaxtl.forecast.program import Program  # noqa: E402
 from jaxtl.forecast.target import Target  # noqa: E402
 from jaxtl.training.forecast import training_programs  # noqa: E402
@@ -65,16 +65,25 @@ def main(kinds: list[str]) -> None:
             print(_row(network, phase, *(f"{cost:,.3g}" for cost in costs), reduced))
         print("\nMost images/s of all accelerators together, and what bounds them:\n")
         counts = (f"{count:,}" for count in _COUNTS)
-        print(_row("network", "trains", *counts, "cores to decode for one"))
-        print(_row(*["---"] * (len(_COUNTS) + 3)))
+        links = (f"links bind {count:,} below" for count in _COUNTS[1::3])
+        print(_row("network", "trains", *counts, *links, "cores to decode for one"))
+        print(_row(*["---"] * (len(_COUNTS) + 5)))
         for (network, phase), program in programs.items():
-            bounds = [
-                _bound(program, each, dataclasses.replace(eight, count=count)) for count in _COUNTS
-            ]
-            cells = [f"{b.images_per_second[b.bound_by]:,.3g} {b.bound_by}" for b in bounds]
-            alone = bounds[0].images_per_second[bounds[0].bound_by]
-            cores = "-" if "cached" in phase else f"{alone / _JPEGS_A_CORE:,.0f}"
-            print(_row(network, phase, *cells, cores))
+            bounds = {
+                count: speeds(program, each * count, dataclasses.replace(eight, count=count))
+                for count in _COUNTS
+            }
+            cells = []
+            for found in bounds.values():
+                what = min(found, key=found.__getitem__)
+                cells.append(f"{_short(found[what])}, {what}")
+            # Fewer images on each take less time for memory and arithmetic, and as much for links.
+            for found in (bounds[count] for count in _COUNTS[1::3]):
+                fewest = each * min(found["memory"], found["arithmetic"]) / found["links"]
+                cells.append(f"{fewest:,.1f} on each")
+            cores = min(bounds[1].values()) / _JPEGS_A_CORE
+            cells.append("-" if "cached" in phase else f"{cores:,.0f}")
+            print(_row(network, phase, *cells))
         print()
 
 
@@ -85,7 +94,7 @@ def _program(network: str, phase: str, described: Target, each: int) -> Program:
         data=Data(source="digits", batch_size=each * described.count),
         phases=(Phase(name="p", train=rules, epochs=10, batch_norm=batch_norm),),
         views=views,
-        cache=Cache(memory_gb=10, disk_gb=10),
+        cache=Cache(dtype="bfloat16", memory_gb=6),
         dtype="bfloat16",
     )
     (program,) = training_programs(config, described, classes=1000, train_images=_IMAGES)
@@ -93,9 +102,12 @@ def _program(network: str, phase: str, described: Target, each: int) -> Program:
     return program
 
 
-def _bound(program: Program, each: int, described: Target) -> Forecast:
-    images = each * described.count
-    return Forecast("training", images, program, speeds(program, images, described), None)
+def _short(number: float) -> str:
+    """With three digits and k, M or G."""
+    for name, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {name}"
+    return f"{number:.3g}"
 
 
 def _row(*cells: str) -> str:

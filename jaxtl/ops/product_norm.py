@@ -41,10 +41,10 @@ def product_norm(
 ) -> Normalised:
     """Convolves feature maps, normalises them by the batch's statistics, and clips them.
 
-    With z = x W, where x has the mean m and the covariance C, z has the mean m W, and the diagonal
-    of W' C W is its variance. Maps that only pad a batch must have gradients of zero, as they do
-    where a loss leaves them out. No gradient flows through the mean and variance that it returns,
-    nor to `weights`.
+    With z = x W, where x has the mean m and the second moments P, z has the mean m W, and the
+    squares of z have the diagonal of W' P W as their mean. Maps that only pad a batch must have
+    gradients of zero, as they do where a loss leaves them out. No gradient flows through the mean
+    and variance that it returns, nor to `weights`.
 
     Args:
         x: feature maps (B, H, W, C).
@@ -67,19 +67,19 @@ def _forward(
     axis_name: str | None,
     limits: Limits,
 ) -> tuple[Normalised, tuple[Array, ...]]:
-    w, own = kernel[0, 0], _moments(x, weights)  # of this device
+    w, (products, sums) = kernel[0, 0], _moments(x, weights)  # of this device
+    squares = jnp.sum(w * _matmul(products, w), 0)
     count = jnp.sum(weights) * (x.shape[1] * x.shape[2])
-    products, sums, count = over_devices((*own, count), axis_name)
-    mean_x = sums / count
-    covariance = products / count - jnp.outer(mean_x, mean_x)
+    all_sums, squares, count = over_devices((sums, squares, count), axis_name)
+    mean_x = all_sums / count
     mean = _matmul(mean_x, w)
-    var = jnp.maximum(jnp.sum(w * _matmul(covariance, w), 0), 0)
+    var = jnp.maximum(squares / count - jnp.square(mean), 0)
     inverse = lax.rsqrt(var + epsilon)
     factor = (w * (scale * inverse)).astype(x.dtype)
     # A barrier, since XLA adds what is still to be computed to a product in a pass of its own.
     shift = lax.optimization_barrier(bias - _matmul(mean_x, factor.astype(jnp.float32)))
     y = jnp.clip(_product(x, factor) + shift, *limits).astype(x.dtype)
-    return (y, mean, var), (x, w, scale, weights, y, mean, inverse, count, *own)
+    return (y, mean, var), (x, w, scale, weights, y, mean, inverse, count, products, sums)
 
 
 def _backward(
