@@ -26,8 +26,8 @@ GOALS = {"full": 8_000, "frozen": 25_000, "head": 1_000_000}
 
 FRAMEWORKS = {
     "jaxtl": "benchmark.gpu:JaxtlGpu",
-    "Keras on JAX": "benchmark.gpu:KerasGpu",
     "PyTorch": "benchmark.gpu:TorchGpu",
+    "Keras on JAX": "benchmark.gpu:KerasGpu",
     COMPILED: "benchmark.gpu:CompiledTorchGpu",
 }
 _TIMM = {"mobilenet_v2": "mobilenetv2_100", "resnet50": "resnet50"}
