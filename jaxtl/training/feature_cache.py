@@ -26,6 +26,7 @@ from jaxtl.config import Augment, Config
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import Network, Variables, output_spec, split, stage_of
+from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore, Filling
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
@@ -35,6 +36,7 @@ _MOST_VIEWS = 8  # the most that `views="auto"` chooses
 _SECONDS_BETWEEN_LOOKS = 0.2  # at an array that another process fills
 ROWS_AT_A_TIME = 256  # images a device, in a pass; 32 on a CPU
 _STEPS_PER_CALL = 64  # steps on features take less time than a call from Python
+_BYTES_AT_A_TIME = 2**24  # that each host sends
 _PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # activations depend on their versions
 
 
@@ -111,6 +113,7 @@ def plan(
     runs: int = 1,
     views: int | None = None,
     beside: int = 0,
+    several_hosts: bool = False,
 ) -> Plan:
     """Decides how many views the images have, and whether activations are cached.
 
@@ -125,6 +128,8 @@ def plan(
         runs: the number of runs that share the activations.
         views: 1 for validation images, which are never augmented; None to decide for training.
         beside: the size in bytes of other activations that must stay on the disk as well.
+        several_hosts: whether other hosts train with this one. They send each other activations
+            that fit into memory.
     """
     row_bytes = int(np.prod(row.shape)) * jnp.dtype(config.cache.dtype).itemsize
     why = ""
@@ -142,6 +147,9 @@ def plan(
         reason = f"{epochs} epochs would use each view once at most"
         return Plan(views, False, False, f"{why}; not cached: {reason}")
     resident = size <= config.cache.memory_gb * 1e9
+    if several_hosts and not resident:
+        limit = f"more than cache.memory_gb={config.cache.memory_gb:g}, which hosts can exchange"
+        return Plan(views, False, False, f"{why}; not cached: {amount}, {limit}")
     where = "in memory" if resident else "on disk"
     return Plan(views, True, resident, f"{why}; the frozen stages run once: {amount} {where}", size)
 
@@ -173,17 +181,18 @@ def has_parameters(network: Network, stop: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenPass:
-    """A run of the frozen stages over every view of every image.
+    """A run of the frozen stages over every view of every image of this host's part.
 
     Attributes:
         config: the config of the run.
         network: the structure of the network.
         variables: the variables of the network, on all devices.
-        loader: the images.
+        loader: the images of all hosts.
         stage: the frontier.
         views: the number of views of each image.
         augmentation: the augmentation that makes the views.
-        devices: the devices, as for `shard`.
+        devices: the devices, as for `shard`, of this process.
+        part: (h, H) for the h-th of H parts of the images.
     """
 
     config: Config
@@ -194,6 +203,15 @@ class FrozenPass:
     views: int = 1
     augmentation: Augment = Augment()  # noqa: RUF009
     devices: Sequence[jax.Device] = dataclasses.field(default_factory=lambda: jax.local_devices())
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def images(self) -> range:
+        """The part: as many images in each, but for the last parts."""
+        count = len(self.loader)
+        each = -(-count // self.part[1])
+        first = min(self.part[0] * each, count)
+        return range(first, min(first + each, count))
 
     @functools.cached_property
     def row(self) -> jax.ShapeDtypeStruct:
@@ -212,6 +230,7 @@ class FrozenPass:
             "data": self.loader.source.version,
             "images": [self.config.model.image_size, self.config.data.resize],
             "augment": self.augmentation.model_dump() if changes else None,
+            **({"part": self.part} if self.part[1] > 1 else {}),
             "views": [self.views, self.config.data.seed if changes else None],
             "dtype": [self.config.dtype, self.config.cache.dtype],
             "versions": [importlib.metadata.version(name) for name in _PACKAGES],
@@ -222,8 +241,8 @@ class FrozenPass:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the outputs for all images; the views of one image are adjacent rows."""
-        return len(self.loader) * self.views, *self.row.shape[1:]
+        """The shape of the outputs; the views of one image are adjacent rows."""
+        return len(self.images) * self.views, *self.row.shape[1:]
 
     def fill(self, array: Filling, out: Console, stop: Callable[[], bool]) -> None:
         """Runs the frozen stages on the images whose rows are missing, until `stop` returns True.
@@ -238,9 +257,9 @@ class FrozenPass:
         each = 32 if on_cpu(self.devices) else ROWS_AT_A_TIME
         if 0 < array.rows < self.shape[0]:
             done = array.rows // self.views
-            out.print(f"continuing a pass that has {done:,} of {len(self.loader):,} images")
+            out.print(f"continuing a pass that has {done:,} of {len(self.images):,} images")
         title = f"running the frozen stages up to {self.stage}"
-        with counter(out, title, len(self.loader)) as show:
+        with counter(out, title, len(self.images)) as show:
             while array.rows < self.shape[0] and not stop():
                 try:
                     for rows in self._rows(array.rows, each * len(self.devices), stop):
@@ -270,7 +289,8 @@ class FrozenPass:
             if len(views) == self.views:
                 rows = np.stack(views, axis=1).reshape(-1, *size).astype(dtype)
                 # The first batch may begin with rows that are there.
-                yield rows[max(0, first - int(batch.indices[0]) * self.views) :]
+                there = first - (int(batch.indices[0]) - self.images.start) * self.views
+                yield rows[max(0, there) :]
                 views = []
             if stop():
                 return
@@ -284,7 +304,8 @@ class FrozenPass:
             graph, self.stage, augmentation=self.augmentation, devices=self.devices
         )
         seed = replicate(np.int32(self.config.data.seed), self.devices)
-        images, start = self.loader.once_through(batch_size), first // self.views // batch_size
+        images = self.loader.once_through(batch_size, self.images)
+        start = first // self.views // batch_size
         for batch in images.epoch(0, start, stop=stop):
             sharded = shard(batch, self.devices)
             for view in range(self.views):
@@ -301,6 +322,8 @@ def open_feed(
 ) -> Feed | None:
     """The inputs of a phase: images, or activations from the store, computed if necessary.
 
+    On several hosts each has its own part in its store, and they exchange them.
+
     Args:
         planned: the plan from `plan`.
         work: the pass that computes the activations.
@@ -309,7 +332,7 @@ def open_feed(
         stop: a function that returns True to stop the pass; from then on it always does.
 
     Returns:
-        The feed; None if `stop` ended the pass.
+        The feed; None if `stop` ended the pass, on any host.
 
     Raises:
         OutOfMemory: the frozen stages take more memory than there is.
@@ -319,21 +342,38 @@ def open_feed(
     if not planned.cached:
         return images
     try:
-        rows = stored_outputs(work, store, out, stop)
+        rows = hosts.together(lambda: stored_outputs(work, store, out, stop))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         out.print(f"not cached after all: {where}{error.strerror}")
         return images
-    if rows is None:
+    if hosts.on_any(rows is None) or rows is None:
         return None
+    if work.part[1] > 1:
+        rows = _of_all_hosts(rows, work)
     table = replicate(rows, work.devices) if planned.resident else None
     return Feed(work.loader, planned.views, work.stage, work.row.dtype, rows, table)
+
+
+def _of_all_hosts(
+    rows: Num[np.ndarray, "part ..."], work: FrozenPass
+) -> Num[np.ndarray, "rows ..."]:
+    """The outputs of all hosts, each of which has those of its part."""
+    longest = -(-len(work.loader) // work.part[1]) * work.views
+    length = max(1, _BYTES_AT_A_TIME // max(1, rows[:1].nbytes))
+    whole = np.empty((work.part[1], longest, *rows.shape[1:]), rows.dtype)
+    for first in range(0, longest, length):
+        piece = np.zeros((min(length, longest - first), *rows.shape[1:]), rows.dtype)
+        own = rows[first : first + length]
+        piece[: len(own)] = own
+        whole[:, first : first + length] = hosts.gather(piece)
+    return whole.reshape(-1, *rows.shape[1:])[: len(work.loader) * work.views]
 
 
 def stored_outputs(
     work: FrozenPass, store: FeatureStore, out: Console, stop: Callable[[], bool] = lambda: False
 ) -> Num[np.ndarray, "rows ..."] | None:
-    """The outputs of a pass, memory-mapped, from the store; computed if necessary.
+    """The outputs of a pass over its part, memory-mapped, from the store; computed if necessary.
 
     While another process computes them, this one waits, and takes over if that one stops or dies.
 
