@@ -105,9 +105,9 @@ class Loader:
         """Batches an epoch, the last one included, which may be short."""
         return -(-len(self) // self.batch_size)
 
-    def once_through(self, batch_size: int, images: range) -> Loader:
-        """A loader of some images in the order of the source, all of each batch, which does not
-        keep them."""
+    def once_through(self, batch_size: int, images: range | None = None) -> Loader:
+        """A loader of the same images, or of some, in the order of the source, which does not keep
+        them. It reads the whole of each batch."""
         loader = Loader(
             self.source,
             image_size=self.image_size,
@@ -118,7 +118,8 @@ class Loader:
             memory_bytes=0,
             retry_seconds=self._retry_seconds,
         )
-        loader._images = images
+        if images is not None:
+            loader._images = images
         return loader
 
     def epoch(

@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +25,7 @@ from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import Network, Variables, output_spec, split, stage_of
 from jaxtl.training import hosts
-from jaxtl.training.feature_store import FeatureStore, Filling
+from jaxtl.training.feature_store import FeatureStore, Filling, sha256_of, sha256_of_code
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
 from jaxtl.training.step import make_feature_step
@@ -36,7 +34,6 @@ _MOST_VIEWS = 8  # the most that `views="auto"` chooses
 _SECONDS_BETWEEN_LOOKS = 0.2  # at an array that another process fills
 ROWS_AT_A_TIME = 256  # images a device, in a pass; 32 on a CPU
 _STEPS_PER_CALL = 64  # steps on features take less time than a call from Python
-_BYTES_AT_A_TIME = 2**24  # that each host sends
 _PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # activations depend on their versions
 
 
@@ -207,11 +204,8 @@ class FrozenPass:
 
     @property
     def images(self) -> range:
-        """The part: as many images in each, but for the last parts."""
-        count = len(self.loader)
-        each = -(-count // self.part[1])
-        first = min(self.part[0] * each, count)
-        return range(first, min(first + each, count))
+        """The images of the part."""
+        return hosts.split_up(len(self.loader), *self.part)
 
     @functools.cached_property
     def row(self) -> jax.ShapeDtypeStruct:
@@ -226,15 +220,15 @@ class FrozenPass:
         changes = self.augmentation != Augment()
         return {
             "network": [spec.name, spec.width, dataclasses.astuple(spec.convention), self.stage],
-            "weights": _sha256(inside),
+            "weights": sha256_of(inside),
             "data": self.loader.source.version,
             "images": [self.config.model.image_size, self.config.data.resize],
             "augment": self.augmentation.model_dump() if changes else None,
-            **({"part": self.part} if self.part[1] > 1 else {}),
+            "part": [self.images.start, self.images.stop],
             "views": [self.views, self.config.data.seed if changes else None],
             "dtype": [self.config.dtype, self.config.cache.dtype],
             "versions": [importlib.metadata.version(name) for name in _PACKAGES],
-            "code": _code(),
+            "code": sha256_of_code(),
             "device": [self.devices[0].platform, self.devices[0].device_kind],
             "precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined,unused-ignore]
         }
@@ -322,7 +316,7 @@ def open_feed(
 ) -> Feed | None:
     """The inputs of a phase: images, or activations from the store, computed if necessary.
 
-    On several hosts each has its own part in its store, and they exchange them.
+    Several hosts store a part each, and exchange them.
 
     Args:
         planned: the plan from `plan`.
@@ -350,24 +344,10 @@ def open_feed(
     if hosts.on_any(rows is None) or rows is None:
         return None
     if work.part[1] > 1:
-        rows = _of_all_hosts(rows, work)
+        of_images = rows.reshape(-1, work.views, *rows.shape[1:])
+        rows = hosts.concatenate(of_images, len(work.loader)).reshape(-1, *rows.shape[1:])
     table = replicate(rows, work.devices) if planned.resident else None
     return Feed(work.loader, planned.views, work.stage, work.row.dtype, rows, table)
-
-
-def _of_all_hosts(
-    rows: Num[np.ndarray, "part ..."], work: FrozenPass
-) -> Num[np.ndarray, "rows ..."]:
-    """The outputs of all hosts, each of which has those of its part."""
-    longest = -(-len(work.loader) // work.part[1]) * work.views
-    length = max(1, _BYTES_AT_A_TIME // max(1, rows[:1].nbytes))
-    whole = np.empty((work.part[1], longest, *rows.shape[1:]), rows.dtype)
-    for first in range(0, longest, length):
-        piece = np.zeros((min(length, longest - first), *rows.shape[1:]), rows.dtype)
-        own = rows[first : first + length]
-        piece[: len(own)] = own
-        whole[:, first : first + length] = hosts.gather(piece)
-    return whole.reshape(-1, *rows.shape[1:])[: len(work.loader) * work.views]
 
 
 def stored_outputs(
@@ -385,6 +365,8 @@ def stored_outputs(
         OSError: the outputs cannot be stored.
     """
     dtype, waiting = jnp.dtype(work.config.cache.dtype), False
+    if not work.images:  # fewer images than hosts
+        return np.empty(work.shape, dtype)
     while (rows := store.find(work.metadata)) is None and not stop():
         try:
             with store.filling(work.metadata, work.shape, dtype) as array:
@@ -398,24 +380,6 @@ def stored_outputs(
         if not stop() and store.find(work.metadata) is None:
             raise OSError(errno.ENOENT, "another process removed the activations")
     return rows
-
-
-@functools.cache
-def _code() -> str:
-    """A hash of this package's code, since its version stays the same between releases."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _sha256(variables: Variables) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(variables):
-        value = np.asarray(variables[path])
-        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def _amount(size: float) -> str:

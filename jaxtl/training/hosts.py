@@ -18,6 +18,7 @@ import numpy as np
 from flax import serialization
 from jax import lax
 from jax.experimental import multihost_utils
+from jaxtyping import Num
 
 from jaxtl.errors import Interrupted, UserError, one_line
 from jaxtl.training.parallel import AXIS, all_devices, data_parallel, lagging, shard
@@ -101,6 +102,31 @@ def gather(array: np.ndarray) -> np.ndarray:
     sent = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     received = multihost_utils.process_allgather(sent)
     return np.ascontiguousarray(received).view(array.dtype).reshape(-1, *array.shape)
+
+
+def split_up(count: int, part: int, parts: int) -> range:
+    """The part of a range that one of several hosts has: equal parts, but for the last ones."""
+    each = -(-count // parts)
+    first = min(part * each, count)
+    return range(first, min(first + each, count))
+
+
+def concatenate(rows: Num[np.ndarray, "part ..."], count: int) -> Num[np.ndarray, "rows ..."]:
+    """Sends the rows of every host to all others, some of them at a time.
+
+    Args:
+        rows: those of this host, of `split_up`.
+        count: the number of rows of all hosts.
+    """
+    longest = len(split_up(count, 0, jax.process_count()))
+    length = max(1, _PIECE // max(1, jax.process_count() * rows[:1].nbytes))
+    whole = np.empty((jax.process_count(), longest, *rows.shape[1:]), rows.dtype)
+    for first in range(0, longest, length):
+        piece = np.zeros((min(length, longest - first), *rows.shape[1:]), rows.dtype)
+        own = rows[first : first + length]
+        piece[: len(own)] = own
+        whole[:, first : first + length] = gather(piece)
+    return whole.reshape(-1, *rows.shape[1:])[:count]
 
 
 def on_any(condition: bool) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import pydantic
@@ -17,6 +17,7 @@ from jaxtl.files import unfinished
 from jaxtl.models import Variables
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory, RunMetadata
+from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
 
@@ -27,43 +28,6 @@ class _Sent(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
 
     progress: Progress | None
-
-
-class RunCheckpoints(Protocol):
-    """What training needs of `Checkpoints`."""
-
-    def save(self, progress: Progress, changed: Variables, optimizer: Any) -> None:
-        """See `Checkpoints.save`."""
-
-    def newest(self, before_step: int | None = None) -> Progress | None:
-        """See `Checkpoints.newest`."""
-
-    def changed(self, number: int, like: Variables) -> Variables:
-        """See `Checkpoints.changed`."""
-
-    def optimizer(self, number: int, like: Any) -> Any:
-        """See `Checkpoints.optimizer`."""
-
-    def forget(self, after: int) -> None:
-        """See `Checkpoints.forget`."""
-
-    def close(self) -> None:
-        """See `Checkpoints.close`."""
-
-
-class RunLog(Protocol):
-    """What training needs of `MetricsLog`."""
-
-    def write(
-        self, phase: str, epoch: int, step: int, split: str, metrics: Mapping[str, float]
-    ) -> None:
-        """See `MetricsLog.write`."""
-
-    def forget(self, until: int) -> None:
-        """See `MetricsLog.forget`."""
-
-    def close(self) -> None:
-        """See `MetricsLog.close`."""
 
 
 class SharedCheckpoints:
@@ -124,6 +88,10 @@ class NoLog:
 
     def close(self) -> None:
         """Does nothing."""
+
+
+RunCheckpoints = Checkpoints | SharedCheckpoints
+RunLog = MetricsLog | NoLog
 
 
 def progress_as_json(progress: Progress | None) -> str:
