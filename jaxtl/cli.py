@@ -114,7 +114,7 @@ def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None
         if "--debug" in arguments:
             raise
         print(f"error: {printable(one_line(error))}", file=sys.stderr)
-        code = getattr(error, "exit_code", 2)
+        code = 2
     except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
         code = error.exit_code if isinstance(error, Interrupted) else 130

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,11 +16,15 @@ from jax._src import clusters
 from jax._src.clusters.k8s_cluster import K8sCluster
 from rich.console import Console
 
-from jaxtl.errors import EXPECTED, Interrupted, UserError
+from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.training import hosts
 
+_log = logging.getLogger("jaxtl")
+
+_SECONDS_TO_MEET = 300
 _SECONDS_OF_SILENCE = 25  # after which a host counts as dead
-_SECONDS_TO_LEAVE = 60
+_SECONDS_TO_LEAVE = 20
+_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 _LOST = (
     "another host has died or cannot be reached, or this process was killed; what was trained "
@@ -26,15 +32,14 @@ _LOST = (
     "hosts or fewer"
 )
 
+_ALONE = (
+    f"the processes of this run did not meet within {_SECONDS_TO_MEET} s, or this one was killed: "
+    "start all of them, with a --coordinator that each can reach"
+)
+
 # Runs in a process of its own, which outlives the one that it watches: JAX ends that by a signal
 # where the first host dies. Who leaves in good order says so before.
 _WATCH = "import sys; sys.stdin.buffer.read() or print('error: ' + sys.argv[1], file=sys.stderr)"
-
-
-class HostLost(UserError):
-    """Another host has died, or cannot be reached."""
-
-    exit_code = 75  # EX_TEMPFAIL of sysexits.h: another try may help
 
 
 @contextlib.contextmanager
@@ -43,7 +48,9 @@ def joined(
 ) -> Iterator[None]:
     """Joins the other processes of a run before the block, and leaves them after it.
 
-    Without arguments it joins those of the cluster that JAX detects, if there are several.
+    Without arguments it joins those of the cluster that JAX detects, if there are several. If a
+    host is lost within the block, this process ends with exit code 75, or by JAX's SIGABRT, and a
+    line says so.
 
     Args:
         coordinator: HOST:PORT, where the process number 0 listens.
@@ -52,7 +59,6 @@ def joined(
         out: the terminal.
 
     Raises:
-        HostLost: another host died while this one waited for it.
         UserError: the arguments do not fit together, or the processes do not meet.
     """
     if not _is_one_of_several(coordinator, num_processes, process_id):
@@ -61,24 +67,27 @@ def joined(
     # JAX would take SIGTERM for itself, and the run could not be saved.
     jax.config.update("jax_enable_preemption_service", False)
     out.print("waiting for the other processes; to train in this one alone: --num-processes 1")
-    with _watched():
+    with _watched(_ALONE), _usual_signals():
         try:
             jax.distributed.initialize(
                 *(coordinator, num_processes, process_id),
                 cluster_detection_method="deactivate" if coordinator else None,
+                initialization_timeout=_SECONDS_TO_MEET,
                 heartbeat_timeout_seconds=_SECONDS_OF_SILENCE,
                 shutdown_timeout_seconds=_SECONDS_TO_LEAVE,
             )
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"the processes of this run do not meet: {reason}") from error
+    with _watched(_LOST):
         try:
             yield
         except (Exception, Interrupted) as error:
             if hosts.is_shared(error):
                 _leave()
             elif _is_lost(error):
-                raise HostLost(_LOST) from error
+                _log.error("%s", one_line(error))
+                os._exit(_TRY_AGAIN)  # the watching process says the rest, after JAX's own words
             raise
         _leave()
 
@@ -125,10 +134,10 @@ def _in_an_indexed_job() -> bool:
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[None]:
-    """Has the loss of a host told after all that JAX says when it ends this process for it."""
+def _watched(message: str) -> Iterator[None]:
+    """Has a message printed if the block does not end in order, after all that JAX says then."""
     watcher = subprocess.Popen(
-        [sys.executable, "-S", "-c", _WATCH, _LOST],
+        [sys.executable, "-S", "-c", _WATCH, message],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not for it
@@ -137,6 +146,19 @@ def _watched() -> Iterator[None]:
         yield
     finally:
         watcher.communicate(b".")
+
+
+@contextlib.contextmanager
+def _usual_signals() -> Iterator[None]:
+    """Lets signals end this process at once: JAX does not listen to Python while it waits."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave() -> None:

@@ -141,7 +141,7 @@ class Training:
                 self._epoch(run, stop)
             except Diverged as error:
                 run.chunk = None
-                self.progress = self.recovery.slow_down(run, self.progress, self.variables, error)
+                self.progress = self._recover(run, error)
             except Interrupted:
                 self._save(run, at_once=True)
                 raise
@@ -154,6 +154,11 @@ class Training:
                 raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
         self.variables = run.frozen | run.state.variables
         self._restore_best(run.phase)
+
+    def _recover(self, run: PhaseRun, error: Diverged) -> Progress:
+        """Goes back on every host, since all have the same numbers."""
+        slow_down = self.recovery.slow_down
+        return hosts.together(lambda: slow_down(run, self.progress, self.variables, error))
 
     def _begin(self, index: int, stop: Stop) -> PhaseRun:
         phase, trainable = self.config.phases[index], self.trainables[index]

@@ -62,12 +62,12 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
-    check_batch_size(config.data.batch_size, all_devices())
     check_same_everywhere(config, run_metadata(config, data))
+    hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
     for part in data:
         out.print(found_line(part))
-    network, trainables = plan_run(config, len(data.train.classes))
-    run = RunDirectory(workdir)
+    network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
+    run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened)
         evaluation = training.run()
