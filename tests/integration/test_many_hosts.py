@@ -30,31 +30,44 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-5}
 
 
 class Job:
-    """The processes of a run, of which each has so many simulated devices."""
+    """The processes of a run, of which each has so many simulated devices.
 
-    def __init__(self, workplace, name, processes, devices, *flags):
+    They are told of each other by flags or, with `slurm`, by the variables of that cluster.
+    """
+
+    def __init__(self, workplace, name, processes, devices, *, slurm=False):
         self.path = workplace.path / name
         variables = {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=0"
         }
-        command = [sys.executable, Path(__file__).with_name("host_process.py"), *FLAGS, *flags]
+        command = [sys.executable, Path(__file__).with_name("host_process.py"), *FLAGS]
         command += ["--workdir", name]
-        if processes > 1:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        if processes > 1 and not slurm:
             command += ["--coordinator", f"localhost:{port}", "--num-processes", str(processes)]
+        if slurm:
+            variables |= {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost"}
+            variables |= {"SLURM_NTASKS": str(processes)}
+
+        def own(number):
+            """The flags and variables that only one process has."""
+            if slurm:
+                return [], {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
+            return ["--process-id", str(number)] if processes > 1 else [], {}
+
         self.processes = [
             subprocess.Popen(
-                [*map(str, command), *(("--process-id", str(i)) if processes > 1 else ())],
+                [*map(str, command), *own(number)[0]],
                 cwd=workplace.path,
-                env=os.environ | variables,
+                env=os.environ | variables | own(number)[1],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            for i in range(processes)
+            for number in range(processes)
         ]
 
     def finish(self) -> list[Ended]:
@@ -87,9 +100,9 @@ def assert_same_run(job, reference):
         np.testing.assert_allclose(found[key], value, **CLOSE, err_msg=str(key))
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
-def test_any_number_of_processes_trains_the_same(workplace, one, processes, devices):
-    job = Job(workplace, f"hosts-{processes}", processes, devices).succeed()
+@pytest.mark.parametrize(("processes", "devices", "slurm"), [(2, 4, False), (4, 2, True)])
+def test_any_number_of_processes_trains_the_same(workplace, one, processes, devices, slurm):
+    job = Job(workplace, f"hosts-{processes}", processes, devices, slurm=slurm).succeed()
     assert_same_run(job, one)
     for ran in (one, job):
         assert "head: 2 views an image; the frozen stages run once" in ran.out
