@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib.util
 import logging
@@ -81,6 +82,7 @@ def joined(
             raise UserError(f"the processes of this run do not meet: {reason}") from error
     with _watched(_LOST):
         try:
+            _check_devices()
             yield
         except (Exception, Interrupted) as error:
             if hosts.is_shared(error):
@@ -90,6 +92,17 @@ def joined(
                 os._exit(_TRY_AGAIN)  # the watching process says the rest, after JAX's own words
             raise
         _leave()
+
+
+def _check_devices() -> None:
+    """Refuses hosts that differ in their devices; all know those of all."""
+    of_hosts = collections.Counter(device.process_index for device in jax.devices()).values()
+    if len(set(of_hosts)) > 1:
+        _leave()
+        raise UserError(
+            f"the processes have {', '.join(map(str, of_hosts))} devices: each needs as many as "
+            "the others"
+        )
 
 
 def _is_one_of_several(

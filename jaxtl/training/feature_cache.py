@@ -364,7 +364,7 @@ def stored_outputs(
         OutOfMemory: the frozen stages take more memory than there is.
         OSError: the outputs cannot be stored.
     """
-    dtype, waiting = jnp.dtype(work.config.cache.dtype), False
+    dtype, waits = jnp.dtype(work.config.cache.dtype), 0
     if not work.images:  # fewer images than hosts
         return np.empty(work.shape, dtype)
     while (rows := store.find(work.metadata)) is None and not stop():
@@ -372,9 +372,9 @@ def stored_outputs(
             with store.filling(work.metadata, work.shape, dtype) as array:
                 work.fill(array, out, stop)
         except BlockingIOError:
-            if not waiting:
+            waits += 1
+            if waits == 2:  # a process that only makes room is done by then
                 out.print("another process is filling the cache; waiting until it is done")
-            waiting = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             continue
         if not stop() and store.find(work.metadata) is None:

@@ -108,22 +108,21 @@ def check_same_everywhere(config: Config, metadata: RunMetadata) -> None:
     """Refuses to train on hosts that were not given the same.
 
     Raises:
-        UserError: config, data or the number of devices of a host differ from the first host's.
+        UserError: config or data of a host differ from the first host's.
     """
     if not hosts.several():
         return
     own = {
         "config": config.model_dump_json(),
         "data": metadata.model_dump_json(include={"classes", "data"}),
-        "number of devices": jax.local_device_count(),
     }
     first = hosts.from_first(lambda: own)
 
     def compare() -> None:
         if differing := [name for name, value in own.items() if first[name] != value]:
             raise UserError(
-                f"the {' and '.join(differing)} differ from those of the first host: give all "
-                "hosts the same command, data and kind of machine"
+                f"{' and '.join(differing)} differ from those of the first host: give all hosts "
+                "the same command and the same images"
             )
 
     hosts.together(compare)
