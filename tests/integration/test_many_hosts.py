@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from same_bits import arrays
-from workplace import Ended, finish, measurements, saved_steps, wait_until
+from workplace import Ended, finish, measurements, saved_steps, wait_until, write_images
 
 pytestmark = pytest.mark.slow
 
@@ -35,13 +35,13 @@ class Job:
     They are told of each other by flags or, with `slurm`, by the variables of that cluster.
     """
 
-    def __init__(self, workplace, name, processes, devices, *, slurm=False):
+    def __init__(self, workplace, name, processes, devices, *flags, slurm=False):
         self.path = workplace.path / name
         variables = {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
             "--xla_backend_optimization_level=0"
         }
-        command = [sys.executable, Path(__file__).with_name("host_process.py"), *FLAGS]
+        command = [sys.executable, Path(__file__).with_name("host_process.py"), *FLAGS, *flags]
         command += ["--workdir", name]
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -144,3 +144,24 @@ def test_a_signal_to_one_process_stops_and_saves_all_at_the_same_step(workplace,
     assert "stopped and saved; to continue" in ended[0].out
     assert not any(LOST in process.err for process in ended)
     assert_same_run(Job(workplace, "hosts-stopped", 2, 4).succeed(), one)
+
+
+def test_an_image_that_one_host_cannot_read_stops_all_at_the_same_step(workplace):
+    write_images(workplace.path / "losing" / "train", each=15, seed=1)
+    write_images(workplace.path / "losing" / "val", each=6, seed=2)
+    streamed = ("--cfg.data.memory_gb=0", "--cfg.cache.disk_gb=0", "--cfg.phases.head.epochs=999")
+    flags = ("--cfg.data.source=losing", "--cfg.data.retry_seconds=0", *streamed)
+    job = Job(workplace, "hosts-losing", 2, 1, *flags)
+    wait_until(lambda: STEPS in saved_steps(job.path), job.processes[0])
+    (workplace.path / "losing" / "train" / "red" / "03.png").unlink()
+    ended = job.finish()
+    assert [process.code for process in ended] == [2, 2], ended
+    said = [process.err.splitlines()[-1] for process in ended]
+    reader = next(host for host in (0, 1) if "on host" not in said[host])
+    assert said[reader].startswith("error: losing/train/red/03.png: cannot be read")
+    assert said[1 - reader].startswith(f"error: on host {reader}: losing/train/red/03.png")
+    # Every step before that of the image is saved, also within an epoch.
+    order = np.random.RandomState([0, saved_steps(job.path)[-1] // STEPS]).permutation(45)
+    place = list(order).index(33)  # after 15 blue and 15 green ones
+    assert saved_steps(job.path)[-1] % STEPS == place // 16
+    assert reader == place % 16 // 8
