@@ -205,7 +205,7 @@ def _compiled(part: Mapping[str, Any], device: str, case: compilers.Case) -> Ite
             found, ratios = by[who], ("", "")
             if keras and who == "jaxtl":
                 keys = ("moved_bytes", "temporary_bytes")
-                ratios = tuple(f"**{found[key] / keras[key]:.2f}**" for key in keys)
+                ratios = tuple(f"**{found[key] / keras[key]:.3f}**" for key in keys)
             lines.append(
                 (
                     *(network, who, f"{found['moved_bytes'] / 1e9:.2f}"),
