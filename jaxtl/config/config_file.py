@@ -184,6 +184,11 @@ class Config(Checked):
             raise ValueError(f"two are called {min(repeated)!r}; give each its own name")
         return phases
 
+    @property
+    def scaled_phases(self) -> tuple[Phase, ...]:
+        """The phases with the learning rates that they have for this batch size."""
+        return tuple(phase.for_batches_of(self.data.batch_size) for phase in self.phases)
+
 
 def load(name: str, overrides: Mapping[str, str]) -> Config:
     """Reads a config file, applies flags to it and checks the whole.

@@ -153,7 +153,7 @@ class Training:
         self._restore_best(run.phase)
 
     def _begin(self, index: int, stop: Stop) -> PhaseRun:
-        phase, trainable = self.config.phases[index], self.trainables[index]
+        phase, trainable = self.config.scaled_phases[index], self.trainables[index]
         train, val = self._feeds(phase, trainable, stop)
         view_seed = self.config.data.seed if train.views else self.config.seed
         hyper = hyperparameters(phase, self.config.seed, view_seed)

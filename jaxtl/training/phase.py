@@ -13,6 +13,7 @@ from jaxtl.config import Augment, Phase
 from jaxtl.data.loader import Batch
 from jaxtl.models import Network, Variables, stage_of
 from jaxtl.runs.progress import Progress
+from jaxtl.training.averaging import begin_average
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, replicate
@@ -114,6 +115,7 @@ def phase_step(
     momentum = phase.batch_norm_momentum
     if momentum is None:
         momentum = running_momentum(phase.epochs * steps_per_epoch)
+    momentum **= 1 / phase.accumulate  # each piece of a batch moves the statistics
     return make_train_step(
         training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
         trainable,
@@ -145,4 +147,7 @@ def first_state(
     trained = partition(variables, trainable.variables)[0]
     # Copies: the steps donate the state's arrays, and the variables must outlive them.
     copies = jax.tree.map(jnp.copy, trained)
-    return TrainState(jnp.asarray(step, jnp.int32), copies, jax.jit(init)(parameters))
+    state = jax.jit(init)(parameters)
+    if phase.ema is not None:
+        state = begin_average(trained, state)
+    return TrainState(jnp.asarray(step, jnp.int32), copies, state)

@@ -212,7 +212,7 @@ def _open(
         checkpoints.save_initial(variables, origin, full=config.checkpoint.full)
         run.begin(config, metadata.model_copy(update={"weights": weights}))
         progress = Progress()
-    out.print(stage_table(network, config.phases, trainables))
+    out.print(stage_table(network, config.scaled_phases, trainables))
     # An epoch that is not validated has no lines yet.
     log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
     opened.callback(log.close)

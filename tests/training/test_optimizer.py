@@ -133,8 +133,8 @@ def test_a_warm_up_that_rounds_to_the_whole_phase_ends_at_the_rate(name):
 
 
 def test_an_unknown_schedule_is_an_error():
-    unknown = phase().model_copy(update={"schedule": "linear"})
-    with pytest.raises(KeyError, match="linear"):
+    unknown = phase().model_copy(update={"schedule": "quadratic"})
+    with pytest.raises(KeyError, match="quadratic"):
         schedule(unknown, 10)
 
 

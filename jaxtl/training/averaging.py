@@ -1,0 +1,44 @@
+"""The exponential moving average of what trains, in place of which the optimizer moves a copy."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from jaxtl.models import Variables
+
+
+class Averaged(NamedTuple):
+    """The optimizer's state of a phase that trains to an average, which is the phase's variables.
+
+    Attributes:
+        optimizer: the state of the optimizer.
+        variables: the variables that the optimizer moves, by path.
+        steps: the number of steps in the average.
+    """
+
+    optimizer: optax.OptState
+    variables: Variables
+    steps: Int[Array, ""]
+
+
+def begin_average(variables: Variables, optimizer: optax.OptState) -> Averaged:
+    """The state before the first step."""
+    return Averaged(optimizer, jax.tree.map(jnp.copy, variables), jnp.zeros((), jnp.int32))
+
+
+def add_to_average(
+    decay: float, average: Variables, steps: Any, moved: Variables
+) -> tuple[Variables, Any]:
+    """The average after one more step, and the number of steps in it.
+
+    What it began with does not count: the average after t steps is that of Kingma and Ba 2015
+    (arXiv:1412.6980, section 7.2), with their correction 1 - decay^t.
+    """
+    steps = steps + 1
+    weight = (1 - decay) / (1 - decay ** steps.astype(jnp.float32))
+    return optax.incremental_update(moved, average, weight), steps
