@@ -264,8 +264,7 @@ class _About(NamedTuple):
         try:
             about = json.loads((place / _ABOUT).read_bytes())
             shape = tuple(operator.index(length) for length in about["shape"])
-            # Earlier versions wrote the file once the array was whole.
-            done = operator.index(about.get("done", shape[0]))
+            done = operator.index(about["done"])
             return cls(shape, jnp.dtype(about["dtype"]), done) if 0 <= done <= shape[0] else None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None

@@ -203,8 +203,8 @@ def _open(
         out.print(f"continuing {run.path} in phase {phase.name} after epoch {progress.epoch}")
     else:
         run.check_empty()
-        if run.exists() and run.metrics.exists():
-            out.print(f"{run.path} has no checkpoint any more: its run begins anew")
+        if run.exists() and run.metrics.exists() and run.metrics.stat().st_size:
+            out.print(f"{run.path} has metrics and no checkpoint: its run begins anew")
         network, variables, weights = pretrained(config, network)
         if checkpoints is None:
             checkpoints = opened.enter_context(contextlib.closing(Checkpoints(run.checkpoints)))

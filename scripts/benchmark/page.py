@@ -18,7 +18,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from benchmark.rows import GPU_GOALS, ROWS, Row
+from benchmark.gpu import FRAMEWORKS, GOALS, NETWORKS
+from benchmark.rows import ROWS, Row
 
 _TEXT = Path(__file__).with_name("page.md").read_text().split("<!-- measured -->\n")
 _REACHED, _MISSED = "#2a7f62", "#c0504d"
@@ -163,18 +164,18 @@ def _roofline(rows: Mapping[str, Any], peaks: Mapping[str, float]) -> Iterator[s
 
 
 def _gpu(gpu: Mapping[str, Any]) -> Iterator[str]:
-    metadata = gpu["metadata"]
-    peaks, lines = metadata["peaks"], []
-    yield f"## {metadata['device']}, bfloat16\n"
+    peaks, cases = gpu["peaks"], {}
+    for row in gpu["rows"]:
+        case = row["network"], row["row"], row["batch"]
+        cases.setdefault(case, {})[row["who"]] = row["per_second"]
+    yield f"## {gpu['device']}, bfloat16, images a second\n"
     yield _where(gpu)
-    for step in metadata["rows"]:
-        goal = GPU_GOALS.get(step["row"])
-        reached = ("yes" if step["per_second"] >= goal else "**no**") if goal else ""
-        bandwidth = f"{100 * step['roofline']:.0f} %" if "roofline" in step else ""
-        cells = (step["row"], str(step["batch"]), f"{step['per_second']:,.0f}", bandwidth)
-        lines.append((*cells, f"{goal:,}" if goal else "", reached))
-    columns = ("row", "batch", "a second", "of the memory's bandwidth", "goal on an H100", "")
-    yield _table(columns, lines)
+    lines = []
+    for (network, row, batch), known in cases.items():
+        goal = GOALS.get(row) if network == NETWORKS[0] else None
+        numbers = [f"{known[who]:,.0f}" if who in known else "" for who in FRAMEWORKS]
+        lines.append((network, row, str(batch), *numbers, f"{goal:,}" if goal else ""))
+    yield _table(("network", "row", "batch", *FRAMEWORKS, "goal on an H100"), lines)
     yield f"At its best: {peaks['flops'] / 1e12:.0f} TFLOP/s, {peaks['bytes'] / 1e12:.2f} TB/s.\n"
 
 
