@@ -130,7 +130,7 @@ class Phase(Checked):
             raise ValueError("schedule='one_cycle' rises by itself; leave warmup_epochs out")
         if (self.schedule == "step") != bool(self.step_epochs):
             raise ValueError(
-                "schedule='step' and step_epochs=(30, 60), or the like, need each other"
+                "schedule='step' needs step_epochs, such as (30, 60), and nothing else does"
             )
         ascending = [self.warmup_epochs, *self.step_epochs, self.epochs]
         if self.step_epochs and sorted(set(ascending)) != ascending:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,35 @@ def begin_average(variables: Variables, optimizer: optax.OptState) -> Averaged:
     return Averaged(optimizer, jax.tree.map(jnp.copy, variables), jnp.zeros((), jnp.int32))
 
 
+def moving(variables: Variables, optimizer: optax.OptState) -> tuple[Variables, optax.OptState]:
+    """The variables that the optimizer moves, and its own state; both with an average or without.
+
+    Args:
+        variables, optimizer: those of a `TrainState`.
+    """
+    if isinstance(optimizer, Averaged):
+        return optimizer.variables, optimizer.optimizer
+    return variables, optimizer
+
+
 def add_to_average(
-    decay: float, average: Variables, steps: Any, moved: Variables
-) -> tuple[Variables, Any]:
-    """The average after one more step, and the number of steps in it.
+    decay: float,
+    average: Variables,
+    before: Averaged,
+    moved: Variables,
+    optimizer: optax.OptState,
+) -> tuple[Variables, Averaged]:
+    """The average after one more step, and the state with it.
 
     What it began with does not count: the average after t steps is that of Kingma and Ba 2015
     (arXiv:1412.6980, section 7.2), with their correction 1 - decay^t.
+
+    Args:
+        decay: the fraction of itself that it keeps, above 0 and below 1.
+        average, before: the average before the step, and the state with it.
+        moved, optimizer: the variables as the step moved them, and the optimizer's own state.
     """
-    steps = steps + 1
+    steps = before.steps + 1
     weight = (1 - decay) / (1 - decay ** steps.astype(jnp.float32))
-    return optax.incremental_update(moved, average, weight), steps
+    average = optax.incremental_update(moved, average, weight)
+    return average, Averaged(optimizer, moved, steps)

@@ -20,7 +20,7 @@ from jaxtl.data.loader import Batch
 from jaxtl.metrics import Sums, correct_top_k, cross_entropy
 from jaxtl.models import Context, Variables, merge, split, stage_of
 from jaxtl.training.accumulation import Gradients, pieces_on_cpu, sum_over_pieces
-from jaxtl.training.averaging import Averaged, add_to_average
+from jaxtl.training.averaging import add_to_average, moving
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, data_parallel, on_cpu
 from jaxtl.training.trainable import Trainable, partition
@@ -84,7 +84,7 @@ def make_train_step(
         state: TrainState,
         batch: Batch,
     ) -> tuple[TrainState, Sums]:
-        before, optimizer_state = _moving(state)
+        before, optimizer_state = moving(state.variables, state.optimizer)
         parameters, statistics = partition(before, trainable.multipliers)
         keys = _dropout_keys(hyper.seed, state.step, len(batch.labels))
         statistics, gradients, sums = gradients_of(
@@ -94,28 +94,13 @@ def make_train_step(
         everything = partition(frozen | parameters, trainable.labels)[0]
         transform = optimizer(phase, trainable, steps_per_epoch, hyper)
         parameters, optimizer_state = _update(transform, gradients, optimizer_state, everything)
-        state = _moved(state, phase.ema, parameters | statistics, optimizer_state)
-        return state, lax.psum(sums, AXIS)
+        moved = parameters | statistics, optimizer_state
+        if phase.ema is not None:
+            moved = add_to_average(phase.ema, state.variables, state.optimizer, *moved)
+        return TrainState(state.step + 1, *moved), lax.psum(sums, AXIS)
 
     over_runs = partial(_over_runs, stage=trainable.frontier, runs_per_batch=runs_per_batch)
     return _in_chunks(over_runs(train_step) if runs_per_batch else train_step, devices)
-
-
-def _moving(state: TrainState) -> tuple[Variables, optax.OptState]:
-    """The variables that the optimizer moves, and its state."""
-    if isinstance(state.optimizer, Averaged):
-        return state.optimizer.variables, state.optimizer.optimizer
-    return state.variables, state.optimizer
-
-
-def _moved(
-    state: TrainState, ema: float | None, variables: Variables, optimizer_state: optax.OptState
-) -> TrainState:
-    """The state after a step that moved them there."""
-    if ema is None:
-        return TrainState(state.step + 1, variables, optimizer_state)
-    average, steps = add_to_average(ema, state.variables, state.optimizer.steps, variables)
-    return TrainState(state.step + 1, average, Averaged(optimizer_state, variables, steps))
 
 
 def _batch_gradients(
@@ -152,10 +137,14 @@ def _batch_gradients(
 
         def of_piece(statistics: Variables, batch: Batch, keys: Array) -> Gradients:
             features, labels, valid = features_of(batch), *map(jnp.asarray, batch[1:3])
+            context = Context(keys, valid)
+            if trainable.statistics and accumulate > 1:  # a piece may have nothing but padding
+                empty = lax.psum(jnp.sum(valid), AXIS) == 0
+                context = Context(keys, valid | empty)  # which no NaN may come from
 
             def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
                 network = merge(graph, frozen | statistics | parameters)
-                logits = network(features, start=trainable.frontier, context=Context(keys, valid))
+                logits = network(features, start=trainable.frontier, context=context)
                 losses = cross_entropy(logits, labels, hyper.label_smoothing)
                 updated_statistics = partition(split(network)[1], trainable.statistics)[0]
                 return jnp.sum(losses, where=valid) / count, (logits, updated_statistics)
