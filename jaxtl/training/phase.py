@@ -16,7 +16,7 @@ from jaxtl.runs.progress import Progress
 from jaxtl.training.averaging import begin_average
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import Hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, replicate
+from jaxtl.training.parallel import AXIS, on_cpu, replicate
 from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
@@ -117,7 +117,13 @@ def phase_step(
         momentum = running_momentum(phase.epochs * steps_per_epoch)
     momentum **= 1 / phase.accumulate  # each piece of a batch moves the statistics
     return make_train_step(
-        training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
+        training_graph(
+            network,
+            trainable,
+            momentum=momentum,
+            axis_name=AXIS,
+            fused=not on_cpu(devices),
+        ),
         trainable,
         phase,
         steps_per_epoch=steps_per_epoch,
