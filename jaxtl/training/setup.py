@@ -26,6 +26,7 @@ from jaxtl.runs.report import write_report
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
 from jaxtl.training.parallel import check_batch_size, check_single_process
+from jaxtl.training.profiling import Trace
 from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import Trainable, select_trainable
 from jaxtl.weights import Origin, WeightsRecord, load_weights, plan_network, with_convention
@@ -34,7 +35,9 @@ from jaxtl.weights.sources import NoWeights
 _NAMED = 1000  # skipped images in `run.json`, whose size is limited where it is read
 
 
-def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str, float]:
+def train(
+    config: Config, data: Splits, workdir: Path, out: Console, profile: range = range(0)
+) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
     Args:
@@ -42,6 +45,7 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         data: the data from `open_data`.
         workdir: the run directory: a new one, or that of a run of the same config and data.
         out: the terminal.
+        profile: the steps to trace into the run directory, counted from 0; none by default.
 
     Returns:
         Steps, best epoch of the last phase, and validation metrics of the result.
@@ -58,10 +62,12 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
     network, trainables = plan_run(config, len(data.train.classes))
     run = RunDirectory(workdir)
     with run.locked(), contextlib.ExitStack() as opened:
-        training = _open(run, config, data, network, trainables, out, opened)
+        training = _open(run, config, data, network, trainables, out, opened, profile)
         evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
         run.finish(result)
+        if training.trace.missing:
+            out.print("no step was traced: the run ended before --profile began")
         draw_report(run, evaluation, out)
     sums = evaluation.sums
     seconds = time.perf_counter() - begun
@@ -182,6 +188,7 @@ def _open(
     trainables: list[Trainable],
     out: Console,
     opened: contextlib.ExitStack,
+    profile: range,
 ) -> Training:
     """Begins a new run, or continues the run in the directory from its last checkpoint.
 
@@ -216,13 +223,16 @@ def _open(
     # An epoch that is not validated has no lines yet.
     log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
     opened.callback(log.close)
+    train_data = loader(data.train, config, shuffle=True)
+    planned = train_data.steps_per_epoch * sum(phase.epochs for phase in config.phases)
+    trace = Trace(run.path / "profile", profile, done=progress.step, planned=planned)
     return Training(
         config=config,
         network=network,
         trainables=trainables,
         variables=variables,
         progress=progress,
-        train_data=loader(data.train, config, shuffle=True),
+        train_data=train_data,
         val_data=loader(data.val, config, shuffle=False),
         directory=run,
         checkpoints=checkpoints,
@@ -230,6 +240,7 @@ def _open(
         out=out,
         devices=jax.local_devices(),
         store=feature_store(config),
+        trace=trace,
     )
 
 

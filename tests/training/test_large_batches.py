@@ -16,7 +16,7 @@ from jaxtl.training import accumulation
 from jaxtl.training.parallel import shard
 from jaxtl.training.phase import first_state
 
-SGD = {"optimizer": "sgd", "lr": 0.1}
+SGD = {"optimizer": "sgd", "lr": 1e-3}
 ALL = {".*": 1.0}
 
 
