@@ -29,7 +29,7 @@ from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
 from jaxtl.training.phase import PhaseRun, begin_phase
-from jaxtl.training.profiling import InputWait, Trace, device_use
+from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
 from jaxtl.training.saving import Saver, warn_not_saved
 from jaxtl.training.stopping import Stop, stop_signals
@@ -277,7 +277,7 @@ class Training:
             shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks)
         )
         errors: list[BaseException] = []
-        sharded = run.waits.timed(sharded, lambda: run.state.step.is_ready())
+        sharded = run.waits.timed(sharded, lambda: is_idle(run.state))
         called = self.progress.step
 
         def run_steps() -> Iterator[Sums]:

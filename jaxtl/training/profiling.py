@@ -81,6 +81,11 @@ class Trace:
             jax.profiler.stop_trace()
 
 
+def is_idle(state: Any) -> bool:
+    """Whether the devices are done with the step that makes this state."""
+    return state.step.is_ready()
+
+
 class InputWait:
     """Measures how long the devices had nothing to do because the next batch was not there.
 
@@ -111,12 +116,12 @@ class InputWait:
 
 
 def device_use(
-    devices: Sequence[jax.Device], macs_per_image: Callable[[], float], images_per_second: float
+    devices: Sequence[Any], macs_per_image: Callable[[], float], images_per_second: float
 ) -> dict[str, float]:
     """What the devices say of themselves, and how much of their arithmetic training uses.
 
     Args:
-        devices: the devices that train.
+        devices: the devices that train, `jax.Device`s.
         macs_per_image: counts the multiply-adds of a training step for an image.
         images_per_second: the speed on all devices.
 

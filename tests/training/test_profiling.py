@@ -19,7 +19,7 @@ from jaxtl.training.setup import open_data, train
 
 @pytest.mark.parametrize("text", ["", "3", "5:5", "7:3", "-1:2", "a:b", "1:2:3", "1.0:2"])
 def test_what_is_no_range_of_steps_is_refused(text):
-    with pytest.raises(UserError, match="--profile .*: give two steps"):
+    with pytest.raises(UserError, match=r"--profile .*: give two steps"):
         steps_to_trace(text)
 
 
