@@ -18,17 +18,19 @@ class Averaged(NamedTuple):
     Attributes:
         optimizer: the state of the optimizer.
         variables: the variables that the optimizer moves, by path.
-        steps: the number of steps in the average.
+        steps: the number of steps in the average, int32; (N,) for N runs at once.
     """
 
     optimizer: optax.OptState
     variables: Variables
-    steps: Int[Array, ""]
+    steps: Int[Array, "*runs"]
 
 
-def begin_average(variables: Variables, optimizer: optax.OptState) -> Averaged:
-    """The state before the first step."""
-    return Averaged(optimizer, jax.tree.map(jnp.copy, variables), jnp.zeros((), jnp.int32))
+def begin_average(
+    variables: Variables, optimizer: optax.OptState, step: Int[Array, "*runs"]
+) -> Averaged:
+    """The state before the first step; `step` has the shape of that of the `TrainState`."""
+    return Averaged(optimizer, jax.tree.map(jnp.copy, variables), jnp.zeros_like(step))
 
 
 def moving(variables: Variables, optimizer: optax.OptState) -> tuple[Variables, optax.OptState]:

@@ -170,6 +170,7 @@ def first_state(
     # Copies: the steps donate the state's arrays, and the variables must outlive them.
     copies = jax.tree.map(jnp.copy, trained)
     state = jax.jit(init)(parameters)
+    done = jnp.asarray(step, jnp.int32)
     if phase.ema is not None:
-        state = begin_average(trained, state)
-    return TrainState(jnp.asarray(step, jnp.int32), copies, state)
+        state = begin_average(trained, state, done)
+    return TrainState(done, copies, state)
