@@ -32,6 +32,19 @@ def steps_to_trace(text: str) -> range:
     )
 
 
+def check_planned(steps: range, planned: int) -> None:
+    """Refuses to trace steps after those that a run does at most.
+
+    Raises:
+        UserError: there are such steps.
+    """
+    if steps.stop > planned:
+        raise UserError(
+            f"--profile {steps.start}:{steps.stop}: the run has {planned:,} steps, and the first "
+            "one is 0"
+        )
+
+
 class Trace:
     """A trace of some steps, once they run.
 
@@ -41,22 +54,16 @@ class Trace:
         folder: where TensorBoard and XProf find it: `plugins/profile/` in it.
         steps: the steps, counted from 0 since the run began; none, for no trace.
         done: the number of steps that the run has done.
-        planned: the number of steps that it does at most.
 
     Raises:
-        UserError: these steps are done already, or never come.
+        UserError: these steps are done already.
     """
 
-    def __init__(self, folder: Path, steps: range, *, done: int, planned: int):
+    def __init__(self, folder: Path, steps: range, *, done: int):
         if steps and steps.start < done:
             raise UserError(
                 f"--profile {steps.start}:{steps.stop}: the run has done {done:,} steps; "
                 f"take later ones, such as --profile {done}:{done + len(steps)}"
-            )
-        if steps.stop > planned:
-            raise UserError(
-                f"--profile {steps.start}:{steps.stop}: the run has {planned:,} steps, and the "
-                "first one is 0"
             )
         self.missing = bool(steps)
         self._folder, self._steps = folder, steps

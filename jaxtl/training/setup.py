@@ -26,7 +26,7 @@ from jaxtl.runs.report import write_report
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
 from jaxtl.training.parallel import check_batch_size, check_single_process
-from jaxtl.training.profiling import Trace
+from jaxtl.training.profiling import Trace, check_planned
 from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import Trainable, select_trainable
 from jaxtl.weights import Origin, WeightsRecord, load_weights, plan_network, with_convention
@@ -57,6 +57,8 @@ def train(
     begun = time.perf_counter()
     check_single_process()
     check_batch_size(config.data.batch_size, jax.local_devices())
+    steps_per_epoch = loader(data.train, config, shuffle=True).steps_per_epoch
+    check_planned(profile, steps_per_epoch * sum(phase.epochs for phase in config.phases))
     for part in data:
         out.print(found_line(part))
     network, trainables = plan_run(config, len(data.train.classes))
@@ -224,8 +226,7 @@ def _open(
     log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
     opened.callback(log.close)
     train_data = loader(data.train, config, shuffle=True)
-    planned = train_data.steps_per_epoch * sum(phase.epochs for phase in config.phases)
-    trace = Trace(run.path / "profile", profile, done=progress.step, planned=planned)
+    trace = Trace(run.path / "profile", profile, done=progress.step)
     return Training(
         config=config,
         network=network,
