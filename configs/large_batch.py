@@ -6,6 +6,7 @@
 The sweep compares optimizers with a batch of 32, over three seeds (docs/large-batches.md).
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,13 +36,12 @@ def get_config() -> Config:
 
 def sweep() -> Iterator[dict[str, Any]]:
     """The small batch and the large one, over three seeds."""
-    for seed in range(3):
-        yield {"seed": seed, **_head("adam", 1e-3, None), "data.batch_size": 32}
-        yield {"seed": seed, **_head("adam", 8e-3, "sqrt")}
-        yield {"seed": seed, **_head("lars", 2.0, "linear")}
-        yield {"seed": seed, **_head("lamb", 2e-2, "sqrt")}
-
-
-def _head(optimizer: str, lr: float, scaling: str | None) -> dict[str, Any]:
-    values = {"optimizer": optimizer, "lr": lr, "lr_scaling": scaling}
-    return {f"phases.head.{key}": value for key, value in values.items()}
+    small = ("adam", 1e-3, None, 32)
+    large = (
+        ("adam", 8e-3, "sqrt", 1438),
+        ("lars", 2.0, "linear", 1438),
+        ("lamb", 2e-2, "sqrt", 1438),
+    )
+    keys = *(f"phases.head.{key}" for key in ("optimizer", "lr", "lr_scaling")), "data.batch_size"
+    for values, seed in itertools.product((small, *large), range(3)):
+        yield {**dict(zip(keys, values, strict=True)), "seed": seed}
