@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -17,10 +18,9 @@ from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
-from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
+from jaxtl.training import hosts
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
@@ -32,6 +32,7 @@ from jaxtl.training.phase import PhaseRun, begin_phase
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
 from jaxtl.training.saving import Saver, warn_not_saved
+from jaxtl.training.shared_run import RunCheckpoints, RunLog
 from jaxtl.training.stopping import Stop, stop_signals
 from jaxtl.training.trainable import Trainable
 
@@ -51,7 +52,7 @@ class Training:
         checkpoints: the checkpoints of the run.
         log: the log of its metrics.
         out: the terminal.
-        devices: the devices, as for `shard`.
+        devices: the devices, as for `shard`, of all hosts.
         store: the store of frozen activations.
         trace: the trace of some of its steps.
     """
@@ -64,15 +65,15 @@ class Training:
     train_data: Loader
     val_data: Loader
     directory: RunDirectory
-    checkpoints: Checkpoints
-    log: MetricsLog
+    checkpoints: RunCheckpoints
+    log: RunLog
     out: Console
     devices: Sequence[jax.Device]
     store: FeatureStore
     trace: Trace
 
     def __post_init__(self) -> None:
-        self.evaluator = Evaluator(self.network, self.devices)
+        self.evaluator = Evaluator(self.network, jax.local_devices())
         self.variables = replicate(self.variables, self.devices)
         self.saver = Saver(
             self.checkpoints,
@@ -104,7 +105,9 @@ class Training:
                     self._phase(index, stop)
                 evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
             except Interrupted:
-                self._close()  # an error here is the one to report: the run is not saved
+                hosts.together(
+                    self._close
+                )  # an error here is the one to report: the run is not saved
                 raise
             except Exception as error:
                 self._close_after_error()
@@ -114,8 +117,8 @@ class Training:
                         "--cfg.cache.memory_gb in a new --workdir"
                     ) from error
                 raise
-            self._close()
-            stop.check()
+            hosts.together(self._close)
+            hosts.together(stop.check)
         return evaluation
 
     def _close(self) -> None:
@@ -142,12 +145,12 @@ class Training:
                 self._epoch(run, stop)
             except Diverged as error:
                 run.chunk = None
-                self.progress = self.recovery.slow_down(run, self.progress, self.variables, error)
+                self.progress = self._recover(run, error)
             except Interrupted:
                 self._save(run, at_once=True)
                 raise
             except Exception as error:
-                self.saver.rescue(run.position(self.progress))
+                self.saver.rescue(run.position(self.progress), error)
                 on_host = isinstance(error, MemoryError)  # where images are decoded
                 if run.chunk is None or on_host or not is_out_of_memory(error):
                     raise
@@ -155,6 +158,11 @@ class Training:
                 raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
         self.variables = run.frozen | run.state.variables
         self._restore_best(run.phase)
+
+    def _recover(self, run: PhaseRun, error: Diverged) -> Progress:
+        """Goes back on every host, since all have the same numbers."""
+        slow_down = self.recovery.slow_down
+        return hosts.together(lambda: slow_down(run, self.progress, self.variables, error))
 
     def _begin(self, index: int, stop: Stop) -> PhaseRun:
         phase, trainable = self.config.scaled_phases[index], self.trainables[index]
@@ -210,11 +218,12 @@ class Training:
             views = 0 if self.config.views == "auto" else self.config.views
             return Feed(self.train_data, views), Feed(self.val_data)
         row = output_spec(self.network, self.config.model.image_size, stage)
-        train = plan(self.config, row, len(self.train_data), epochs=phase.epochs)
-        self.out.print(f"{phase.name}: {train.why}")
-        val = plan(
-            self.config, row, len(self.val_data), epochs=phase.epochs, views=1, beside=train.size
+        decide = functools.partial(
+            plan, self.config, row, epochs=phase.epochs, several_hosts=hosts.several()
         )
+        train = decide(len(self.train_data))
+        self.out.print(f"{phase.name}: {train.why}")
+        val = decide(len(self.val_data), views=1, beside=train.size)
         feeds = []
         for planned, loader, augmentation in (
             (train, self.train_data, self.config.augment),
@@ -228,10 +237,12 @@ class Training:
                 stage=stage,
                 views=planned.views,
                 augmentation=augmentation,
-                devices=self.devices,
+                devices=jax.local_devices(),
+                part=(jax.process_index(), jax.process_count()),
             )
             feed = open_feed(planned, work, self.store, self.out, stop.is_set)
             if feed is None:
+                hosts.together(stop.check)
                 raise Interrupted(stop.signal)
             feeds.append(feed)
         return feeds[0], feeds[1]
@@ -259,13 +270,18 @@ class Training:
             check_finite("validation", val["loss"], self.progress.step, phase.name)
             progress = self.progress.after_epoch(val["accuracy"], val["loss"])
             train |= {"images_per_second": shown.images_per_second, "input_wait": waited}
-            train |= device_use(self.devices, lambda: run.macs_per_image, shown.images_per_second)
+            train |= device_use(
+                jax.local_devices(),
+                len(self.devices),
+                lambda: run.macs_per_image,
+                shown.images_per_second,
+            )
             shown.done(train, val, best=progress.best_step == progress.step)
         for split_name, metrics in (("train", train), ("val", val)):
             self.log.write(phase.name, progress.epoch, progress.step, split_name, metrics)
         self.progress = progress
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
-        stop.check()
+        hosts.together(stop.check)
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.
@@ -273,9 +289,7 @@ class Training:
         An error is raised once all steps before it are counted, so that they can be saved.
         """
         chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
-        sharded = lagging(
-            shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks)
-        )
+        sharded = (shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks))
         errors: list[BaseException] = []
         sharded = run.waits.timed(sharded, lambda: is_idle(run.state))
         called = self.progress.step
@@ -283,7 +297,7 @@ class Training:
         def run_steps() -> Iterator[Sums]:
             nonlocal called
             try:
-                for chunk in sharded:
+                for chunk, due in hosts.in_step(sharded, self.saver.due):
                     count = chunk.labels.shape[1]
                     self.trace.before(called, count)
                     if run.chunk is None:
@@ -295,7 +309,7 @@ class Training:
                     self.trace.after(called, sums)
                     jax.tree.map(lambda array: array.copy_to_host_async(), sums)
                     yield sums
-                    if self.saver.due():
+                    if due():
                         return
             except (Exception, Interrupted) as error:
                 errors.append(error)

@@ -54,18 +54,19 @@ class Trace:
         folder: where TensorBoard and XProf find it: `plugins/profile/` in it.
         steps: the steps, counted from 0 since the run began; none, for no trace.
         done: the number of steps that the run has done.
+        here: whether this host writes the trace.
 
     Raises:
         UserError: these steps are done already.
     """
 
-    def __init__(self, folder: Path, steps: range, *, done: int):
+    def __init__(self, folder: Path, steps: range, *, done: int, here: bool = True):
         if steps and steps.start < done:
             raise UserError(
                 f"--profile {steps.start}:{steps.stop}: the run has done {done:,} steps; "
                 f"take later ones, such as --profile {done}:{done + len(steps)}"
             )
-        self.missing = bool(steps)
+        self.missing = bool(steps) and here
         self._folder, self._steps = folder, steps
         self._running = False
 
@@ -123,12 +124,16 @@ class InputWait:
 
 
 def device_use(
-    devices: Sequence[Any], macs_per_image: Callable[[], float], images_per_second: float
+    devices: Sequence[Any],
+    count: int,
+    macs_per_image: Callable[[], float],
+    images_per_second: float,
 ) -> dict[str, float]:
     """What the devices say of themselves, and how much of their arithmetic training uses.
 
     Args:
-        devices: the devices that train, `jax.Device`s.
+        devices: the devices of this host that train, `jax.Device`s.
+        count: the number of devices that train, of all hosts.
         macs_per_image: counts the multiply-adds of a training step for an image.
         images_per_second: the speed on all devices.
 
@@ -142,4 +147,4 @@ def device_use(
     if (accelerator := accelerator_of(devices[0].device_kind)) is None:
         return used
     flops = 2 * macs_per_image() * images_per_second
-    return used | {"mfu": flops / (len(devices) * accelerator.flops)}
+    return used | {"mfu": flops / (count * accelerator.flops)}

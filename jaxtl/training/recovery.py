@@ -13,13 +13,12 @@ from rich.console import Console
 
 from jaxtl.errors import UserError
 from jaxtl.models import Variables
-from jaxtl.runs.checkpoints import Checkpoints
-from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.training.divergence import Diverged
 from jaxtl.training.parallel import replicate
 from jaxtl.training.phase import PhaseRun, first_state
 from jaxtl.training.saving import Saver
+from jaxtl.training.shared_run import RunCheckpoints, RunLog
 from jaxtl.training.step import TrainState
 from jaxtl.training.trainable import partition
 
@@ -36,9 +35,9 @@ class Recovery:
     """
 
     on_nan: Literal["stop", "halve_lr"]
-    checkpoints: Checkpoints
+    checkpoints: RunCheckpoints
     saver: Saver
-    log: MetricsLog
+    log: RunLog
     out: Console
     devices: Sequence[jax.Device]
 

@@ -65,14 +65,14 @@ def test_utilisation_is_of_the_published_peak_of_all_devices():
         return SimpleNamespace(device_kind=kind, memory_stats=lambda: {"peak_bytes_in_use": peak})
 
     two = [device("TPU v4", 3e9), device("TPU v4", 5e9)]
-    used = device_use(two, lambda: 11e9, 5000.0)
-    assert used == pytest.approx({"memory_gb": 5.0, "mfu": 2 * 11e9 * 5000 / (2 * 275e12)})
+    used = device_use(two, 8, lambda: 11e9, 5000.0)
+    assert used == pytest.approx({"memory_gb": 5.0, "mfu": 2 * 11e9 * 5000 / (8 * 275e12)})
     unknown = [device("TPU v99", 3e9)]
-    assert device_use(unknown, lambda: 1 / 0, 5000.0) == {"memory_gb": 3.0}
+    assert device_use(unknown, 1, lambda: 1 / 0, 5000.0) == {"memory_gb": 3.0}
 
 
 def test_a_cpu_says_neither():
-    assert device_use(jax.devices(), lambda: 1 / 0, 5000.0) == {}
+    assert device_use(jax.devices(), 8, lambda: 1 / 0, 5000.0) == {}
 
 
 @pytest.mark.usefixtures("small")
