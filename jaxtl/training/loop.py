@@ -289,9 +289,11 @@ class Training:
         An error is raised once all steps before it are counted, so that they can be saved.
         """
         chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
-        sharded = (shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks))
+        sharded = run.waits.timed(
+            (shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks)),
+            lambda: is_idle(run.state),
+        )
         errors: list[BaseException] = []
-        sharded = run.waits.timed(sharded, lambda: is_idle(run.state))
         called = self.progress.step
 
         def run_steps() -> Iterator[Sums]:
