@@ -30,6 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     where.add_argument("--new", action="store_true", help="do not continue an unfinished run")
     compile_for = "train nothing: compile for accelerators, such as tpu:v5e-8 or gpu:h100x8"
     where.add_argument("--compile-for", metavar="TARGET", help=compile_for)
+    flags.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps into the run directory"
+    )
     given, rest = flags.parse_known_args(arguments)
     if given.compile_for is not None:
         return _compile_for(given.compile_for, given.cfg, rest)
@@ -39,8 +42,10 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.runs.directory import find_unfinished
     from jaxtl.training.cluster import joined
     from jaxtl.training.hosts import from_first, is_first, together
+    from jaxtl.training.profiling import steps_to_trace
     from jaxtl.training.setup import open_data, run_metadata, train
 
+    profile = range(0) if given.profile is None else steps_to_trace(given.profile)
     config, out, workdir = load(given.cfg, cli.overrides(rest)), console(), given.workdir
     again = "the same command without --new" if given.new else "the same command"
 
@@ -58,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
             metadata = run_metadata(config, data)
             workdir = workdir or Path(from_first(choose))
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
-            train(config, data, workdir, out)
+            train(config, data, workdir, out, profile)
     except Interrupted as stopped:
         saved = "" if stopped.__cause__ else " and saved"
         instead = " in place of --new" if given.new else ""

@@ -28,6 +28,7 @@ from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
 from jaxtl.training.parallel import all_devices, check_batch_size
+from jaxtl.training.profiling import Trace, check_planned
 from jaxtl.training.shared_run import (
     NoLog,
     RunLog,
@@ -45,7 +46,9 @@ from jaxtl.weights.sources import NoWeights
 _NAMED = 1000  # skipped images in `run.json`, whose size is limited where it is read
 
 
-def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str, float]:
+def train(
+    config: Config, data: Splits, workdir: Path, out: Console, profile: range = range(0)
+) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
     Args:
@@ -53,6 +56,7 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         data: the data from `open_data`.
         workdir: the run directory: a new one, or that of a run of the same config and data.
         out: the terminal.
+        profile: the steps to trace into the run directory, counted from 0; none by default.
 
     Returns:
         Steps, best epoch of the last phase, and validation metrics of the result.
@@ -64,17 +68,21 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
     begun = time.perf_counter()
     check_same_everywhere(config, run_metadata(config, data))
     hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
+    steps_per_epoch = -(-len(data.train) // config.data.batch_size)
+    check_planned(profile, steps_per_epoch * sum(phase.epochs for phase in config.phases))
     for part in data:
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
-        training = _open(run, config, data, network, trainables, out, opened)
+        training = _open(run, config, data, network, trainables, out, opened, profile)
         evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
 
         def finish() -> None:
             run.finish(result)
+            if training.trace.missing:
+                out.print("no step was traced: the run ended before --profile began")
             draw_report(run, evaluation, out)
 
         hosts.from_first(finish)
@@ -197,6 +205,7 @@ def _open(
     trainables: list[Trainable],
     out: Console,
     opened: contextlib.ExitStack,
+    profile: range,
 ) -> Training:
     """Begins a new run, or continues the run in the directory from its last checkpoint.
 
@@ -224,7 +233,7 @@ def _open(
     begun = hosts.from_first(begin)
     progress = as_progress(begun["progress"]) or Progress()
     network = with_convention(network, begun["convention"])
-    out.print(stage_table(network, config.phases, trainables))
+    out.print(stage_table(network, config.scaled_phases, trainables))
     log: RunLog = NoLog()
     if own:
         # An epoch that is not validated has no lines yet.
@@ -244,6 +253,7 @@ def _open(
         out=out,
         devices=all_devices(),
         store=feature_store(config),
+        trace=Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first()),
     )
 
 
