@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     again = "the same command without --new" if given.new else "the same command"
 
     def choose() -> str:
+        metadata = run_metadata(config, data)
         found = None if given.new else find_unfinished(Path("runs"), config, metadata)
         if found is not None:
             out.print(f"{found} is an unfinished run of this config and data; --new starts anew")
@@ -51,7 +52,6 @@ def main(arguments: Sequence[str]) -> int:
         with joined(given.coordinator, given.num_processes, given.process_id, out):
             out.quiet = not is_first()
             data = together(lambda: open_data(config))
-            metadata = run_metadata(config, data)
             workdir = workdir or Path(from_first(choose))
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
             train(config, data, workdir, out)

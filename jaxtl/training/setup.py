@@ -62,7 +62,8 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
-    check_same_everywhere(config, run_metadata(config, data))
+    if hosts.several():
+        check_same_everywhere(config, run_metadata(config, data))
     hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
     for part in data:
         out.print(found_line(part))
