@@ -28,7 +28,11 @@ def main(arguments: Sequence[str]) -> int:
         "--workdir", type=Path, metavar="DIR", help="the run directory [runs/CONFIG-DATE-TIME]"
     )
     where.add_argument("--new", action="store_true", help="do not continue an unfinished run")
+    compile_for = "train nothing: compile for accelerators, such as tpu:v5e-8 or gpu:h100x8"
+    where.add_argument("--compile-for", metavar="TARGET", help=compile_for)
     given, rest = flags.parse_known_args(arguments)
+    if given.compile_for is not None:
+        return _compile_for(given.compile_for, given.cfg, rest)
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
@@ -62,6 +66,23 @@ def main(arguments: Sequence[str]) -> int:
             f"stopped{saved}; to continue: the same command with --workdir {workdir}{instead}"
         )
         return stopped.exit_code
+    return 0
+
+
+def _compile_for(text: str, cfg: str, rest: Sequence[str]) -> int:
+    """Prints what each phase costs on accelerators."""
+    from jaxtl.forecast.target import check_compiler, prepare_environment, target
+
+    check_compiler(described := target(text))
+    prepare_environment()
+
+    from jaxtl.config.config_file import load
+    from jaxtl.console import console
+    from jaxtl.training.forecast import print_forecast
+    from jaxtl.training.setup import open_data
+
+    config = load(cfg, cli.overrides(rest))
+    print_forecast(config, open_data(config), described, console())
     return 0
 
 

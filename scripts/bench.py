@@ -29,10 +29,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmark import gpu, measure
+from benchmark import compilers, gpu, measure
 from benchmark.protocol import FULL, PEERS, QUICK, missing
 from benchmark.rows import MEASURES
 
+DEVICES = ("cpu", "gpu", *compilers.CASES)
 _SECTIONS = ("scaling", "roofline", "metadata")  # of the results; all other rows are in `rows`
 _PACKAGES = ("jaxtl", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _PEER_PACKAGES = ("keras", "tensorflow", "torch", "timm")
@@ -48,7 +49,7 @@ _ENVIRONMENT = {  # of every process that is measured
 def main() -> int:
     """The command; returns the exit code: 1 if a row is missing, 2 if nothing could be measured."""
     given, left = _flags().parse_args(), []
-    if given.device == "gpu" and given.rows:
+    if given.device != "cpu" and given.rows:
         print("--rows chooses among those of the CPU; leave it out", file=sys.stderr)
         return 2
     stored = given.out.with_suffix(".json")
@@ -69,8 +70,7 @@ def main() -> int:
             part |= {key: known[key] for key in ("rows", "measured", *_SECTIONS) if key in known}
         results[given.device] = part
         stored.parent.mkdir(parents=True, exist_ok=True)
-        measure_all = _measure_gpu if given.device == "gpu" else _measure
-        left = measure_all(
+        left = (_measure if given.device == "cpu" else _measure_steps)(
             given, part, lambda: stored.write_text(json.dumps(results, indent=1) + "\n")
         )
     from benchmark import page  # late: the kernel counts this process's memory in each peak
@@ -90,7 +90,7 @@ def _flags() -> argparse.ArgumentParser:
     )
     rows = f"[all] of {', '.join(MEASURES)}"
     seed_repeats = "runs of what takes minutes: the seed job in Keras, 64 single runs [1]"
-    flags.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    flags.add_argument("--device", choices=DEVICES, default="cpu")
     flags.add_argument("--rows", type=_rows, default=[], metavar="NAME,...", help=rows)
     flags.add_argument("--repeats", type=int, default=5, help="measurements of each row [5]")
     flags.add_argument("--seed-repeats", type=int, default=1, help=seed_repeats)
@@ -143,10 +143,10 @@ def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[],
     return left
 
 
-def _measure_gpu(
+def _measure_steps(
     given: argparse.Namespace, part: dict[str, Any], save: Callable[[], Any]
 ) -> list[str]:
-    """Measures all frameworks on the first GPU into `part`, and saves after each step.
+    """Measures all frameworks on the first GPU, or compiles them, and saves after each step.
 
     Returns:
         What failed, or was not reached before Ctrl-C.
@@ -162,6 +162,8 @@ def _measure_gpu(
         _say(begun, ", ".join(str(value) for value in found.values()))
         save()
 
+    if given.device in compilers.CASES:
+        return compilers.measure(given.device, add)
     with tempfile.TemporaryDirectory() as folder:
         return gpu.measure(QUICK if given.quick else FULL, Path(folder), add)
 

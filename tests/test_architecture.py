@@ -22,6 +22,7 @@ LAYERS = [
     {"comparison"},
     {"sweeps"},
     {"training"},
+    {"forecast"},
     {"runs"},
     {"data"},
     {"weights"},

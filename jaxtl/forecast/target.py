@@ -119,10 +119,13 @@ def check_compiler(described: Target) -> None:
 def prepare_environment() -> None:
     """Sets what compilers and JAX read when they are loaded, so before jax is imported.
 
-    The work stays on the CPU, and the TPU's library does not ask the network where it runs.
+    The work stays on the CPU. The TPU's library does not ask the network where it runs, does not
+    mind that another process uses it, and has a name of some TPUs, without which it warns.
     """
     os.environ |= {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_PLATFORMS": "cpu",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }

@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
-from jaxtl.config import Augment, Config, Phase
+from jaxtl.config import Config, Phase
 from jaxtl.data.loader import Batch
+from jaxtl.data.sources import Splits
 from jaxtl.forecast.bounds import Forecast, largest_that_fits, speeds, try_to_build, usable_memory
 from jaxtl.forecast.program import Program, compile_program
+from jaxtl.forecast.table import caption, forecast_table
 from jaxtl.forecast.target import Target, check_compiler, devices, target
 from jaxtl.models import Network, output_spec, split
 from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan, has_parameters, plan
@@ -68,6 +71,40 @@ def compile_for(
     )
 
 
+def training_programs(
+    config: Config, described: Target, *, classes: int, train_images: int
+) -> tuple[Program, ...]:
+    """Compiles the training step of each phase alone; arguments and errors are `compile_for`'s."""
+    check_compiler(described)
+    on = devices(described)
+    check_batch_size(config.data.batch_size, on)
+    network, trainables = plan_run(config, classes)
+    phases = zip(config.phases, trainables, strict=True)
+    return tuple(
+        _Steps(config, network, trainable, phase, described, on, (train_images, 0)).training()
+        for phase, trainable in phases
+    )
+
+
+def print_forecast(config: Config, data: Splits, described: Target, out: Console) -> None:
+    """Prints a table for each phase of a config, and what it is made of.
+
+    Raises:
+        UserError: as `compile_for`.
+    """
+    phases = compile_for(
+        config,
+        described,
+        classes=len(data.train.classes),
+        train_images=len(data.train),
+        val_images=len(data.val),
+    )
+    for phase in phases:
+        title = f"phase {phase.name} on {described.name}: {phase.inputs}"
+        out.print(forecast_table(title, phase.steps, described))
+    out.print(caption(described))
+
+
 def forecast(
     config: Config,
     described: Target,
@@ -100,9 +137,8 @@ class _Steps:
 
     def forecast(self) -> PhaseForecast:
         """Compiles and counts all of them."""
-        config, count = self.config, len(self.on)
-        each, limit = config.data.batch_size // count, usable_memory(self.described)
-        row = output_spec(self.network, config.model.image_size, self.trainable.frontier)
+        count, limit, row = len(self.on), usable_memory(self.described), self._row()
+        each = self.config.data.batch_size // count
         train, val = self._plans(row)
         program, largest = largest_that_fits(partial(self._train, row, train), each, limit)
         steps = [
@@ -112,6 +148,14 @@ class _Steps:
         if train.cached or val.cached:
             steps.append(self._tried("frozen pass", ROWS_AT_A_TIME, self._features))
         return PhaseForecast(self.phase.name, train.why, tuple(steps))
+
+    def training(self) -> Program:
+        """Compiles and counts the training step."""
+        row = self._row()
+        return self._train(row, self._plans(row)[0], self.config.data.batch_size // len(self.on))
+
+    def _row(self) -> jax.ShapeDtypeStruct:
+        return output_spec(self.network, self.config.model.image_size, self.trainable.frontier)
 
     def _plans(self, row: jax.ShapeDtypeStruct) -> tuple[Plan, Plan]:
         if not has_parameters(self.network, self.trainable.frontier):
@@ -153,7 +197,7 @@ class _Steps:
         state = jax.eval_shape(begin, variables, hyper)
         frozen = partition(variables, trainable.variables)[1]
         inputs, table = self._inputs(row, planned, self.images[0], each)
-        chunk = jax.tree.map(lambda array: _stacked(array), _batch(inputs))
+        chunk = jax.tree.map(_stacked, _batch(inputs))
         fixed = abstract((state, frozen, table, hyper), self.on)
         return compile_program(step, *fixed, abstract(chunk, self.on, sharded=True))
 
@@ -196,9 +240,12 @@ class _Steps:
         return jax.ShapeDtypeStruct((len(self.on), each), np.int32), table
 
 
-def _batch(inputs: jax.ShapeDtypeStruct) -> Batch:
-    numbers = jax.ShapeDtypeStruct(inputs.shape[:2], np.int32)
-    return Batch(inputs, numbers, jax.ShapeDtypeStruct(inputs.shape[:2], bool), numbers, numbers)
+def _batch(inputs: Any) -> Batch:
+    """Shapes and types of a batch of inputs (D, B / D, ...)."""
+    shape = inputs.shape[:2]
+    number: Any = jax.ShapeDtypeStruct(shape, np.int32)
+    valid: Any = jax.ShapeDtypeStruct(shape, bool)
+    return Batch(inputs, labels=number, valid=valid, indices=number, views=number)
 
 
 def _stacked(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

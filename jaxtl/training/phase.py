@@ -15,7 +15,7 @@ from jaxtl.models import Network, Variables, stage_of
 from jaxtl.runs.progress import Progress
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import Hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, replicate
+from jaxtl.training.parallel import AXIS, on_cpu, replicate
 from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
@@ -115,7 +115,13 @@ def phase_step(
     if momentum is None:
         momentum = running_momentum(phase.epochs * steps_per_epoch)
     return make_train_step(
-        training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
+        training_graph(
+            network,
+            trainable,
+            momentum=momentum,
+            axis_name=AXIS,
+            fused=not on_cpu(devices),
+        ),
         trainable,
         phase,
         steps_per_epoch=steps_per_epoch,

@@ -219,47 +219,14 @@ class CompiledTorchGpu(TorchGpu):
 
 
 class KerasGpu(GpuStep):
-    """Keras on JAX: `mixed_bfloat16`, Adam, and a jitted step of its stateless functions, whose
-    state is donated. Set `KERAS_BACKEND=jax` for the process."""
+    """Keras on JAX, its `keras_step` jitted. Set `KERAS_BACKEND=jax` for the process."""
 
     def step(self, network: str, row: str, batch: int) -> Callable[[], Any]:
         """A training step, or inference."""
         import jax
-        import keras
 
-        keras.mixed_precision.set_global_policy("mixed_bfloat16")
-        layers = keras.layers
-        trunk = getattr(keras.applications, _KERAS[network])(
-            input_shape=(SIDE, SIDE, 3), include_top=False, weights=None
-        )
-        trunk.trainable = row == "full"
-        inputs = keras.Input((SIDE, SIDE, 3), dtype="uint8")
-        x = trunk(layers.Rescaling(1 / 127.5, offset=-1)(inputs), training=row == "full")
-        x = layers.Dense(CLASSES, dtype="float32")(layers.GlobalAveragePooling2D()(x))
-        model = keras.Model(inputs, x)
-        optimizer = keras.optimizers.Adam(LEARNING_RATE[row])
-        optimizer.build(model.trainable_variables)
+        model, update, values = keras_step(network, row)
         images, labels = map(jax.device_put, batch_of(batch))
-
-        def loss_of(trained: Any, others: Any, images: Any, labels: Any) -> Any:
-            logits, others = model.stateless_call(trained, others, images, training=True)
-            losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
-            return losses.mean(), others
-
-        def update(trained: Any, others: Any, state: Any, *batch: Any) -> Any:
-            gradient = jax.value_and_grad(loss_of, has_aux=True)
-            (loss, others), gradients = gradient(trained, others, *batch)
-            trained, state = optimizer.stateless_apply(state, gradients, trained)
-            return (trained, others, state), loss
-
-        values = [
-            [variable.value for variable in variables]
-            for variables in (
-                model.trainable_variables,
-                model.non_trainable_variables,
-                optimizer.variables,
-            )
-        ]
         if row == "forward":
             infer = jax.jit(lambda *given: model.stateless_call(*given, training=False)[0])
             return lambda: infer(*values[:2], images)
@@ -277,6 +244,46 @@ class KerasGpu(GpuStep):
         import jax
 
         jax.block_until_ready(result)
+
+
+def keras_step(
+    network: str, row: str, classes: int = CLASSES
+) -> tuple[Any, Callable[..., Any], list[list[Any]]]:
+    """A training step of Keras on JAX: `mixed_bfloat16`, Adam, and its stateless functions.
+
+    Returns:
+        The model; the step, a function of trained variables, other variables, the optimizer's
+        variables, images and labels, which returns the three anew, and the loss; and these three.
+    """
+    import jax
+    import keras
+
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    layers = keras.layers
+    trunk = getattr(keras.applications, _KERAS[network])(
+        input_shape=(SIDE, SIDE, 3), include_top=False, weights=None
+    )
+    trunk.trainable = row == "full"
+    inputs = keras.Input((SIDE, SIDE, 3), dtype="uint8")
+    x = trunk(layers.Rescaling(1 / 127.5, offset=-1)(inputs), training=row == "full")
+    x = layers.Dense(classes, dtype="float32")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    optimizer = keras.optimizers.Adam(LEARNING_RATE[row])
+    optimizer.build(model.trainable_variables)
+
+    def loss_of(trained: Any, others: Any, images: Any, labels: Any) -> Any:
+        logits, others = model.stateless_call(trained, others, images, training=True)
+        losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        return losses.mean(), others
+
+    def update(trained: Any, others: Any, state: Any, *batch: Any) -> Any:
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, others), gradients = gradient(trained, others, *batch)
+        trained, state = optimizer.stateless_apply(state, gradients, trained)
+        return (trained, others, state), loss
+
+    variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+    return model, update, [[variable.value for variable in group] for group in variables]
 
 
 def batch_of(count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from benchmark import compilers
 from benchmark.gpu import FRAMEWORKS, GOALS, NETWORKS
 from benchmark.rows import ROWS, Row
 
@@ -44,7 +45,10 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     """
     (out.parent / "images").mkdir(parents=True, exist_ok=True)
     cpu, gpu = (results.get(device) for device in ("cpu", "gpu"))
-    parts = (_TEXT[0], *(_cpu(cpu, out.parent) if cpu else ()), *(_gpu(gpu) if gpu else ()))
+    parts = [_TEXT[0], *(_cpu(cpu, out.parent) if cpu else ()), *(_gpu(gpu) if gpu else ())]
+    for device, case in compilers.CASES.items():
+        if device in results:
+            parts += _compiled(results[device], device, case)
     out.write_text("\n".join(parts))
 
 
@@ -177,6 +181,41 @@ def _gpu(gpu: Mapping[str, Any]) -> Iterator[str]:
         lines.append((network, row, str(batch), *numbers, f"{goal:,}" if goal else ""))
     yield _table(("network", "row", "batch", *FRAMEWORKS, "goal on an H100"), lines)
     yield f"At its best: {peaks['flops'] / 1e12:.0f} TFLOP/s, {peaks['bytes'] / 1e12:.2f} TB/s.\n"
+
+
+def _compiled(part: Mapping[str, Any], device: str, case: compilers.Case) -> Iterator[str]:
+    """What full steps cost by the compiler of an accelerator."""
+    yield f"## Compiled for {case.target}, {case.each} images on each\n"
+    versions = part["versions"]
+    known = {name: versions[name] for name in ("commit", "jax", "keras") if name in versions}
+    yield (
+        f"Full steps, bfloat16, 224 px, 1,000 classes, Adam, trained BatchNorm: counted, not run "
+        f"(`python scripts/bench.py --device {device}`, {part['date']}, "
+        f"{', '.join(' '.join(pair) for pair in known.items())}). Goals for the bytes: at most "
+        f"{compilers.AT_MOST:g} of Keras', hoped for {compilers.HOPED:g}; for the temporaries: at "
+        "most Keras'.\n"
+    )
+    networks: dict[str, dict[str, Any]] = {}
+    for row in part["rows"]:
+        networks.setdefault(row["network"], {})[row["who"]] = row
+    lines = []
+    for network, by in networks.items():
+        keras = by.get("Keras on JAX")
+        for who in filter(by.get, compilers.FRAMEWORKS):
+            found, ratios = by[who], ("", "")
+            if keras and who == "jaxtl":
+                keys = ("moved_bytes", "temporary_bytes")
+                ratios = tuple(f"**{found[key] / keras[key]:.2f}**" for key in keys)
+            lines.append(
+                (
+                    *(network, who, f"{found['moved_bytes'] / 1e9:.2f}"),
+                    f"{found['moved_bytes'] / found['each'] / 1e6:,.0f}",
+                    *(ratios[0], f"{found['temporary_bytes'] / 1e9:.2f}", ratios[1]),
+                    f"{found['all_reduces']:,}",
+                )
+            )
+    columns = ("network", "", "GB moved", "MB an image", "ratio", "temporary GB", "ratio")
+    yield _table((*columns, "all-reduces"), lines)
 
 
 def _duration(seconds: float) -> str:
