@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
     config, out, workdir = load(given.cfg, cli.overrides(rest)), console(), given.workdir
     again = "the same command without --new" if given.new else "the same command"
+    begun = False
 
     def choose() -> str:
         metadata = run_metadata(config, data)
@@ -58,8 +59,11 @@ def main(arguments: Sequence[str]) -> int:
             data = together(lambda: open_data(config))
             workdir = workdir or Path(from_first(choose))
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
+            begun = True
             train(config, data, workdir, out)
     except Interrupted as stopped:
+        if not begun:
+            raise
         saved = "" if stopped.__cause__ else " and saved"
         instead = " in place of --new" if given.new else ""
         out.print(
