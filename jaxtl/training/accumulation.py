@@ -24,7 +24,7 @@ def pieces_on_cpu(features: jax.ShapeDtypeStruct) -> int:
     """How many pieces of a batch a CPU differentiates fastest, and in the least memory.
 
     They have so few images that the maps between the layers fit in its cache
-    (docs/decisions/0040-gradients-of-a-few-images-at-a-time.md).
+    (docs/decisions/0045-gradients-of-a-few-images-at-a-time.md).
 
     Args:
         features: shape and type of what the first trained stage gets.

@@ -20,7 +20,13 @@ from jaxtl.files import as_text
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints
-from jaxtl.runs.directory import DataMetadata, RunDirectory, RunMetadata, SplitMetadata
+from jaxtl.runs.directory import (
+    DataMetadata,
+    RunDirectory,
+    RunMetadata,
+    SplitMetadata,
+    find_unfinished,
+)
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.runs.report import write_report
@@ -66,7 +72,8 @@ def train(
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
-    check_same_everywhere(config, run_metadata(config, data))
+    if hosts.several():
+        check_same_everywhere(config, run_metadata(config, data))
     hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
     steps_per_epoch = -(-len(data.train) // config.data.batch_size)
     check_planned(profile, steps_per_epoch * sum(phase.epochs for phase in config.phases))
@@ -94,6 +101,25 @@ def train(
         f"{seconds:.0f} s  {workdir}"
     )
     return result
+
+
+def choose_workdir(config: Config, data: Splits, name: str, new: bool, out: Console) -> Path:
+    """Finds the unfinished run of a config and data in `runs/`, or names a new one there.
+
+    Args:
+        config, data, out: as for `train`.
+        name: what the name of a new one begins with.
+        new: whether to leave an unfinished run alone.
+    """
+
+    def choose() -> str:
+        found = None if new else find_unfinished(Path("runs"), config, run_metadata(config, data))
+        if found is None:
+            return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        out.print(f"{found} is an unfinished run of this config and data; --new starts anew")
+        return str(found)
+
+    return Path(hosts.from_first(choose))
 
 
 def open_data(config: Config) -> Splits:
