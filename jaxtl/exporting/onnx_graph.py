@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -75,12 +75,11 @@ class _Rows:
     maps: _Value
 
 
-_Value = _Tensor | _Linear | _Clipped | _Sums | _Rows
-_Any = _Value | np.ndarray
+_Value = np.ndarray | _Tensor | _Linear | _Clipped | _Sums | _Rows
 
 
 class Unsupported(Exception):
-    """A network has an operation that the writer does not know."""
+    """A network has an operation that the networks of jaxtl do not have."""
 
 
 def onnx_model(network: Network, image_size: int) -> ModelProto:
@@ -130,13 +129,13 @@ class _Graph:
         self.initializers: list[TensorProto] = []
         self._written: dict[int, tuple[_Value, str]] = {}
 
-    def run(self, jaxpr: Jaxpr, consts: list[_Any], arguments: list[_Any]) -> list[_Any]:
+    def run(self, jaxpr: Jaxpr, consts: list[_Value], arguments: list[_Value]) -> list[_Value]:
         """Writes the operations of a trace, and returns its results."""
-        values: dict[Any, _Any] = dict(
+        values: dict[Any, _Value] = dict(
             zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True)
         )
 
-        def read(atom: Any) -> _Any:
+        def read(atom: Any) -> _Value:
             return np.asarray(atom.val) if isinstance(atom, Literal) else values[atom]
 
         for equation in jaxpr.eqns:
@@ -145,13 +144,13 @@ class _Graph:
             values |= zip(equation.outvars, results, strict=True)
         return [read(atom) for atom in jaxpr.outvars]
 
-    def _equation(self, equation: Any, inputs: list[_Any]) -> list[_Any]:
+    def _equation(self, equation: Any, inputs: list[_Value]) -> list[_Value]:
         name, given = equation.primitive.name, equation.params
         if name == "platform_index":
             # As on a platform that is none of those with a lowering of their own.
-            return [np.int32(len(given["platforms"]) - 1)]
+            return [np.asarray(len(given["platforms"]) - 1)]
         if name == "cond":
-            branch = given["branches"][int(inputs[0])]
+            branch = given["branches"][int(cast(np.ndarray, inputs[0]))]
             return self.run(branch.jaxpr, branch.consts, inputs[1:])
         for key in _INLINED:
             if key in given:
@@ -176,7 +175,7 @@ class _Graph:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def tensor(self, value: _Any) -> str:
+    def tensor(self, value: _Value) -> str:
         """The name of a value, whose nodes are added at its first use."""
         if isinstance(value, np.ndarray):
             return self.constant(value)
@@ -203,14 +202,14 @@ class _Graph:
         return self.node("Clip", [*names, *(self.constant(np.asarray(of)) for of in limits)])
 
 
-def _affine(op: str) -> Callable[..., _Any]:
+def _affine(op: str) -> Callable[..., _Value]:
     """The rule of add, sub, mul or div."""
 
-    def rule(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+    def rule(graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict) -> _Value:
         x, y = inputs
         if isinstance(x, np.ndarray) and op in ("Add", "Mul"):
             x, y = y, x
-        if isinstance(x, np.ndarray) or isinstance(x, _Rows) or isinstance(y, _Rows):
+        if isinstance(x, np.ndarray | _Rows) or isinstance(y, _Rows):
             raise Unsupported(op)
         if isinstance(y, np.ndarray):
             if isinstance(x, _Sums):
@@ -236,9 +235,7 @@ def _mean(graph: _Graph, sums: _Sums, by: np.ndarray, op: str) -> _Tensor:
     if op == "Div" and sums.window is not None:
         counted = np.all(by == np.prod(sums.window["kernel_shape"]))
         if counted or np.array_equal(by.ravel(), _pixels(sums.window, height, width).ravel()):
-            name = graph.node(
-                "AveragePool", [maps], count_include_pad=int(counted), **sums.window
-            )
+            name = graph.node("AveragePool", [maps], count_include_pad=int(counted), **sums.window)
             return _Tensor(name, sums.shape)
     raise Unsupported("a sum that is not divided by the number of pixels")
 
@@ -258,21 +255,24 @@ def _pixels(window: dict[str, Any], height: int, width: int) -> np.ndarray:
     )
 
 
-def _clip(side: str) -> Callable[..., _Any]:
+def _clip(side: str) -> Callable[..., _Value]:
     """The rule of max, which sets the lower limit, or of min."""
 
-    def rule(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+    def rule(graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict) -> _Value:
         x, limit = inputs[::-1] if isinstance(inputs[0], np.ndarray) else inputs
         if not isinstance(limit, np.ndarray) or limit.size != 1:
             raise Unsupported("max or min of two maps")
-        known = isinstance(x, _Clipped) and getattr(x, side) in (-np.inf, np.inf)
-        clipped = x if known and isinstance(x, _Clipped) else _Clipped(x, shape)
-        return dataclasses.replace(clipped, **{side: float(limit)})
+        limits: dict[str, Any] = {side: float(limit)}
+        if isinstance(x, _Clipped) and np.isinf(getattr(x, side)):
+            return dataclasses.replace(x, **limits)
+        return _Clipped(x, shape, **limits)
 
     return rule
 
 
-def _convolution(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+def _convolution(
+    graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict
+) -> _Value:
     maps, kernel = inputs
     dimensions = given["dimension_numbers"]
     known = dimensions.lhs_spec == dimensions.out_spec == _CHANNELS_FIRST
@@ -285,7 +285,7 @@ def _convolution(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], give
     return _Linear(maps, kernel, np.zeros(kernel.shape[-1], np.float32), shape, attributes)
 
 
-def _product(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+def _product(graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict) -> _Value:
     """A dense layer or, of pixels, a convolution by a window of one."""
     x, kernel = inputs
     if given["dimension_numbers"] != (((1,), (0,)), ((), ())) or not isinstance(kernel, np.ndarray):
@@ -298,7 +298,7 @@ def _product(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: d
     return _Rows(_Linear(x.maps, kernel[None, None], bias, maps, window))
 
 
-def _reshape(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+def _reshape(graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict) -> _Value:
     x = inputs[0]
     if isinstance(x, _Rows):
         if shape == _shape(x.maps):
@@ -308,10 +308,10 @@ def _reshape(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: d
     raise Unsupported("a reshape")
 
 
-def _pool(op: str) -> Callable[..., _Any]:
+def _pool(op: str) -> Callable[..., _Value]:
     """The rule of the sum or maximum under a window."""
 
-    def rule(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+    def rule(graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict) -> _Value:
         sizes, strides, padding = (
             given[key][1:3] for key in ("window_dimensions", "window_strides", "padding")
         )
@@ -328,25 +328,27 @@ def _window(sizes: Any, strides: Any, padding: Any) -> dict[str, Any]:
     return {"kernel_shape": sizes, "strides": strides, "pads": (top, left, bottom, right)}
 
 
-def _total(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+def _total(graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict) -> _Value:
     if given["axes"] != (1, 2) or len(_shape(inputs[0])) != 4:
         raise Unsupported("a sum along other axes")
     return _Sums(inputs[0], shape, None)
 
 
-def _concatenate(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+def _concatenate(
+    graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict
+) -> _Value:
     if given["dimension"] != 3:
         raise Unsupported("a concatenation along another axis")
     return _Tensor(graph.node("Concat", [graph.tensor(x) for x in inputs], axis=1), shape)
 
 
-def _convert(graph: _Graph, inputs: list[_Any], shape: tuple[int, ...], given: dict) -> _Any:
+def _convert(graph: _Graph, inputs: list[_Value], shape: tuple[int, ...], given: dict) -> _Value:
     if given["new_dtype"] != np.float32:
         raise Unsupported(f"a conversion to {given['new_dtype']}")
     return _Tensor(graph.node("Cast", [graph.tensor(inputs[0])], to=TensorProto.FLOAT), shape)
 
 
-def _shape(value: _Any) -> tuple[int, ...]:
+def _shape(value: _Value) -> tuple[int, ...]:
     if isinstance(value, _Rows):
         raise Unsupported("rows of pixels")
     return value.shape
@@ -357,7 +359,7 @@ _WRITERS: dict[type, Callable[[_Graph, Any], str]] = {
     _Clipped: _Graph.clipped,
 }
 
-_RULES: dict[str, Callable[[_Graph, list[_Any], tuple[int, ...], dict], _Any]] = {
+_RULES: dict[str, Callable[[_Graph, list[_Value], tuple[int, ...], dict], _Value]] = {
     "add": _affine("Add"),
     "sub": _affine("Sub"),
     "mul": _affine("Mul"),
