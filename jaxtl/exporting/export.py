@@ -46,12 +46,12 @@ FORMATS: Mapping[str, Format] = {
         line='keras.saving.load_model("{file}").predict(images)',
     ),
     ".tflite": Format(
-        runtime="tensorflow",
-        needs=("keras", "tensorflow"),
+        runtime="ai-edge-litert",
+        needs=("keras", "tensorflow", "ai_edge_litert"),
         install="pip install 'jaxtl[tflite]'",
         write=tflite.write,
         load=tflite.load,
-        line='tf.lite.Interpreter("{file}")',
+        line='ai_edge_litert.interpreter.Interpreter("{file}")',
     ),
 }
 """The kinds of files by suffix."""

@@ -1,4 +1,4 @@
-"""TensorFlow Lite, by way of Keras."""
+"""TensorFlow Lite (LiteRT), by way of Keras on TensorFlow."""
 
 from __future__ import annotations
 
@@ -20,31 +20,27 @@ def write(network: Network, path: Path, image_size: int) -> None:
         UserError: Keras Applications has no network that computes the same, or Keras runs on
             another backend than TensorFlow.
     """
-    from jaxtl.exporting.keras import keras_model
-
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     import keras
 
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(f"{path.name} needs Keras on TensorFlow: set KERAS_BACKEND=tensorflow")
-    import tensorflow as tf
+    from jaxtl.exporting.keras import keras_model
 
-    model = keras_model(network, path.parent, image_size)
-    path.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise UserError(f"{path.name} needs KERAS_BACKEND=tensorflow, not {backend}")
+    keras_model(network, path.parent, image_size).export(path, format="litert", verbose=False)
 
 
 def load(path: Path) -> Classify:
-    """Loads a model in TensorFlow Lite's interpreter."""
-    import tensorflow as tf
+    """Loads a model in LiteRT's interpreter."""
+    from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = tf.lite.Interpreter(str(path))
+    interpreter = Interpreter(str(path))
     return lambda images: _run(interpreter, images)
 
 
 def _run(interpreter: Any, images: np.ndarray) -> np.ndarray:
     (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
-    if tuple(source["shape"]) != images.shape:
-        interpreter.resize_tensor_input(source["index"], images.shape)
+    interpreter.resize_tensor_input(source["index"], images.shape)
     interpreter.allocate_tensors()
     interpreter.set_tensor(source["index"], images)
     interpreter.invoke()
