@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtl.models import Network, initial_variables, inception, merge, resnet, split, vgg
+from jaxtl.models import Network, inception, initial_variables, merge, resnet, split, vgg
 from jaxtl.models.chain import Spec
 from jaxtl.models.layers import Head, Pool, Preprocess
 
