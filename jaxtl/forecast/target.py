@@ -129,6 +129,7 @@ def prepare_environment() -> None:
     os.environ |= {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # JAX cannot load such programs again
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
