@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from jaxtl.data.inspection import Item, file_item
-from jaxtl.data.reading import ReadError, read_file
+from jaxtl.data.facts import Item, KeptFacts
+from jaxtl.data.inspection import file_item
+from jaxtl.data.reading import ReadError, read_error, read_file
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
@@ -73,13 +74,11 @@ class FileSource(EncodedSource):
         """The path of an image relative to the folder: the same wherever that lies."""
         return self.paths[index]
 
-    @property
-    def items(self) -> list[Item]:
+    def items(self) -> Iterator[Item]:
         """The images, to be looked at by `inspect`."""
-        return [
-            file_item(self.root / path, functools.partial(self._read, i))
-            for i, path in enumerate(self.paths)
-        ]
+        root = os.path.abspath(self.root)
+        for i, path in enumerate(self.paths):
+            yield file_item(os.path.join(root, path), functools.partial(self._read, i))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -95,7 +94,7 @@ class FileSource(EncodedSource):
 
     def only(self, kept: Sequence[int], skipped: tuple[tuple[str, str], ...]) -> FileSource:
         """The images of some indices."""
-        paths, labels = tuple(self.paths[i] for i in kept), self.labels[kept]
+        paths, labels = tuple(self.paths[i] for i in kept), self.labels[list(kept)]
         return dataclasses.replace(self, paths=paths, labels=labels, skipped=skipped)
 
     def _read(self, index: int) -> tuple[bytes, int]:
@@ -231,7 +230,7 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise read_error(error, f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -246,6 +245,8 @@ def _source(
     number = {name: index for index, name in enumerate(classes)}
     paths = [path for name in found for path in found[name]]
     labels = [number[name] for name in found for _ in found[name]]
+    with KeptFacts() as kept:
+        kept.forget_missing(root, len(paths))
     return FileSource(root, tuple(paths), np.asarray(labels, np.int32), classes)
 
 

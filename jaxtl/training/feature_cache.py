@@ -208,7 +208,7 @@ class FrozenPass:
         return {
             "network": [spec.name, spec.width, dataclasses.astuple(spec.convention), self.stage],
             "weights": _sha256(inside),
-            "data": self.loader.source.version,
+            "data": self.loader.source.fingerprint,
             "images": [self.config.model.image_size, self.config.data.resize],
             "augment": self.augmentation.model_dump() if changes else None,
             "views": [self.views, self.config.data.seed if changes else None],
