@@ -74,6 +74,18 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     return flags
 
 
+def add_processes(flags: argparse.ArgumentParser) -> None:
+    """Adds the flags of a command that can be one of several processes."""
+    several = flags.add_argument_group(
+        "several hosts", "one process on each; not needed in a cluster that JAX detects, as SLURM"
+    )
+    several.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where the process number 0 can be reached"
+    )
+    several.add_argument("--num-processes", type=int, metavar="N", help="the number of processes")
+    several.add_argument("--process-id", type=int, metavar="I", help="the number of this one")
+
+
 def run(command: Callable[[Sequence[str]], int], arguments: Sequence[str] | None = None) -> None:
     """Runs a command and ends the process.
 

@@ -22,30 +22,43 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the flags and trains; returns the exit code."""
     flags = cli.parser("jaxtl.train", _HELP)
     flags.add_argument("--cfg", required=True, metavar="FILE", help="the config, such as mnv2.py")
+    cli.add_processes(flags)
     where = flags.add_mutually_exclusive_group()
     where.add_argument(
         "--workdir", type=Path, metavar="DIR", help="the run directory [runs/CONFIG-DATE-TIME]"
     )
     where.add_argument("--new", action="store_true", help="do not continue an unfinished run")
+    compile_for = "train nothing: compile for accelerators, such as tpu:v5e-8 or gpu:h100x8"
+    where.add_argument("--compile-for", metavar="TARGET", help=compile_for)
     given, rest = flags.parse_known_args(arguments)
+    if given.compile_for is not None:
+        return _compile_for(given.compile_for, given.cfg, rest)
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
     from jaxtl.runs.directory import find_unfinished
+    from jaxtl.training.cluster import joined
+    from jaxtl.training.hosts import from_first, is_first, together
     from jaxtl.training.setup import open_data, run_metadata, train
 
     config, out, workdir = load(given.cfg, cli.overrides(rest)), console(), given.workdir
-    data = open_data(config)
-    if workdir is None and not given.new:
-        workdir = find_unfinished(Path("runs"), config, run_metadata(config, data))
-        if workdir is not None:
-            out.print(f"{workdir} is an unfinished run of this config and data; --new starts anew")
-    if workdir is None:
-        workdir = Path("runs") / f"{Path(given.cfg).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     again = "the same command without --new" if given.new else "the same command"
+
+    def choose() -> str:
+        found = None if given.new else find_unfinished(Path("runs"), config, metadata)
+        if found is not None:
+            out.print(f"{found} is an unfinished run of this config and data; --new starts anew")
+        now = time.strftime("%Y%m%d-%H%M%S")
+        return str(found or Path("runs") / f"{Path(given.cfg).stem}-{now}")
+
     try:
-        out.print(f"{workdir}: if the run is stopped, {again} continues it")
-        train(config, data, workdir, out)
+        with joined(given.coordinator, given.num_processes, given.process_id, out):
+            out.quiet = not is_first()
+            data = together(lambda: open_data(config))
+            metadata = run_metadata(config, data)
+            workdir = workdir or Path(from_first(choose))
+            out.print(f"{workdir}: if the run is stopped, {again} continues it")
+            train(config, data, workdir, out)
     except Interrupted as stopped:
         saved = "" if stopped.__cause__ else " and saved"
         instead = " in place of --new" if given.new else ""
@@ -53,6 +66,23 @@ def main(arguments: Sequence[str]) -> int:
             f"stopped{saved}; to continue: the same command with --workdir {workdir}{instead}"
         )
         return stopped.exit_code
+    return 0
+
+
+def _compile_for(text: str, cfg: str, rest: Sequence[str]) -> int:
+    """Prints what each phase costs on accelerators."""
+    from jaxtl.forecast.target import check_compiler, prepare_environment, target
+
+    check_compiler(described := target(text))
+    prepare_environment()
+
+    from jaxtl.config.config_file import load
+    from jaxtl.console import console
+    from jaxtl.training.forecast import print_forecast
+    from jaxtl.training.setup import open_data
+
+    config = load(cfg, cli.overrides(rest))
+    print_forecast(config, open_data(config), described, console())
     return 0
 
 

@@ -29,10 +29,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmark import measure
+from benchmark import compilers, gpu, measure
 from benchmark.protocol import FULL, PEERS, QUICK, missing
 from benchmark.rows import MEASURES
 
+DEVICES = ("cpu", "gpu", *compilers.CASES)
 _SECTIONS = ("scaling", "roofline", "metadata")  # of the results; all other rows are in `rows`
 _PACKAGES = ("jaxtl", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _PEER_PACKAGES = ("keras", "tensorflow", "torch", "timm")
@@ -48,7 +49,7 @@ _ENVIRONMENT = {  # of every process that is measured
 def main() -> int:
     """The command; returns the exit code: 1 if a row is missing, 2 if nothing could be measured."""
     given, left = _flags().parse_args(), []
-    if given.device == "gpu" and given.rows:
+    if given.device != "cpu" and given.rows:
         print("--rows chooses among those of the CPU; leave it out", file=sys.stderr)
         return 2
     stored = given.out.with_suffix(".json")
@@ -57,8 +58,8 @@ def main() -> int:
         return 2
     results: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {}
     if not given.render:
-        gpu = [sys.executable, "-c", "import jax; jax.devices('gpu')"]
-        if given.device == "gpu" and subprocess.run(gpu, capture_output=True).returncode:
+        look = [sys.executable, "-c", "import jax; jax.devices('gpu')"]
+        if given.device == "gpu" and subprocess.run(look, capture_output=True).returncode:
             print("no GPU that JAX can use is here; nothing was measured", file=sys.stderr)
             return 2
         part = _begin(given)
@@ -69,7 +70,7 @@ def main() -> int:
             part |= {key: known[key] for key in ("rows", "measured", *_SECTIONS) if key in known}
         results[given.device] = part
         stored.parent.mkdir(parents=True, exist_ok=True)
-        left = _measure(
+        left = (_measure if given.device == "cpu" else _measure_steps)(
             given, part, lambda: stored.write_text(json.dumps(results, indent=1) + "\n")
         )
     from benchmark import page  # late: the kernel counts this process's memory in each peak
@@ -77,8 +78,9 @@ def main() -> int:
     page.write(results, given.out)
     print(given.out)
     if left:
-        again = f"--rows {','.join(left)}" if given.device == "cpu" else "--device gpu"
-        print(f"not measured; continue with {again}", file=sys.stderr)
+        rows = ",".join(left)
+        again = f"; continue with --rows {rows}" if given.device == "cpu" else f": {rows}"
+        print(f"not measured{again}", file=sys.stderr)
     return 1 if left else 0
 
 
@@ -88,7 +90,7 @@ def _flags() -> argparse.ArgumentParser:
     )
     rows = f"[all] of {', '.join(MEASURES)}"
     seed_repeats = "runs of what takes minutes: the seed job in Keras, 64 single runs [1]"
-    flags.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    flags.add_argument("--device", choices=DEVICES, default="cpu")
     flags.add_argument("--rows", type=_rows, default=[], metavar="NAME,...", help=rows)
     flags.add_argument("--repeats", type=int, default=5, help="measurements of each row [5]")
     flags.add_argument("--seed-repeats", type=int, default=1, help=seed_repeats)
@@ -111,8 +113,7 @@ def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[],
     Returns:
         The rows that failed, or were not reached before Ctrl-C.
     """
-    measures = {"gpu": measure.gpu} if given.device == "gpu" else MEASURES
-    names = given.rows or list(measures)
+    names = given.rows or list(MEASURES)
     left, begun = list(names), time.perf_counter()
     os.environ |= _ENVIRONMENT
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +125,7 @@ def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[],
         for number, name in enumerate(names, 1):
             _say(begun, f"{name} ({number} of {len(names)})")
             try:
-                measured = measures[name](bench, name)
+                measured = MEASURES[name](bench, name)
             except KeyboardInterrupt:
                 break
             except Exception:  # the other rows are worth as much as before
@@ -140,6 +141,31 @@ def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[],
             left.remove(name)
     _say(begun, "done")
     return left
+
+
+def _measure_steps(
+    given: argparse.Namespace, part: dict[str, Any], save: Callable[[], Any]
+) -> list[str]:
+    """Measures all frameworks on the first GPU, or compiles them, and saves after each step.
+
+    Returns:
+        What failed, or was not reached before Ctrl-C.
+    """
+    begun, part["rows"] = time.perf_counter(), []
+    os.environ |= _ENVIRONMENT
+
+    def add(found: dict[str, Any]) -> None:
+        if "who" in found:
+            part["rows"].append(found)
+        else:
+            part.update(found)
+        _say(begun, ", ".join(str(value) for value in found.values()))
+        save()
+
+    if given.device in compilers.CASES:
+        return compilers.measure(given.device, add)
+    with tempfile.TemporaryDirectory() as folder:
+        return gpu.measure(QUICK if given.quick else FULL, Path(folder), add)
 
 
 def _say(begun: float, text: str) -> None:

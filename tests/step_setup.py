@@ -74,6 +74,7 @@ class Setup:
         dtype="float32",
         cached=None,
         network=mobilenet_v2,
+        fused=False,
         **phase,
     ):
         self.devices = jax.devices()[:devices]
@@ -83,7 +84,7 @@ class Setup:
         self.variables = lively(split(self.network)[1])
         self.trainable = select_trainable(self.network, rules, self.phase.batch_norm)
         self.step = make_train_step(
-            training_graph(self.network, self.trainable, momentum=0.9, axis_name=AXIS),
+            training_graph(self.network, self.trainable, momentum=0.9, axis_name=AXIS, fused=fused),
             self.trainable,
             self.phase,
             steps_per_epoch=10,

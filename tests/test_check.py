@@ -58,7 +58,9 @@ def test_a_json_into_a_folder_that_is_not_there_is_refused(images, capsys):
     with pytest.raises(SystemExit) as ended:
         checked(images, "--json", images / "nowhere" / "report.json")
     assert ended.value.code == 2
-    assert f"there is no folder {images / 'nowhere'}" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"there is no folder {images / 'nowhere'}" in said.err
+    assert said.out == ""  # the images are not looked at first
 
 
 def test_an_image_that_does_not_decode_is_named_and_ends_with_1(images, capsys):

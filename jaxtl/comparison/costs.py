@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from jaxtl.config.phases import Phase, everything
 from jaxtl.data.loader import Batch
+from jaxtl.forecast.macs import count_macs
 from jaxtl.models import Network, batch_statistics, split
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import replicate, shard
@@ -103,44 +102,6 @@ def macs(network: Network, image_size: int) -> int:
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), np.uint8)
     return count_macs(jax.make_jaxpr(lambda image: network(image))(image).jaxpr)
-
-
-def count_macs(program: Jaxpr) -> int:
-    """The multiply-adds of convolutions and matrix products in a traced program.
-
-    Of several branches, the one with the most counts: the lowering for some platform may compute
-    the same without a convolution.
-
-    Raises:
-        ValueError: the program has a loop whose length is known only when it runs.
-    """
-    return sum(map(_macs_of_equation, program.eqns))
-
-
-def _macs_of_equation(equation: JaxprEqn) -> int:
-    inner = [count_macs(program) for program in _inside(equation)]
-    name, inputs = equation.primitive.name, [getattr(v.aval, "shape", ()) for v in equation.invars]
-    results = sum(getattr(v.aval, "size", 0) for v in equation.outvars)
-    if name == "conv_general_dilated":
-        filters = inputs[1][equation.params["dimension_numbers"].rhs_spec[0]]
-        return results * math.prod(inputs[1]) // filters
-    if name == "dot_general":
-        (summed, _), _ = equation.params["dimension_numbers"]
-        return results * math.prod(inputs[0][axis] for axis in summed)
-    if name == "cond":
-        return max(inner)
-    if name == "while" and any(inner):
-        raise ValueError("how often a while loop runs is not known before it does")
-    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
-
-
-def _inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    for value in equation.params.values():
-        for program in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(program, ClosedJaxpr):
-                yield program.jaxpr
-            elif isinstance(program, Jaxpr):
-                yield program
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, int]:

@@ -56,6 +56,13 @@ class Loader:
         shuffle: draw a new order for every epoch; otherwise the order is that of the source.
         memory_bytes: how many bytes decoded images may take.
         retry_seconds: how long to try again where an image cannot be read.
+        part: (h, H) for the h-th of H equal parts of every batch, as one of H hosts reads it. The
+            order does not depend on it.
+
+    Attributes:
+        source, image_size, batch_size: as given.
+        parts: H.
+        part_size: images in the part of a batch.
     """
 
     def __init__(
@@ -69,10 +76,15 @@ class Loader:
         shuffle: bool,
         memory_bytes: float,
         retry_seconds: float = 0,
+        part: tuple[int, int] = (0, 1),
     ):
         self.source = source
         self.image_size = image_size
         self.batch_size = batch_size
+        self.part_size = batch_size // part[1]
+        self.parts = part[1]
+        self._part = part[0]
+        self._images = range(len(source))
         self._resize = resize
         self._seed = seed
         self._shuffle = shuffle
@@ -85,13 +97,18 @@ class Loader:
         return len(self.source)
 
     @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.image_size, self.image_size, 3
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches an epoch, the last one included, which may be short."""
         return -(-len(self) // self.batch_size)
 
-    def once_through(self, batch_size: int) -> Loader:
-        """A loader of the same images in the order of the source, which does not keep them."""
-        return Loader(
+    def once_through(self, batch_size: int, images: range | None = None) -> Loader:
+        """A loader of the same images, or of some, in the order of the source, which does not keep
+        them. It reads the whole of each batch."""
+        loader = Loader(
             self.source,
             image_size=self.image_size,
             resize=self._resize,
@@ -101,6 +118,9 @@ class Loader:
             memory_bytes=0,
             retry_seconds=self._retry_seconds,
         )
+        if images is not None:
+            loader._images = images
+        return loader
 
     def epoch(
         self,
@@ -129,15 +149,17 @@ class Loader:
                     return
             for batch in self.rows(epoch, start_step, views=views):
                 images = self._decoded[batch.indices[batch.valid]]
-                yield batch._replace(inputs=_filled_up(images, self.batch_size))
+                yield batch._replace(inputs=_filled_up(images, self.part_size))
         else:
-            order = self._order(epoch)[start_step * self.batch_size :]
+            groups = self._groups(self._order(epoch), start_step)
+            order = np.concatenate([np.zeros(0, np.int64), *groups])
             with contextlib.closing(self._stream(order, stop)) as images:
                 for batch in self.rows(epoch, start_step, views=views):
                     decoded = list(itertools.islice(images, int(batch.valid.sum())))
                     if len(decoded) < batch.valid.sum():
                         return
-                    yield batch._replace(inputs=_filled_up(np.stack(decoded), self.batch_size))
+                    found = np.array(decoded, np.uint8).reshape(-1, *self._shape)
+                    yield batch._replace(inputs=_filled_up(found, self.part_size))
 
     def rows(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
         """Yields the same batches with the images' indices instead of the images.
@@ -145,17 +167,22 @@ class Loader:
         Image i shows view (i + epoch) mod `views`: after `views` epochs every view of every image
         has come once, and each epoch mixes views. With 0 the number of the view is the epoch.
         """
-        order = self._order(epoch).astype(np.int32)
-        for first in range(start_step * self.batch_size, len(order), self.batch_size):
-            group = order[first : first + self.batch_size]
-            indices = _filled_up(group, self.batch_size)
+        for group in self._groups(self._order(epoch).astype(np.int32), start_step):
+            indices = _filled_up(group, self.part_size)
             yield Batch(
                 inputs=indices,
-                labels=_filled_up(self.source.labels[group], self.batch_size),
-                valid=np.arange(self.batch_size) < len(group),
+                labels=_filled_up(self.source.labels[group], self.part_size),
+                valid=np.arange(self.part_size) < len(group),
                 indices=indices,
                 views=(indices + epoch) % views if views else np.full_like(indices, epoch),
             )
+
+    def _groups(self, order: np.ndarray, start_step: int) -> Iterator[np.ndarray]:
+        """The part of each batch, which may be short or empty in the last one."""
+        begin = self._part * self.part_size
+        for first in range(start_step * self.batch_size, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            yield batch[begin : begin + self.part_size]
 
     def _order(self, epoch: int) -> Int64[np.ndarray, " images"]:
         """The order of an epoch, drawn by `RandomState`, whose numbers NumPy promises to keep.
@@ -164,14 +191,14 @@ class Loader:
         takes some 20 ms an epoch however few images there are.
         """
         if not self._shuffle:
-            return np.arange(len(self))
+            return np.arange(self._images.start, self._images.stop)
         return np.random.RandomState([self._seed, epoch]).permutation(len(self))
 
     def _decode_all(
         self, stop: Callable[[], bool]
     ) -> UInt8[np.ndarray, "images size size 3"] | None:
         """All images in the order of the source; None if `stop` ended it."""
-        decoded = np.empty((len(self), self.image_size, self.image_size, 3), np.uint8)
+        decoded = np.empty((len(self), *self._shape), np.uint8)
         done = 0
         for image in self._stream(np.arange(len(self)), stop):
             decoded[done] = image
@@ -183,7 +210,7 @@ class Loader:
     ) -> Generator[UInt8[np.ndarray, "size size 3"]]:
         """Decodes on threads, in order: Pillow releases the GIL while it works."""
         threads = min(16, os.cpu_count() or 1)
-        ahead = 2 * max(self.batch_size, threads)
+        ahead = 2 * max(self.part_size, threads)
         closed = threading.Event()  # threads that read ahead do not outlive the sequence
         read = functools.partial(self._read, stop=lambda: stop() or closed.is_set())
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, TypedDict
 
@@ -13,9 +14,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key, Num
 
-from jaxtl.ops.batch_norm import batch_norm, normalise
+from jaxtl.ops.batch_norm import UNLIMITED, Limits, batch_norm, normalise
 from jaxtl.ops.convolution import conv
 from jaxtl.ops.depthwise import depthwise_conv
+from jaxtl.ops.product_norm import product_norm
 from jaxtl.ops.windows import Maps, Output, Padding
 
 
@@ -171,6 +173,8 @@ class BatchNorm(nnx.Module):
             statistics; else the running statistics normalise.
         momentum: the fraction of the running statistics that a training step keeps.
         axis_name: the mapped axis over which training statistics are shared, if any.
+        fused: whether training takes the convolution before and the activation after it into one
+            operation, as is good for accelerators (`conv_norm`).
     """
 
     def __init__(self, channels: int, *, epsilon: float, scale: bool = True):
@@ -178,6 +182,7 @@ class BatchNorm(nnx.Module):
         self.training = False
         self.momentum = 0.0
         self.axis_name: str | None = None
+        self.fused = False
         self.scale = nnx.Param(array(channels)) if scale else None
         self.bias = nnx.Param(array(channels))
         self.mean = nnx.BatchStat(array(channels))
@@ -185,17 +190,67 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: Maps, context: Context) -> Maps:
         bias, mean, var = (v[...] for v in (self.bias, self.mean, self.var))
-        scale = jnp.ones_like(bias) if self.scale is None else self.scale[...]
         if not self.training:
-            return normalise(x, mean, scale * lax.rsqrt(var + self.epsilon), bias)
-        valid = jnp.ones(len(x)) if context.valid is None else context.valid.astype(jnp.float32)
-        y, *fresh = batch_norm(x, scale, bias, mean, valid, self.epsilon, self.axis_name)
+            return normalise(x, mean, self._scale() * lax.rsqrt(var + self.epsilon), bias)
+        return self.by_batch(x, context)
+
+    def by_batch(self, x: Maps, context: Context, limits: Limits = UNLIMITED) -> Maps:
+        """Normalises by the batch's statistics, clips, and updates the running statistics."""
+        bias, center, valid = self.bias[...], self.mean[...], _valid(x, context)
+        given = (bias, center, valid, self.epsilon, self.axis_name, limits)
+        return self._keep(batch_norm(x, self._scale(), *given))
+
+    def of_product(self, x: Maps, kernel: Array, context: Context, limits: Limits) -> Output:
+        """The same of a convolution by a window of one pixel (1, 1, channels, out)."""
+        given = (self.bias[...], _valid(x, context), self.epsilon, self.axis_name, limits)
+        return self._keep(product_norm(x, kernel, self._scale(), *given))
+
+    def _scale(self) -> Float[Array, "channels"]:
+        return jnp.ones_like(self.bias[...]) if self.scale is None else self.scale[...]
+
+    def _keep(self, results: tuple[Array, Array, Array]) -> Array:
+        """The maps, once the running statistics are updated."""
+        y, *fresh = results
         kept = self.momentum
         self.mean[...], self.var[...] = (
-            kept * old + (1 - kept) * lax.stop_gradient(new)
-            for old, new in zip((mean, var), fresh, strict=True)
+            kept * old[...] + (1 - kept) * lax.stop_gradient(new)
+            for old, new in zip((self.mean, self.var), fresh, strict=True)
         )
         return y
+
+
+def _valid(x: Maps, context: Context) -> Float[Array, "batch"]:
+    return jnp.ones(len(x)) if context.valid is None else context.valid.astype(jnp.float32)
+
+
+_LIMITS: dict[Callable[[Array], Array] | None, Limits] = {
+    None: UNLIMITED,
+    nnx.relu: (0.0, math.inf),
+    nnx.relu6: (0.0, 6.0),
+}
+"""The activations that clip, and to which limits."""
+
+
+def conv_norm(
+    conv: Conv | DepthwiseConv,
+    norm: BatchNorm,
+    x: Maps,
+    context: Context,
+    activation: Callable[[Array], Array] | None = None,
+) -> Output:
+    """A convolution without bias, the BatchNorm and the activation after it.
+
+    Where the BatchNorm is `fused`, its gradient keeps fewer maps, and a convolution by a window of
+    one pixel that widens the maps is one operation with it.
+    """
+    if not (norm.training and norm.fused and activation in _LIMITS):
+        y = norm(conv(x), context)
+        return y if activation is None else activation(y)
+    limits, kernel = _LIMITS[activation], conv.kernel[...]
+    widens = kernel.shape[:2] == (1, 1) and kernel.shape[2] < kernel.shape[3] and conv.stride == 1
+    if widens:
+        return norm.of_product(x, kernel, context, limits)
+    return norm.by_batch(conv(x), context, limits)
 
 
 class ConvNorm(nnx.Module):
@@ -227,7 +282,7 @@ class ConvNorm(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Maps, context: Context) -> Output:
-        return self.activation(self.bn(self.conv(x), context))
+        return conv_norm(self.conv, self.bn, x, context, self.activation)
 
 
 class Pool(nnx.Module):

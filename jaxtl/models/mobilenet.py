@@ -19,6 +19,7 @@ from jaxtl.models.layers import (
     Output,
     Pool,
     Preprocess,
+    conv_norm,
 )
 
 # Table 2 of the paper, one row a group of blocks: expansion, channels, blocks, stride of the first.
@@ -91,9 +92,9 @@ class InvertedResidual(nnx.Module):
     def __call__(self, x: Maps, context: Context) -> Output:
         y = x
         if self.expands:
-            y = nnx.relu6(self.expand_bn(self.expand(y), context))
-        y = nnx.relu6(self.depthwise_bn(self.depthwise(y), context))
-        y = self.project_bn(self.project(y), context)
+            y = conv_norm(self.expand, self.expand_bn, y, context, nnx.relu6)
+        y = conv_norm(self.depthwise, self.depthwise_bn, y, context, nnx.relu6)
+        y = conv_norm(self.project, self.project_bn, y, context)
         return x + y if self.residual else y
 
 

@@ -18,6 +18,7 @@ from jaxtl.models.layers import (
     Output,
     Pool,
     Preprocess,
+    conv_norm,
 )
 
 # Table 1 of the paper: channels and stride of each depthwise separable block.
@@ -80,8 +81,8 @@ class SeparableBlock(nnx.Module):
         self.pointwise_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Output:
-        x = nnx.relu6(self.depthwise_bn(self.depthwise(x), context))
-        return nnx.relu6(self.pointwise_bn(self.pointwise(x), context))
+        x = conv_norm(self.depthwise, self.depthwise_bn, x, context, nnx.relu6)
+        return conv_norm(self.pointwise, self.pointwise_bn, x, context, nnx.relu6)
 
 
 def keras_layers(network: Network) -> list[LayerNames]:

@@ -18,7 +18,9 @@ from jaxtl.models.layers import (
     Output,
     Pool,
     Preprocess,
+    conv_norm,
 )
+from jaxtl.ops.relu import relu
 
 # Table 1 of the paper: bottlenecks of each group. Channels double from group to group.
 _DEPTHS = {
@@ -109,12 +111,12 @@ class Bottleneck(nnx.Module):
         self.expand_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Output:
-        y = nnx.relu(self.reduce_bn(self.reduce(x), context))
-        y = nnx.relu(self.filter_bn(self.filter(y), context))
-        y = self.expand_bn(self.expand(y), context)
+        y = conv_norm(self.reduce, self.reduce_bn, x, context, nnx.relu)
+        y = conv_norm(self.filter, self.filter_bn, y, context, nnx.relu)
+        y = conv_norm(self.expand, self.expand_bn, y, context)
         if self.projects:
-            x = self.shortcut_bn(self.shortcut(x), context)
-        return nnx.relu(x + y)
+            x = conv_norm(self.shortcut, self.shortcut_bn, x, context)
+        return relu(x + y)
 
 
 def keras_layers(network: Network) -> list[LayerNames]:

@@ -2,7 +2,10 @@
 
 XLA's CPU backend runs a grouped convolution several times slower than the same sum written as one
 multiply-add for each kernel position; GPUs and TPUs have a native convolution for it
-(docs/decisions/0003-depthwise-by-platform.md).
+(docs/decisions/0003-depthwise-by-platform.md). On NVIDIA GPUs that sum moves fewer bytes where the
+native convolution has to write its maps with padding or zeros between their pixels first, and in
+the gradient of the maps, which it computes together with what comes after
+(docs/decisions/0040-fewer-bytes-on-accelerators.md).
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ def depthwise_conv(x: Maps, kernel: Kernel, stride: int = 1, padding: Padding = 
         x,
         kernel,
         cpu=partial(_shifted, stride=stride, pads=pads),
+        cuda=partial(_native if stride == 1 else _shifted, stride=stride, pads=pads),
         default=partial(_native, stride=stride, pads=pads),
     )
 
@@ -57,6 +61,7 @@ def _backward(
         *residuals,
         gradient,
         cpu=partial(_shifted_vjp, stride=stride, pads=pads),
+        cuda=partial(_mixed_vjp, stride=stride, pads=pads),
         default=partial(_native_vjp, stride=stride, pads=pads),
     )
 
@@ -79,6 +84,14 @@ def _native_vjp(
     x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
 ) -> tuple[Maps, Kernel]:
     return jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)[1](gradient)
+
+
+def _mixed_vjp(
+    x: Maps, kernel: Kernel, gradient: Output, stride: int, pads: Pads
+) -> tuple[Maps, Kernel]:
+    (of_x,) = jax.vjp(lambda x: _shifted(x, kernel, stride, pads), x)[1](gradient)
+    (of_kernel,) = jax.vjp(lambda kernel: _native(x, kernel, stride, pads), kernel)[1](gradient)
+    return of_x, of_kernel
 
 
 def _shifted(x: Maps, kernel: Kernel, stride: int, pads: Pads) -> Output:

@@ -37,6 +37,14 @@ class Damaged(UserError):
     """Files of a checkpoint are missing, or are not those that were written."""
 
 
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Lets Orbax write and read in this process, whatever others jax.distributed joined."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+
+
 def on_host(arrays: Mapping[str, jax.Array]) -> HostArrays:
     """Copies arrays that are the same on all devices to the host, all of them at once.
 
@@ -65,7 +73,7 @@ def write_arrays(place: Path, arrays: HostArrays) -> None:
         UserError: the disk is full, or the folder cannot be written to.
     """
     with explaining_failed_writes(place):
-        with ocp.StandardCheckpointer() as writer:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone()) as writer:
             writer.save(place, arrays, force=True)
         sync(place)
         sync_entry(place.parent)
@@ -88,7 +96,7 @@ def read_arrays(
         Damaged: the files are damaged or missing.
         UserError: they hold other arrays.
     """
-    with refusing_damage(place), ocp.StandardCheckpointer() as reader:
+    with refusing_damage(place), _reader() as reader:
         stored = _metadata(reader, place)
         check_same(place, stored, like)
         found = _read(reader, place, stored, expected)
@@ -102,8 +110,12 @@ def check_arrays(place: Path, expected: Digests) -> None:
         Damaged: the files are damaged or missing, or hold others than those of the digests.
     """
     if expected:
-        with refusing_damage(place), ocp.StandardCheckpointer() as reader:
+        with refusing_damage(place), _reader() as reader:
             _read(reader, place, _metadata(reader, place), expected)
+
+
+def _reader() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=alone())
 
 
 def _metadata(reader: ocp.StandardCheckpointer, place: Path) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ from jaxtl.files import sealed, sync, sync_entry
 from jaxtl.models import Variables
 from jaxtl.runs.arrays import (
     Damaged,
+    alone,
     check_arrays,
     digests,
     explaining_failed_writes,
@@ -77,16 +78,20 @@ class Checkpoints:
                 [preservation_policy.LatestN(2), self._bests]
             ),
             read_only=self._read_only,
+            create=False,  # Orbax does not where it works alone in one of several processes
             cleanup_tmp_directories=not self._read_only,  # of processes that were killed
             lightweight_initialize=True,  # or else one damaged file keeps it from opening the rest
+            multiprocessing_options=alone(),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
         )
         handlers = {
-            "variables": ocp.StandardCheckpointHandler(),
-            "optimizer": ocp.StandardCheckpointHandler(),
-            "progress": ocp.JsonCheckpointHandler(),
+            "variables": ocp.StandardCheckpointHandler(multiprocessing_options=alone()),
+            "optimizer": ocp.StandardCheckpointHandler(multiprocessing_options=alone()),
+            "progress": ocp.JsonCheckpointHandler(multiprocessing_options=alone()),
         }
         with refusing_damage(self._steps):
+            if not self._read_only:
+                self._steps.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 self._steps, options=options, item_handlers=handlers
             )

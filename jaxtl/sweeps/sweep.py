@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxtl.config.config_file import Config, differences
 from jaxtl.console import metrics_text
-from jaxtl.data.sources import open_splits
+from jaxtl.data.sources import Splits, open_splits
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, write_json
 from jaxtl.runs.directory import RunDirectory
@@ -47,13 +47,16 @@ def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[
         Interrupted: a signal asked the sweep to stop.
     """
     check_single_process()
-    families = _families(variations)
+    families, without_data = _families(variations)
     with RunDirectory(workdir).locked():
         _begin(workdir, variations)
         _remove_unfinished(workdir, variations)
         outcomes = Outcomes(workdir, variations)
         for family in families:
-            outcomes.add(_complete(family, workdir))
+            outcomes.add(_complete(family.variations, workdir, family.data))
+        for variation, error in without_data:
+            failure = {variation.name: outcomes.failure(error, [variation.name])}
+            outcomes.add(failure | _complete([variation], workdir, None))
         again = f", {n} failed and train again" if (n := len(outcomes.to_retry)) else ""
         out.print(f"{len(variations)} runs in {workdir}, {len(outcomes)} of them complete{again}")
         for family in families:
@@ -85,33 +88,46 @@ def _show(outcomes: Outcomes, variations: Sequence[Variation], out: Console) -> 
         out.print(line)
 
 
-def _families(variations: Sequence[Variation]) -> list[Family]:
+def _families(
+    variations: Sequence[Variation],
+) -> tuple[list[Family], list[tuple[Variation, UserError]]]:
     """All runs, by what they have in common; what is wrong with one shows before the first trains.
 
+    Returns:
+        The runs whose data can be opened, and the other ones, each with the reason.
+
     Raises:
-        UserError: a config does not fit its network, data or devices.
+        UserError: a config does not fit its network, data or devices, or no data can be opened.
     """
     members: dict[str, list[Variation]] = {}
     for variation in variations:
         members.setdefault(_common(variation.config), []).append(variation)
     splits = functools.cache(open_splits)
-    families = []
+    families: list[Family] = []
+    without_data: list[tuple[Variation, UserError]] = []
     for group in members.values():
         config = group[0].config
         try:
             check_batch_size(config.data.batch_size, jax.local_devices())
-            data = splits(
-                config.data.source,
-                val_fraction=config.data.val_fraction,
-                seed=config.data.seed,
-                on_bad_image=config.data.on_bad_image,
-                retry_seconds=config.data.retry_seconds,
-            )
+            try:
+                data = splits(
+                    config.data.source,
+                    val_fraction=config.data.val_fraction,
+                    seed=config.data.seed,
+                    on_bad_image=config.data.on_bad_image,
+                    retry_seconds=config.data.retry_seconds,
+                )
+            except UserError as error:
+                without_data += [(variation, error) for variation in group]
+                continue
             network, trainables = plan_run(config, len(data.train.classes))
         except UserError as error:
             raise UserError(f"variation {group[0].name}: {error}") from error
         families.append(Family(group, data, network, trainables))
-    return families
+    if not families:
+        variation, cause = without_data[0]
+        raise UserError(f"variation {variation.name}: {cause}") from cause
+    return families, without_data
 
 
 def _common(config: Config) -> str:
@@ -163,21 +179,23 @@ def _remove_unfinished(workdir: Path, variations: Sequence[Variation]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _complete(family: Family, workdir: Path) -> dict[str, Outcome]:
-    """The results of the runs that are complete.
+def _complete(
+    variations: Sequence[Variation], workdir: Path, data: Splits | None
+) -> dict[str, Outcome]:
+    """The results of the runs that are complete; `data` is None if they cannot be opened now.
 
     Raises:
         UserError: the data changed since then.
     """
     results: dict[str, Outcome] = {}
-    for variation in family.variations:
+    for variation in variations:
         run = RunDirectory(workdir / variation.name)
         with contextlib.suppress(UserError):  # a damaged run fails by itself
             run.config()
             if result := run.metadata().result:
                 results[variation.name] = result
-        if variation.name in results:
-            run.check_same(variation.config, run_metadata(variation.config, family.data))
+        if variation.name in results and data is not None:
+            run.check_same(variation.config, run_metadata(variation.config, data))
     return results
 
 
@@ -214,7 +232,8 @@ def _train_groups(family: Family, outcomes: Outcomes, out: Console) -> None:
         forget_programs()
         if failure is None:
             continue
-        outcomes.add(_complete(group, workdir))  # those that were written before
+        written = _complete(group.variations, workdir, group.data)
+        outcomes.add(written)
         left = [run for run in group.variations if run.name not in outcomes]
         if not left:
             out.print(f"all {len(group.variations)} runs are complete, and then: {failure.reason}")

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtl.data.loader import Batch
-from jaxtl.metrics import NONE, Evaluation, score
+from jaxtl.metrics import NONE, Evaluation, Sums, score
 from jaxtl.models import Network, Variables, split
+from jaxtl.training import hosts
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.parallel import lagging, shard
 from jaxtl.training.step import make_predict_step
@@ -22,7 +23,7 @@ class Evaluator:
 
     Args:
         network: the structure of a network with a head.
-        devices: the devices, as for `shard`.
+        devices: the devices, as for `shard`, of this process.
     """
 
     def __init__(self, network: Network, devices: Sequence[jax.Device]):
@@ -33,7 +34,7 @@ class Evaluator:
     def log_probabilities(
         self, variables: Variables, feed: Feed, stop: Stop | None = None
     ) -> Iterator[tuple[Batch, Float[np.ndarray, "batch classes"]]]:
-        """Yields each batch with its log probabilities, padding included.
+        """Yields each batch, or this host's part, with its log probabilities, padding included.
 
         Raises:
             Interrupted: `stop` asked for it.
@@ -47,25 +48,37 @@ class Evaluator:
         batches = feed.epoch(0)
         outputs = (
             (batch, step(variables, feed.table, shard(batch.inputs, self._devices)))
-            for batch in (batches if stop is None else stop.interruptible(batches))
+            for batch in (batches if stop is None else _in_step(batches, stop))
         )
         for batch, output in lagging(outputs):
             yield batch, np.asarray(output).reshape(len(batch.labels), -1)
 
     def evaluate(self, variables: Variables, feed: Feed, stop: Stop | None = None) -> Evaluation:
-        """Classifies every image of a feed once.
+        """Classifies every image of a feed once, on one host where each reads a part of it.
 
         Args:
             variables: the variables of the network, on all devices.
             feed: the images or activations, in the order of their source.
             stop: asks to stop between two batches, or while images are read.
 
+        Returns:
+            The same on every host.
+
         Raises:
             Interrupted: `stop` asked for it.
         """
-        sums, labels, predicted = NONE, [], []
+        sums, parts = NONE, []
         for batch, log_probabilities in self.log_probabilities(variables, feed, stop):
             sums += score(log_probabilities, batch.labels, batch.valid)
-            labels.append(batch.labels[batch.valid])
-            predicted.append(log_probabilities.argmax(axis=1)[batch.valid])
-        return Evaluation(sums, np.concatenate(labels), np.concatenate(predicted))
+            parts.append((batch.labels, log_probabilities.argmax(axis=1), batch.valid))
+        gather = hosts.gather if feed.loader.parts > 1 else lambda array: array[None]
+        loss, *counts = gather(np.array(sums, np.float64)).sum(axis=0).tolist()
+        # Host by host, each with its part of every batch, becomes batch by batch.
+        labels, predicted, valid = (
+            np.moveaxis(gather(np.stack(part)), 0, 1).ravel() for part in zip(*parts, strict=True)
+        )
+        return Evaluation(Sums(loss, *map(int, counts)), labels[valid], predicted[valid])
+
+
+def _in_step(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:
+    return (batch for batch, _ in hosts.in_step(stop.interruptible(batches)))

@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,13 +24,15 @@ from jaxtl.config import Augment, Config
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import Network, Variables, output_spec, split, stage_of
-from jaxtl.training.feature_store import FeatureStore, Filling
+from jaxtl.training import hosts
+from jaxtl.training.feature_store import FeatureStore, Filling, sha256_of, sha256_of_code
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
 from jaxtl.training.step import make_feature_step
 
 _MOST_VIEWS = 8  # the most that `views="auto"` chooses
 _SECONDS_BETWEEN_LOOKS = 0.2  # at an array that another process fills
+ROWS_AT_A_TIME = 256  # images a device, in a pass; 32 on a CPU
 _STEPS_PER_CALL = 64  # steps on features take less time than a call from Python
 _PACKAGES = ("jax", "jaxlib", "flax", "pillow", "dm_pix")  # activations depend on their versions
 
@@ -110,6 +110,7 @@ def plan(
     runs: int = 1,
     views: int | None = None,
     beside: int = 0,
+    several_hosts: bool = False,
 ) -> Plan:
     """Decides how many views the images have, and whether activations are cached.
 
@@ -124,6 +125,8 @@ def plan(
         runs: the number of runs that share the activations.
         views: 1 for validation images, which are never augmented; None to decide for training.
         beside: the size in bytes of other activations that must stay on the disk as well.
+        several_hosts: whether other hosts train with this one. They send each other activations
+            that fit into memory.
     """
     row_bytes = int(np.prod(row.shape)) * jnp.dtype(config.cache.dtype).itemsize
     why = ""
@@ -141,6 +144,9 @@ def plan(
         reason = f"{epochs} epochs would use each view once at most"
         return Plan(views, False, False, f"{why}; not cached: {reason}")
     resident = size <= config.cache.memory_gb * 1e9
+    if several_hosts and not resident:
+        limit = f"more than cache.memory_gb={config.cache.memory_gb:g}, which hosts can exchange"
+        return Plan(views, False, False, f"{why}; not cached: {amount}, {limit}")
     where = "in memory" if resident else "on disk"
     return Plan(views, True, resident, f"{why}; the frozen stages run once: {amount} {where}", size)
 
@@ -172,17 +178,18 @@ def has_parameters(network: Network, stop: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenPass:
-    """A run of the frozen stages over every view of every image.
+    """A run of the frozen stages over every view of every image of this host's part.
 
     Attributes:
         config: the config of the run.
         network: the structure of the network.
         variables: the variables of the network, on all devices.
-        loader: the images.
+        loader: the images of all hosts.
         stage: the frontier.
         views: the number of views of each image.
         augmentation: the augmentation that makes the views.
-        devices: the devices, as for `shard`.
+        devices: the devices, as for `shard`, of this process.
+        part: (h, H) for the h-th of H parts of the images.
     """
 
     config: Config
@@ -193,6 +200,12 @@ class FrozenPass:
     views: int = 1
     augmentation: Augment = Augment()  # noqa: RUF009
     devices: Sequence[jax.Device] = dataclasses.field(default_factory=lambda: jax.local_devices())
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def images(self) -> range:
+        """The images of the part."""
+        return hosts.split_up(len(self.loader), *self.part)
 
     @functools.cached_property
     def row(self) -> jax.ShapeDtypeStruct:
@@ -207,22 +220,23 @@ class FrozenPass:
         changes = self.augmentation != Augment()
         return {
             "network": [spec.name, spec.width, dataclasses.astuple(spec.convention), self.stage],
-            "weights": _sha256(inside),
+            "weights": sha256_of(inside),
             "data": self.loader.source.fingerprint,
             "images": [self.config.model.image_size, self.config.data.resize],
             "augment": self.augmentation.model_dump() if changes else None,
+            "part": [self.images.start, self.images.stop],
             "views": [self.views, self.config.data.seed if changes else None],
             "dtype": [self.config.dtype, self.config.cache.dtype],
             "versions": [importlib.metadata.version(name) for name in _PACKAGES],
-            "code": _code(),
+            "code": sha256_of_code(),
             "device": [self.devices[0].platform, self.devices[0].device_kind],
             "precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined,unused-ignore]
         }
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the outputs for all images; the views of one image are adjacent rows."""
-        return len(self.loader) * self.views, *self.row.shape[1:]
+        """The shape of the outputs; the views of one image are adjacent rows."""
+        return len(self.images) * self.views, *self.row.shape[1:]
 
     def fill(self, array: Filling, out: Console, stop: Callable[[], bool]) -> None:
         """Runs the frozen stages on the images whose rows are missing, until `stop` returns True.
@@ -234,12 +248,12 @@ class FrozenPass:
             OSError: the disk is full, or the array cannot be written to.
         """
         # Not the config's batch size, so that runs with other batch sizes share activations.
-        each = 32 if on_cpu(self.devices) else 256
+        each = 32 if on_cpu(self.devices) else ROWS_AT_A_TIME
         if 0 < array.rows < self.shape[0]:
             done = array.rows // self.views
-            out.print(f"continuing a pass that has {done:,} of {len(self.loader):,} images")
+            out.print(f"continuing a pass that has {done:,} of {len(self.images):,} images")
         title = f"running the frozen stages up to {self.stage}"
-        with counter(out, title, len(self.loader)) as show:
+        with counter(out, title, len(self.images)) as show:
             while array.rows < self.shape[0] and not stop():
                 try:
                     for rows in self._rows(array.rows, each * len(self.devices), stop):
@@ -269,7 +283,8 @@ class FrozenPass:
             if len(views) == self.views:
                 rows = np.stack(views, axis=1).reshape(-1, *size).astype(dtype)
                 # The first batch may begin with rows that are there.
-                yield rows[max(0, first - int(batch.indices[0]) * self.views) :]
+                there = first - (int(batch.indices[0]) - self.images.start) * self.views
+                yield rows[max(0, there) :]
                 views = []
             if stop():
                 return
@@ -283,7 +298,8 @@ class FrozenPass:
             graph, self.stage, augmentation=self.augmentation, devices=self.devices
         )
         seed = replicate(np.int32(self.config.data.seed), self.devices)
-        images, start = self.loader.once_through(batch_size), first // self.views // batch_size
+        images = self.loader.once_through(batch_size, self.images)
+        start = first // self.views // batch_size
         for batch in images.epoch(0, start, stop=stop):
             sharded = shard(batch, self.devices)
             for view in range(self.views):
@@ -300,6 +316,8 @@ def open_feed(
 ) -> Feed | None:
     """The inputs of a phase: images, or activations from the store, computed if necessary.
 
+    Several hosts store a part each, and exchange them.
+
     Args:
         planned: the plan from `plan`.
         work: the pass that computes the activations.
@@ -308,7 +326,7 @@ def open_feed(
         stop: a function that returns True to stop the pass; from then on it always does.
 
     Returns:
-        The feed; None if `stop` ended the pass.
+        The feed; None if `stop` ended the pass, on any host.
 
     Raises:
         OutOfMemory: the frozen stages take more memory than there is.
@@ -318,13 +336,16 @@ def open_feed(
     if not planned.cached:
         return images
     try:
-        rows = stored_outputs(work, store, out, stop)
+        rows = hosts.together(lambda: stored_outputs(work, store, out, stop))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         out.print(f"not cached after all: {where}{error.strerror}")
         return images
-    if rows is None:
+    if hosts.on_any(rows is None) or rows is None:
         return None
+    if work.part[1] > 1:
+        of_images = rows.reshape(-1, work.views, *rows.shape[1:])
+        rows = hosts.concatenate(of_images, len(work.loader)).reshape(-1, *rows.shape[1:])
     table = replicate(rows, work.devices) if planned.resident else None
     return Feed(work.loader, planned.views, work.stage, work.row.dtype, rows, table)
 
@@ -332,7 +353,7 @@ def open_feed(
 def stored_outputs(
     work: FrozenPass, store: FeatureStore, out: Console, stop: Callable[[], bool] = lambda: False
 ) -> Num[np.ndarray, "rows ..."] | None:
-    """The outputs of a pass, memory-mapped, from the store; computed if necessary.
+    """The outputs of a pass over its part, memory-mapped, from the store; computed if necessary.
 
     While another process computes them, this one waits, and takes over if that one stops or dies.
 
@@ -343,38 +364,22 @@ def stored_outputs(
         OutOfMemory: the frozen stages take more memory than there is.
         OSError: the outputs cannot be stored.
     """
-    dtype, waiting = jnp.dtype(work.config.cache.dtype), False
+    dtype, waits = jnp.dtype(work.config.cache.dtype), 0
+    if not work.images:  # fewer images than hosts
+        return np.empty(work.shape, dtype)
     while (rows := store.find(work.metadata)) is None and not stop():
         try:
             with store.filling(work.metadata, work.shape, dtype) as array:
                 work.fill(array, out, stop)
         except BlockingIOError:
-            if not waiting:
+            waits += 1
+            if waits == 2:  # a process that only makes room is done by then
                 out.print("another process is filling the cache; waiting until it is done")
-            waiting = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             continue
         if not stop() and store.find(work.metadata) is None:
             raise OSError(errno.ENOENT, "another process removed the activations")
     return rows
-
-
-@functools.cache
-def _code() -> str:
-    """A hash of this package's code, since its version stays the same between releases."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _sha256(variables: Variables) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(variables):
-        value = np.asarray(variables[path])
-        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
 
 
 def _amount(size: float) -> str:

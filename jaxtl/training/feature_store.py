@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -31,6 +32,7 @@ import numpy as np
 from jaxtyping import Num
 
 from jaxtl.files import write_json
+from jaxtl.models import Variables
 
 _LOCK, _ABOUT, _ROWS = "lock", "about.json", "rows.bin"
 _SECONDS_BETWEEN_SAVES = 3.0  # what a crash may cost
@@ -264,8 +266,7 @@ class _About(NamedTuple):
         try:
             about = json.loads((place / _ABOUT).read_bytes())
             shape = tuple(operator.index(length) for length in about["shape"])
-            # Earlier versions wrote the file once the array was whole.
-            done = operator.index(about.get("done", shape[0]))
+            done = operator.index(about["done"])
             return cls(shape, jnp.dtype(about["dtype"]), done) if 0 <= done <= shape[0] else None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
@@ -274,6 +275,25 @@ class _About(NamedTuple):
     def size(self) -> int:
         """The bytes of the whole array."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@functools.cache
+def sha256_of_code() -> str:
+    """A hash of this package's code, since its version stays the same between releases."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def sha256_of(variables: Variables) -> str:
+    """A hash of the paths, types, shapes and bits of variables."""
+    digest = hashlib.sha256()
+    for path in sorted(variables):
+        value = np.asarray(variables[path])
+        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def _hold(file: io.FileIO) -> None:

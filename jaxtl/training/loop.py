@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -18,10 +18,9 @@ from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
 from jaxtl.metrics import Evaluation, Sums, to_host
 from jaxtl.models import Network, Variables, output_spec
-from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
+from jaxtl.training import hosts
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
@@ -29,13 +28,12 @@ from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import PhaseRun, begin_phase, first_state
-from jaxtl.training.saving import Position, Saver, warn_not_saved
-from jaxtl.training.step import TrainState
+from jaxtl.training.phase import PhaseRun, begin_phase
+from jaxtl.training.recovery import Recovery
+from jaxtl.training.saving import Saver, warn_not_saved
+from jaxtl.training.shared_run import RunCheckpoints, RunLog
 from jaxtl.training.stopping import Stop, stop_signals
-from jaxtl.training.trainable import Trainable, partition
-
-_MOST_HALVINGS = 10  # of the learning rate in a run
+from jaxtl.training.trainable import Trainable
 
 
 @dataclasses.dataclass
@@ -53,7 +51,7 @@ class Training:
         checkpoints: the checkpoints of the run.
         log: the log of its metrics.
         out: the terminal.
-        devices: the devices, as for `shard`.
+        devices: the devices, as for `shard`, of all hosts.
         store: the store of frozen activations.
     """
 
@@ -65,20 +63,23 @@ class Training:
     train_data: Loader
     val_data: Loader
     directory: RunDirectory
-    checkpoints: Checkpoints
-    log: MetricsLog
+    checkpoints: RunCheckpoints
+    log: RunLog
     out: Console
     devices: Sequence[jax.Device]
     store: FeatureStore
 
     def __post_init__(self) -> None:
-        self.evaluator = Evaluator(self.network, self.devices)
+        self.evaluator = Evaluator(self.network, jax.local_devices())
         self.variables = replicate(self.variables, self.devices)
         self.saver = Saver(
             self.checkpoints,
             self.directory,
             every_minutes=self.config.checkpoint.every_minutes,
             newest=None if self.progress == Progress() else self.progress,
+        )
+        self.recovery = Recovery(
+            self.config.on_nan, self.checkpoints, self.saver, self.log, self.out, self.devices
         )
 
     def run(self) -> Evaluation:
@@ -101,7 +102,9 @@ class Training:
                     self._phase(index, stop)
                 evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
             except Interrupted:
-                self._close()  # an error here is the one to report: the run is not saved
+                hosts.together(
+                    self._close
+                )  # an error here is the one to report: the run is not saved
                 raise
             except Exception as error:
                 self._close_after_error()
@@ -111,8 +114,8 @@ class Training:
                         "--cfg.cache.memory_gb in a new --workdir"
                     ) from error
                 raise
-            self._close()
-            stop.check()
+            hosts.together(self._close)
+            hosts.together(stop.check)
         return evaluation
 
     def _close(self) -> None:
@@ -137,12 +140,13 @@ class Training:
             try:
                 self._epoch(run, stop)
             except Diverged as error:
-                self._slow_down(run, error)
+                run.chunk = None
+                self.progress = self._recover(run, error)
             except Interrupted:
                 self._save(run, at_once=True)
                 raise
             except Exception as error:
-                self.saver.rescue(self._position(run))
+                self.saver.rescue(run.position(self.progress), error)
                 on_host = isinstance(error, MemoryError)  # where images are decoded
                 if run.chunk is None or on_host or not is_out_of_memory(error):
                     raise
@@ -150,6 +154,11 @@ class Training:
                 raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
         self.variables = run.frozen | run.state.variables
         self._restore_best(run.phase)
+
+    def _recover(self, run: PhaseRun, error: Diverged) -> Progress:
+        """Goes back on every host, since all have the same numbers."""
+        slow_down = self.recovery.slow_down
+        return hosts.together(lambda: slow_down(run, self.progress, self.variables, error))
 
     def _begin(self, index: int, stop: Stop) -> PhaseRun:
         phase, trainable = self.config.phases[index], self.trainables[index]
@@ -205,11 +214,12 @@ class Training:
             views = 0 if self.config.views == "auto" else self.config.views
             return Feed(self.train_data, views), Feed(self.val_data)
         row = output_spec(self.network, self.config.model.image_size, stage)
-        train = plan(self.config, row, len(self.train_data), epochs=phase.epochs)
-        self.out.print(f"{phase.name}: {train.why}")
-        val = plan(
-            self.config, row, len(self.val_data), epochs=phase.epochs, views=1, beside=train.size
+        decide = functools.partial(
+            plan, self.config, row, epochs=phase.epochs, several_hosts=hosts.several()
         )
+        train = decide(len(self.train_data))
+        self.out.print(f"{phase.name}: {train.why}")
+        val = decide(len(self.val_data), views=1, beside=train.size)
         feeds = []
         for planned, loader, augmentation in (
             (train, self.train_data, self.config.augment),
@@ -223,10 +233,12 @@ class Training:
                 stage=stage,
                 views=planned.views,
                 augmentation=augmentation,
-                devices=self.devices,
+                devices=jax.local_devices(),
+                part=(jax.process_index(), jax.process_count()),
             )
             feed = open_feed(planned, work, self.store, self.out, stop.is_set)
             if feed is None:
+                hosts.together(stop.check)
                 raise Interrupted(stop.signal)
             feeds.append(feed)
         return feeds[0], feeds[1]
@@ -257,7 +269,7 @@ class Training:
             self.log.write(phase.name, progress.epoch, progress.step, split_name, metrics)
         self.progress = progress
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
-        stop.check()
+        hosts.together(stop.check)
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.
@@ -265,14 +277,12 @@ class Training:
         An error is raised once all steps before it are counted, so that they can be saved.
         """
         chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
-        sharded = lagging(
-            shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks)
-        )
+        sharded = (shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks))
         errors: list[BaseException] = []
 
         def run_steps() -> Iterator[Sums]:
             try:
-                for chunk in sharded:
+                for chunk, due in hosts.in_step(sharded, self.saver.due):
                     if run.chunk is None:
                         run.chunk = jax.tree.map(jax.typeof, chunk)
                     run.state, sums = run.step(
@@ -280,7 +290,7 @@ class Training:
                     )
                     jax.tree.map(lambda array: array.copy_to_host_async(), sums)
                     yield sums
-                    if self.saver.due():
+                    if due():
                         return
             except (Exception, Interrupted) as error:
                 errors.append(error)
@@ -305,94 +315,5 @@ class Training:
         images = int(self.progress.sums.images - before.sums.images)
         shown.batches(self.progress.batch - before.batch, self.progress.sums, images)
 
-    def _position(self, run: PhaseRun) -> Position:
-        return Position(
-            self.progress,
-            run.phase.name,
-            run.state,
-            run.frozen,
-            run.changed,
-            returns_to_best=run.phase.restore_best,
-        )
-
     def _save(self, run: PhaseRun, *, at_once: bool) -> None:
-        self.saver.save(self._position(run), at_once=at_once)
-
-    def _slow_down(self, run: PhaseRun, error: Diverged) -> None:
-        """Goes back to a checkpoint of the phase, or to its start, at half the learning rate.
-
-        Raises:
-            Diverged: `error`, unless the config asks for this; what is saved is not ruined.
-            UserError: it was done as often as it may be.
-        """
-        run.chunk = None
-        self.saver.save_best(self.progress)
-        newest, reason = self.saver.newest, str(error).partition(";")[0]
-        halvings, factor = self.progress.halvings + 1, self.progress.lr_factor / 2
-        if self.config.on_nan == "stop" or halvings > _MOST_HALVINGS:
-            if newest and newest.batch:  # else its validation was finite
-                back = self._place_to_return(run, error)
-                if back.step < newest.step:
-                    self._go_back(run, back)
-            if self.config.on_nan == "stop":
-                raise error
-            raise UserError(f"{reason}; {_MOST_HALVINGS} lower learning rates did not help")
-        back = self._place_to_return(run, error)
-        self._go_back(run, dataclasses.replace(back, lr_factor=factor, halvings=halvings))
-        self.log.forget(back.step - back.batch)
-        lr = run.phase.lr * factor
-        self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
-
-    def _go_back(self, run: PhaseRun, back: Progress) -> None:
-        """Continues from a place of the phase, and removes the checkpoints of later steps."""
-        self.progress = back
-        lr = np.asarray(run.phase.lr * back.lr_factor, np.float32)
-        run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
-        run.state = self._state(run)
-        if self.saver.newest and self.saver.newest.step > back.step:
-            self.saver.go_back(self._position(run))
-
-    def _place_to_return(self, run: PhaseRun, error: Diverged) -> Progress:
-        """The newest checkpoint of a phase that diverged, or its start.
-
-        It is the one before if the variables of the newest are ruined, for any learning rate.
-
-        Raises:
-            Diverged, UserError: the newest is ruined, and none before it is of the phase. It is
-                removed, so the same command begins the phase anew.
-        """
-        newest = self.saver.newest
-        if newest is None or newest.phase != self.progress.phase:
-            return run.start
-        if not newest.begun or newest.step < error.ruined:
-            return newest
-        older = self.checkpoints.newest(before_step=newest.step)
-        if older is not None and older.phase == newest.phase:
-            return older
-        if not run.start.begun:
-            return run.start
-        self.checkpoints.forget(older.number if older else 0)
-        if self.config.on_nan == "stop":
-            raise error
-        reason = str(error).partition(";")[0]
-        raise UserError(f"{reason}; the same command begins phase {run.phase.name} anew")
-
-    def _state(self, run: PhaseRun) -> TrainState:
-        """The state at the progress: that of a checkpoint, or of the beginning of the phase."""
-        step, trainable = self.progress.step, run.trainable
-        if self.progress.begun:
-            number = self.progress.number
-            variables = self.checkpoints.changed(number, self.variables)
-            trained = partition(variables, trainable.variables)[0]
-            optimizer = self.checkpoints.optimizer(number, run.state.optimizer)
-            state = TrainState(jnp.asarray(step, jnp.int32), trained, optimizer)
-        else:
-            state = first_state(
-                trainable,
-                run.phase,
-                self.variables,
-                run.hyper,
-                steps_per_epoch=self.train_data.steps_per_epoch,
-                step=step,
-            )
-        return replicate(state, self.devices)
+        self.saver.save(run.position(self.progress), at_once=at_once)

@@ -1,4 +1,4 @@
-"""Runs functions data parallel over the local devices, by the only `jax.pmap`."""
+"""Runs functions data parallel over devices, by the only `jax.pmap`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def data_parallel(
 ) -> Callable[..., Any]:
     """Compiles a function for all devices; each runs it on its part of the batch.
 
+    Devices of several processes run it together. Each process gives and gets the arrays of its own.
+
     Args:
         function: the function of one device; it may use `jax.lax.psum` and the like over `AXIS`.
         devices: D devices.
@@ -47,27 +49,44 @@ def data_parallel(
 
 
 def shard(tree: Any, devices: Sequence[jax.Device], *, axis: int = 0) -> Any:
-    """Splits every array of a global batch, or of a chunk of batches, over the devices.
+    """Splits every array of a batch, or of a chunk of batches, over the devices.
 
     Args:
-        tree: arrays (B, ...), or (S, B, ...) with `axis=1`.
-        devices: D devices.
+        tree: arrays (B, ...), or (S, B, ...) with `axis=1`; this process's part of a batch, where
+            some devices are of others.
+        devices: the devices, D of which are of this process.
         axis: the batch axis.
 
     Returns:
         Arrays (D, B / D, ...) or (D, S, B / D, ...); the transfer may still be going on.
     """
 
+    mine = _of_this_process(devices)
+
     def split_up(x: np.ndarray) -> np.ndarray:
-        shape = (*x.shape[:axis], len(devices), -1, *x.shape[axis + 1 :])
+        shape = (*x.shape[:axis], len(mine), -1, *x.shape[axis + 1 :])
         return np.moveaxis(x.reshape(shape), axis, 0)
 
-    return jax.device_put(jax.tree.map(split_up, tree), _sharding(devices, AXIS))
+    return jax.device_put(jax.tree.map(split_up, tree), _sharding(mine, AXIS))
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Copies arrays to every device, as arguments with `in_axes=None` need them."""
-    return jax.device_put(tree, _sharding(devices))
+    """Copies arrays to every device of this process, as arguments with `in_axes=None` need them."""
+    return jax.device_put(tree, _sharding(_of_this_process(devices)))
+
+
+def abstract(tree: Any, devices: Sequence[jax.Device], *, sharded: bool = False) -> Any:
+    """What `replicate` would return, or `shard`, as shapes: programs can be compiled for them.
+
+    Args:
+        tree: arrays, or shapes and types; of `shard`, those of its result.
+        devices: D devices, which need not be there.
+        sharded: whether a leading axis is that of the devices.
+    """
+    sharding = _sharding(devices, *([AXIS] if sharded else []))
+    return jax.tree.map(
+        lambda of: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=sharding), tree
+    )
 
 
 def _sharding(devices: Sequence[jax.Device], *axes: str) -> NamedSharding:
@@ -86,6 +105,20 @@ def lagging(items: Iterable[T], lag: int = 2) -> Iterator[T]:
         if len(waiting) > lag:
             yield waiting.popleft()
     yield from waiting
+
+
+def all_devices() -> list[jax.Device]:
+    """The devices of all processes that train together, those of one process side by side.
+
+    So the part of a batch that a process has is a slice of the batch.
+    """
+    if jax.process_count() == 1:
+        return jax.local_devices()
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def _of_this_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    return [device for device in devices if device.process_index == jax.process_index()]
 
 
 def on_cpu(devices: Sequence[jax.Device]) -> bool:
@@ -110,13 +143,13 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
 
 
 def check_single_process() -> None:
-    """Refuses to train as one of several processes.
+    """Refuses to train the runs of a sweep as one of several processes.
 
     Raises:
         UserError: this process is one of several that jax.distributed joined.
     """
     if jax.process_count() > 1:
         raise UserError(
-            f"jaxtl trains in one process, and this is one of {jax.process_count()}: start it on "
-            "one machine, without jax.distributed"
+            f"jaxtl sweeps in one process, and this is one of {jax.process_count()}: start it on "
+            "one machine, without jax.distributed; jaxtl.train can use several"
         )

@@ -15,7 +15,8 @@ from jaxtl.models import Network, Variables, stage_of
 from jaxtl.runs.progress import Progress
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import Hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, replicate
+from jaxtl.training.parallel import AXIS, on_cpu, replicate
+from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
 
@@ -36,6 +37,17 @@ class PhaseRun:
     hyper: Hyperparameters
     state: TrainState
     chunk: Batch | None = None
+
+    def position(self, progress: Progress) -> Position:
+        """The run as it is now, which is where `progress` stands."""
+        return Position(
+            progress,
+            self.phase.name,
+            self.state,
+            self.frozen,
+            self.changed,
+            returns_to_best=self.phase.restore_best,
+        )
 
 
 BegunPhase = tuple[TrainStep, TrainState, Variables, Hyperparameters]
@@ -66,17 +78,12 @@ def begin_phase(
         step: training steps since the run began.
         steps_per_epoch, devices, augmentation, cached, runs_per_batch: as for `make_train_step`.
     """
-    momentum = phase.batch_norm_momentum
-    if momentum is None:
-        momentum = running_momentum(phase.epochs * steps_per_epoch)
-    compiled = make_train_step(
-        training_graph(network, trainable, momentum=momentum, axis_name=AXIS),
-        trainable,
-        phase,
+    compiled = phase_step(
+        *(network, trainable, phase),
         steps_per_epoch=steps_per_epoch,
-        augmentation=augmentation or Augment(),
-        cached=cached,
         devices=devices,
+        augmentation=augmentation,
+        cached=cached,
         runs_per_batch=runs_per_batch,
     )
     state = first_state(
@@ -90,6 +97,39 @@ def begin_phase(
     )
     frozen = partition(variables, trainable.variables)[1]
     return compiled, *replicate((state, frozen, hyper), devices)
+
+
+def phase_step(
+    network: Network,
+    trainable: Trainable,
+    phase: Phase,
+    *,
+    steps_per_epoch: int,
+    devices: Sequence[jax.Device],
+    augmentation: Augment | None = None,
+    cached: jax.typing.DTypeLike | None = None,
+    runs_per_batch: int = 0,
+) -> TrainStep:
+    """The steps of a phase, not compiled yet; the arguments are those of `begin_phase`."""
+    momentum = phase.batch_norm_momentum
+    if momentum is None:
+        momentum = running_momentum(phase.epochs * steps_per_epoch)
+    return make_train_step(
+        training_graph(
+            network,
+            trainable,
+            momentum=momentum,
+            axis_name=AXIS,
+            fused=not on_cpu(devices),
+        ),
+        trainable,
+        phase,
+        steps_per_epoch=steps_per_epoch,
+        augmentation=augmentation or Augment(),
+        cached=cached,
+        devices=devices,
+        runs_per_batch=runs_per_batch,
+    )
 
 
 def first_state(

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 
 from jaxtl.errors import UserError
 from jaxtl.models import Variables
-from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.progress import Progress
+from jaxtl.training import hosts
 from jaxtl.training.divergence import check_state, is_finite
+from jaxtl.training.shared_run import RunCheckpoints
 from jaxtl.training.step import TrainState
 from jaxtl.training.trainable import partition
 
@@ -55,7 +56,7 @@ class Position:
 
 
 class Saver:
-    """Writes the checkpoints of a run.
+    """Writes the checkpoints of a run. On several hosts the clock of the first one decides when.
 
     Args:
         checkpoints: the checkpoints of the run.
@@ -70,7 +71,7 @@ class Saver:
 
     def __init__(
         self,
-        checkpoints: Checkpoints,
+        checkpoints: RunCheckpoints,
         directory: RunDirectory,
         *,
         every_minutes: float,
@@ -98,7 +99,7 @@ class Saver:
             UserError: the checkpoint cannot be written.
         """
         progress = position.progress
-        if not at_once and time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS:
+        if hosts.from_first(lambda: not at_once and self._saved_just_now()):
             if position.returns_to_best and progress.best_step == progress.step:
                 # A copy, since the next step donates the arrays of the state.
                 copy = jax.tree.map(jnp.copy, position.state)
@@ -108,6 +109,9 @@ class Saver:
         if progress.begun and progress != self.newest:
             check_state(position.state, progress.step, position.phase)
             self._write(position)
+
+    def _saved_just_now(self) -> bool:
+        return time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS
 
     def save_best(self, progress: Progress) -> None:
         """Writes the best epoch of a phase if it has no checkpoint yet.
@@ -119,20 +123,21 @@ class Saver:
         if best is not None and best.progress.step == progress.best_step:
             self._write(best)
 
-    def rescue(self, position: Position) -> None:
-        """Saves what was trained before an error, if it is whole.
+    def rescue(self, position: Position, error: Exception) -> None:
+        """Saves what was trained before an error, if it is whole and no host is left out.
 
         If it cannot be saved either, a warning says so: the first error is the one to report.
         """
-        if self.failed:
+        if self.failed or not hosts.is_shared(error):
             return
         try:
             self.save_best(position.progress)
             progress = position.progress
-            if progress.begun and progress != self.newest and position.is_whole():
+            unsaved = progress.begun and progress != self.newest
+            if unsaved and not hosts.on_any(not position.is_whole()):
                 self._write(position)
-        except Exception as error:  # whatever the first error leads to
-            warn_not_saved(error)
+        except Exception as next_error:  # whatever the first error leads to
+            warn_not_saved(next_error)
 
     def go_back(self, position: Position) -> None:
         """Writes a checkpoint, and removes those that are further.
@@ -147,14 +152,17 @@ class Saver:
         everything = position.frozen | position.state.variables
         changed = partition(everything, position.changed)[0]
         self.failed = True  # unless the rest ends well
+        hosts.from_first(self._check_directory)
+        self._checkpoints.save(position.progress, changed, position.state.optimizer)
+        self.failed = False
+        self.newest, self._saved_at = position.progress, time.monotonic()
+
+    def _check_directory(self) -> None:
         if not self._directory.exists():
             raise UserError(
                 f"{self._directory.path} is gone: it was moved or deleted while its run trained; "
                 "move it back and give the same command to continue, or to begin anew"
             )
-        self._checkpoints.save(position.progress, changed, position.state.optimizer)
-        self.failed = False
-        self.newest, self._saved_at = position.progress, time.monotonic()
 
 
 def warn_not_saved(error: Exception) -> None:

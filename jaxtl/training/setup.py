@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import platformdirs
@@ -23,9 +24,19 @@ from jaxtl.runs.directory import DataMetadata, RunDirectory, RunMetadata, SplitM
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.runs.report import write_report
+from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
-from jaxtl.training.parallel import check_batch_size, check_single_process
+from jaxtl.training.parallel import all_devices, check_batch_size
+from jaxtl.training.shared_run import (
+    NoLog,
+    RunLog,
+    SharedCheckpoints,
+    as_progress,
+    check_same_everywhere,
+    check_shared,
+    progress_as_json,
+)
 from jaxtl.training.stage_table import stage_table
 from jaxtl.training.trainable import Trainable, select_trainable
 from jaxtl.weights import Origin, WeightsRecord, load_weights, plan_network, with_convention
@@ -51,18 +62,22 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
-    check_single_process()
-    check_batch_size(config.data.batch_size, jax.local_devices())
+    check_same_everywhere(config, run_metadata(config, data))
+    hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
     for part in data:
         out.print(found_line(part))
-    network, trainables = plan_run(config, len(data.train.classes))
-    run = RunDirectory(workdir)
-    with run.locked(), contextlib.ExitStack() as opened:
+    network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
+    run = hosts.together(lambda: RunDirectory(workdir))
+    with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened)
         evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
-        run.finish(result)
-        draw_report(run, evaluation, out)
+
+        def finish() -> None:
+            run.finish(result)
+            draw_report(run, evaluation, out)
+
+        hosts.from_first(finish)
     sums = evaluation.sums
     seconds = time.perf_counter() - begun
     out.print(
@@ -185,7 +200,64 @@ def _open(
 ) -> Training:
     """Begins a new run, or continues the run in the directory from its last checkpoint.
 
-    What it opens is closed with `opened`, also when a run cannot begin.
+    What it opens is closed with `opened`, also when a run cannot begin. On several hosts the first
+    one opens the run, and the others get what it found.
+    """
+    own: list[Checkpoints] = []
+
+    def lock() -> None:
+        opened.enter_context(run.locked())
+
+    def begin() -> dict[str, Any]:
+        checkpoints, progress, convention, variables = _begin(
+            run, config, data, network, out, opened
+        )
+        own.append(checkpoints)
+        return {
+            "convention": convention,
+            "progress": progress_as_json(progress),
+            "variables": variables,
+        }
+
+    hosts.from_first(lock)
+    check_shared(run)
+    begun = hosts.from_first(begin)
+    progress = as_progress(begun["progress"]) or Progress()
+    network = with_convention(network, begun["convention"])
+    out.print(stage_table(network, config.phases, trainables))
+    log: RunLog = NoLog()
+    if own:
+        # An epoch that is not validated has no lines yet.
+        log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
+        opened.callback(log.close)
+    return Training(
+        config=config,
+        network=network,
+        trainables=trainables,
+        variables=begun["variables"],
+        progress=progress,
+        train_data=loader(data.train, config, shuffle=True),
+        val_data=loader(data.val, config, shuffle=False),
+        directory=run,
+        checkpoints=SharedCheckpoints(*own) if hosts.several() else own[0],
+        log=log,
+        out=out,
+        devices=all_devices(),
+        store=feature_store(config),
+    )
+
+
+def _begin(
+    run: RunDirectory,
+    config: Config,
+    data: Splits,
+    network: Network,
+    out: Console,
+    opened: contextlib.ExitStack,
+) -> tuple[Checkpoints, Progress, str, Variables]:
+    """The checkpoints of a run, its progress, and the convention and the variables to go on with.
+
+    A new run is written down first.
     """
     metadata = run_metadata(config, data)
     checkpoints = None
@@ -203,8 +275,8 @@ def _open(
         out.print(f"continuing {run.path} in phase {phase.name} after epoch {progress.epoch}")
     else:
         run.check_empty()
-        if run.exists() and run.metrics.exists():
-            out.print(f"{run.path} has no checkpoint any more: its run begins anew")
+        if run.exists() and run.metrics.exists() and run.metrics.stat().st_size:
+            out.print(f"{run.path} has metrics and no checkpoint: its run begins anew")
         network, variables, weights = pretrained(config, network)
         if checkpoints is None:
             checkpoints = opened.enter_context(contextlib.closing(Checkpoints(run.checkpoints)))
@@ -212,25 +284,7 @@ def _open(
         checkpoints.save_initial(variables, origin, full=config.checkpoint.full)
         run.begin(config, metadata.model_copy(update={"weights": weights}))
         progress = Progress()
-    out.print(stage_table(network, config.phases, trainables))
-    # An epoch that is not validated has no lines yet.
-    log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
-    opened.callback(log.close)
-    return Training(
-        config=config,
-        network=network,
-        trainables=trainables,
-        variables=variables,
-        progress=progress,
-        train_data=loader(data.train, config, shuffle=True),
-        val_data=loader(data.val, config, shuffle=False),
-        directory=run,
-        checkpoints=checkpoints,
-        log=log,
-        out=out,
-        devices=jax.local_devices(),
-        store=feature_store(config),
-    )
+    return checkpoints, progress, network.spec.convention.name, variables
 
 
 def feature_store(config: Config) -> FeatureStore:
@@ -250,4 +304,5 @@ def loader(source: Source, config: Config, *, shuffle: bool) -> Loader:
         shuffle=shuffle,
         memory_bytes=config.data.memory_gb * 1e9,
         retry_seconds=config.data.retry_seconds,
+        part=(jax.process_index(), jax.process_count()),
     )

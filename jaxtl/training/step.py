@@ -63,7 +63,7 @@ def make_train_step(
         steps_per_epoch: the number of steps in an epoch of the schedule.
         augmentation: the augmentation of the images.
         cached: the type of cached activations; None if the batches hold images.
-        devices: the devices, as for `shard`.
+        devices: the devices, as for `shard`, of all processes that train together.
         runs_per_batch: the number of runs that train on each batch (`_over_runs`); 0 for one run.
 
     Returns:

@@ -86,7 +86,12 @@ def select_trainable(
 
 
 def training_graph(
-    network: Network, trainable: Trainable, *, momentum: float, axis_name: str
+    network: Network,
+    trainable: Trainable,
+    *,
+    momentum: float,
+    axis_name: str,
+    fused: bool = False,
 ) -> nnx.GraphDef:
     """The network's structure, with the BatchNorms that train in training mode.
 
@@ -95,6 +100,7 @@ def training_graph(
         trainable: what trains.
         momentum: the fraction of the running statistics that a training step keeps.
         axis_name: the mapped axis over which batch statistics are shared.
+        fused: whether they take the operations beside them in, as for `BatchNorm`.
     """
     copy = merge(*split(network))
     layers = {layer_of(path) for path in trainable.statistics}
@@ -102,6 +108,7 @@ def training_graph(
         if isinstance(module, BatchNorm):
             module.training = "/".join(map(str, path)) in layers
             module.momentum, module.axis_name = momentum, axis_name
+            module.fused = fused
     return split(copy)[0]
 
 

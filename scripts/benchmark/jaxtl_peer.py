@@ -1,10 +1,8 @@
-"""jaxtl: the compiled steps that `jaxtl.train` runs, called by hand; on the CPU and on a GPU."""
+"""jaxtl: the compiled steps that `jaxtl.train` runs, called by hand."""
 
 from __future__ import annotations
 
 import itertools
-import statistics
-import time
 import timeit
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,9 +28,7 @@ from jaxtl.training.setup import loader, plan_run, pretrained
 from jaxtl.training.step import make_feature_step, make_predict_step
 
 NETWORK = "mobilenet_v2"
-GPU_BATCHES = (256, 1024)
 _STEPS_PER_EPOCH = 6  # of the seed job, whole batches
-_STEPS_PER_CALL = 64  # of training on cached features
 
 Program = tuple[Callable[[], Any], Callable[[], dict[str, float]]]
 """Starts a compiled program, whose result is on its way; and counts its operations and bytes."""
@@ -102,10 +98,11 @@ class JaxtlPeer(Peer):
     epoch of frozen-trunk steps on the JPEG files, or as many steps on one of its batches.
     """
 
-    def __init__(self, sizes: Sizes, folder: Path, *, dtype: str = "float32"):
+    model, dtype = Model(name=NETWORK, weights=WEIGHTS, dropout=0.0), "float32"
+
+    def __init__(self, sizes: Sizes, folder: Path):
         keep_compiled_programs()
         super().__init__(sizes, folder)
-        self._dtype = dtype
 
     def operation(self, row: str) -> Callable[[], object]:
         """Builds what is timed."""
@@ -156,10 +153,10 @@ class JaxtlPeer(Peer):
             batch_norm="train" if row == "full" else "frozen",
         )
         return Config(
-            model=Model(name=NETWORK, image_size=sizes.image_size, weights=WEIGHTS, dropout=0.0),
+            model=self.model.model_copy(update={"image_size": sizes.image_size}),
             data=Data(source="digits", batch_size=sizes.batch, memory_gb=memory_gb),
             phases=(phase,),
-            dtype=self._dtype,
+            dtype=self.dtype,
         )
 
     def _loader(self, memory_gb: float) -> Loader:
@@ -186,53 +183,6 @@ def whole(inputs: np.ndarray, labels: np.ndarray) -> Batch:
     """A batch without padding."""
     rows = np.arange(len(labels), dtype=np.int32)
     return Batch(inputs, labels, np.ones(len(labels), bool), rows, np.zeros_like(rows))
-
-
-class GpuPeer(JaxtlPeer):
-    """jaxtl on the first GPU in bfloat16; the rows are named on the page."""
-
-    def __init__(self, sizes: Sizes, folder: Path):
-        super().__init__(sizes._replace(image_size=224), folder, dtype="bfloat16")
-
-    def everything(self) -> dict[str, Any]:
-        """The device, its `peaks`, and in `rows` images (or cached features) a second."""
-        limits = peaks("bfloat16", side=8192, numbers=2**29)
-        steps = [(row, batch) for batch in GPU_BATCHES for row in ("forward", "frozen", "full")]
-        rows = [self._step(row, batch, limits["bytes"]) for row, batch in steps]
-        device = jax.local_devices()[0].device_kind
-        return {"device": device, "peaks": limits, "rows": [*rows, self._head(GPU_BATCHES[-1])]}
-
-    def _step(self, row: str, batch: int, bandwidth: float) -> dict[str, Any]:
-        """A step, and the fraction of what the memory's bandwidth allows that it reaches."""
-        self.sizes = self.sizes._replace(batch=batch)
-        call, cost = self.program(row)
-        best = cost()["bytes"] / bandwidth
-        seconds = _seconds(call)
-        measured = {"per_second": batch / seconds, "roofline": best / seconds}
-        return {"row": row, "batch": batch, **measured}
-
-    def _head(self, batch: int) -> dict[str, Any]:
-        """Training on cached features, many steps a call."""
-        training, random = self.training("frozen", cached=True), np.random.default_rng(0)
-        features = len(training.state.variables["head/kernel"])
-        table = jnp.asarray(random.standard_normal((batch, features), np.float32))
-        labels = random.integers(0, CLASSES, batch, dtype=np.int32)
-        chunk = training.chunk(np.arange(batch, dtype=np.int32), labels, steps=_STEPS_PER_CALL)
-        seconds = _seconds(training.train(table, chunk)[0])
-        return {"row": "head", "batch": batch, "per_second": batch * _STEPS_PER_CALL / seconds}
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    """Of a call: the median of 5 means of 20 calls, one queued behind the other."""
-    jax.block_until_ready(call())
-    seconds = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        for _ in range(20):
-            result = call()
-        jax.block_until_ready(result)
-        seconds.append((time.perf_counter() - begun) / 20)
-    return statistics.median(seconds)
 
 
 def program_cost(function: Any, *given: Any) -> dict[str, float]:

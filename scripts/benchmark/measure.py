@@ -217,13 +217,6 @@ def roofline(bench: Bench, row: str) -> Results:
     return {row: {"peaks": peaks, "rows": {name: costs[name] | seconds[name] for name in STEPS}}}
 
 
-def gpu(bench: Bench, _: str) -> Results:
-    """jaxtl on the first GPU."""
-    first = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "0"}
-    with bench.worker("benchmark.jaxtl_peer:GpuPeer", **first) as worker:
-        return {"metadata": worker.ask("everything")}
-
-
 def _values(done: Mapping[str, list[Any]], read: Callable[[Any], float] = float) -> Results:
     return {name: {"values": list(map(read, measured))} for name, measured in done.items()}
 

@@ -18,7 +18,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from benchmark.rows import GPU_GOALS, ROWS, Row
+from benchmark import compilers
+from benchmark.gpu import FRAMEWORKS, GOALS, NETWORKS
+from benchmark.rows import ROWS, Row
 
 _TEXT = Path(__file__).with_name("page.md").read_text().split("<!-- measured -->\n")
 _REACHED, _MISSED = "#2a7f62", "#c0504d"
@@ -43,7 +45,10 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     """
     (out.parent / "images").mkdir(parents=True, exist_ok=True)
     cpu, gpu = (results.get(device) for device in ("cpu", "gpu"))
-    parts = (_TEXT[0], *(_cpu(cpu, out.parent) if cpu else ()), *(_gpu(gpu) if gpu else ()))
+    parts = [_TEXT[0], *(_cpu(cpu, out.parent) if cpu else ()), *(_gpu(gpu) if gpu else ())]
+    for device, case in compilers.CASES.items():
+        if device in results:
+            parts += _compiled(results[device], device, case)
     out.write_text("\n".join(parts))
 
 
@@ -163,19 +168,54 @@ def _roofline(rows: Mapping[str, Any], peaks: Mapping[str, float]) -> Iterator[s
 
 
 def _gpu(gpu: Mapping[str, Any]) -> Iterator[str]:
-    metadata = gpu["metadata"]
-    peaks, lines = metadata["peaks"], []
-    yield f"## {metadata['device']}, bfloat16\n"
+    peaks, cases = gpu["peaks"], {}
+    for row in gpu["rows"]:
+        case = row["network"], row["row"], row["batch"]
+        cases.setdefault(case, {})[row["who"]] = row["per_second"]
+    yield f"## {gpu['device']}, bfloat16, images a second\n"
     yield _where(gpu)
-    for step in metadata["rows"]:
-        goal = GPU_GOALS.get(step["row"])
-        reached = ("yes" if step["per_second"] >= goal else "**no**") if goal else ""
-        bandwidth = f"{100 * step['roofline']:.0f} %" if "roofline" in step else ""
-        cells = (step["row"], str(step["batch"]), f"{step['per_second']:,.0f}", bandwidth)
-        lines.append((*cells, f"{goal:,}" if goal else "", reached))
-    columns = ("row", "batch", "a second", "of the memory's bandwidth", "goal on an H100", "")
-    yield _table(columns, lines)
+    lines = []
+    for (network, row, batch), known in cases.items():
+        goal = GOALS.get(row) if network == NETWORKS[0] else None
+        numbers = [f"{known[who]:,.0f}" if who in known else "" for who in FRAMEWORKS]
+        lines.append((network, row, str(batch), *numbers, f"{goal:,}" if goal else ""))
+    yield _table(("network", "row", "batch", *FRAMEWORKS, "goal on an H100"), lines)
     yield f"At its best: {peaks['flops'] / 1e12:.0f} TFLOP/s, {peaks['bytes'] / 1e12:.2f} TB/s.\n"
+
+
+def _compiled(part: Mapping[str, Any], device: str, case: compilers.Case) -> Iterator[str]:
+    """What full steps cost by the compiler of an accelerator."""
+    yield f"## Compiled for {case.target}, {case.each} images on each\n"
+    versions = part["versions"]
+    known = {name: versions[name] for name in ("commit", "jax", "keras") if name in versions}
+    yield (
+        f"Full steps, bfloat16, 224 px, 1,000 classes, Adam, trained BatchNorm: counted, not run "
+        f"(`python scripts/bench.py --device {device}`, {part['date']}, "
+        f"{', '.join(' '.join(pair) for pair in known.items())}). Goals for the bytes: at most "
+        f"{compilers.AT_MOST:g} of Keras', hoped for {compilers.HOPED:g}; for the temporaries: at "
+        "most Keras'.\n"
+    )
+    networks: dict[str, dict[str, Any]] = {}
+    for row in part["rows"]:
+        networks.setdefault(row["network"], {})[row["who"]] = row
+    lines = []
+    for network, by in networks.items():
+        keras = by.get("Keras on JAX")
+        for who in filter(by.get, compilers.FRAMEWORKS):
+            found, ratios = by[who], ("", "")
+            if keras and who == "jaxtl":
+                keys = ("moved_bytes", "temporary_bytes")
+                ratios = tuple(f"**{found[key] / keras[key]:.2f}**" for key in keys)
+            lines.append(
+                (
+                    *(network, who, f"{found['moved_bytes'] / 1e9:.2f}"),
+                    f"{found['moved_bytes'] / found['each'] / 1e6:,.0f}",
+                    *(ratios[0], f"{found['temporary_bytes'] / 1e9:.2f}", ratios[1]),
+                    f"{found['all_reduces']:,}",
+                )
+            )
+    columns = ("network", "", "GB moved", "MB an image", "ratio", "temporary GB", "ratio")
+    yield _table((*columns, "all-reduces"), lines)
 
 
 def _duration(seconds: float) -> str:

@@ -56,6 +56,3 @@ MEASURES = {
     "roofline": measure.roofline,
 }
 """Who measures what, in this order; the last two have sections of their own on the page."""
-
-GPU_GOALS = {"full": 8_000, "frozen": 25_000, "head": 1_000_000}
-"""Images (or features) a second on an NVIDIA H100."""

@@ -80,20 +80,24 @@ def whole(workplace, small, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def ruined(file):
-    """Overwrites an image with zeros, as a bad sector reads; afterwards it is as it was."""
+def ruined(file, other=None):
+    """Overwrites an image with zeros, as a bad sector reads, or with another image; afterwards it
+    is as it was."""
     content, times = file.read_bytes(), file.stat()
-    file.write_bytes(bytes(len(content)))
+    file.write_bytes(other.read_bytes() if other else bytes(len(content)))
     yield
     file.write_bytes(content)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_an_image_that_cannot_be_read_ends_an_epoch_and_keeps_its_steps(config, whole, tmp_path):
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_image_that_rots_or_becomes_another_ends_an_epoch_and_keeps_its_steps(
+    config, whole, tmp_path, swapped
+):
     path, data = tmp_path / "run", open_data(config)
-    last = np.random.RandomState([config.seed, 0]).permutation(len(data.train))[-1]
-    file = Path(data.train.describe(int(last)))
-    with ruined(file), pytest.raises(UserError, match=file.name):
+    first, *_, last = np.random.RandomState([config.seed, 0]).permutation(len(data.train))
+    file, other = (Path(data.train.describe(int(index))) for index in (last, first))
+    with ruined(file, other if swapped else None), pytest.raises(UserError, match=file.name):
         train(config, data, path, Console(quiet=True))
     saved = newest(path)
     assert (saved.phase, saved.epoch) == (0, 0)

@@ -55,6 +55,21 @@ def test_values_and_gradients_are_those_of_the_plain_formula(shape, weights, dty
         np.testing.assert_allclose(np.float32(got), np.float32(want), atol=limit)
 
 
+def test_with_limits_it_is_the_clipped_result_and_its_gradient():
+    x, scale, bias, center, cotangent = draw()
+    weights = jnp.asarray(REAL, jnp.float32)
+
+    def normalised(x, scale, bias, *limits):
+        return batch_norm(x, scale, bias, center, weights, EPSILON, None, *limits)[0]
+
+    got, pull_back = jax.vjp(lambda *of: normalised(*of, (-0.5, 1.0)), x, scale, bias)
+    want, reference = jax.vjp(lambda *of: jnp.clip(normalised(*of), -0.5, 1.0), x, scale, bias)
+    np.testing.assert_array_equal(got, want)
+    assert 0.2 < np.mean((got > -0.5) & (got < 1.0)) < 0.8
+    for ours, theirs in zip(pull_back(cotangent), reference(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_devices_share_their_sums_in_both_directions(devices):
     x, scale, bias, center, cotangent = draw()

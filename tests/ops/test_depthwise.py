@@ -81,7 +81,7 @@ def test_gradients_are_those_of_xla(shape, stride, size, padding):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("lowering", ["cpu", "default"])
+@pytest.mark.parametrize("lowering", ["cpu", "cuda", "default"])
 def test_bfloat16_maps_go_with_a_float32_kernel_whose_gradient_is_float32(lowering, stride):
     x, kernel, cotangent = draw((6, 9), stride, 3)
     x, cotangent = x.astype("bfloat16"), cotangent.astype("bfloat16")
@@ -90,6 +90,7 @@ def test_bfloat16_maps_go_with_a_float32_kernel_whose_gradient_is_float32(loweri
     )
     forward, pull_back = {
         "cpu": (depthwise._shifted, depthwise._shifted_vjp),
+        "cuda": (depthwise._native, depthwise._mixed_vjp),
         "default": (depthwise._native, depthwise._native_vjp),
     }[lowering]
     y = lowered(forward, x, kernel, stride)

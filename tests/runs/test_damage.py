@@ -275,8 +275,9 @@ def test_a_run_that_lost_its_checkpoints_says_that_it_begins_anew(run, tmp_path)
     (copy / "run.json").write_text(json.dumps(about | {"result": None}))
     (copy / "report.html").unlink()
     out = Console(file=io.StringIO(), width=1000)
-    train(CONFIG, open_data(CONFIG), copy, out)
-    assert f"{copy} has no checkpoint any more: its run begins anew\n" in out.file.getvalue()
+    result = train(CONFIG, open_data(CONFIG), copy, out)
+    assert f"{copy} has metrics and no checkpoint: its run begins anew\n" in out.file.getvalue()
+    assert result == about["result"]
 
 
 @pytest.mark.parametrize("lost", ["checkpoints/steps", "checkpoints"])

@@ -33,7 +33,7 @@ from jaxtl.sweeps.variations import grid
 def get_config() -> Config:
     return Config(
         model=Model(MODEL),
-        data=Data(source="data", batch_size=8),
+        data=Data(source="data", batch_size=8, retry_seconds=0),
         phases=(Phase(name="head", train={"head/.*": 1.0}, epochs=2, lr=1e-2),),
     )
 
@@ -181,6 +181,21 @@ def test_a_complete_run_that_is_damaged_fails_alone(place):
     code, _, table = run(axes)
     assert (code, outcomes(table)) == (1, ["failed", "complete"])
     assert "run.json is damaged" in table[first]["reason"]
+
+
+@pytest.mark.slow
+def test_a_run_without_data_does_not_keep_others_from_training(place):
+    code, said, table = run({"data.source": ("data", "away")})
+    assert (code, outcomes(table)) == (1, ["complete", "failed"])
+    (lost,) = failures()
+    assert "no data source 'away'" in table[lost]["reason"]
+    assert lost in said.splitlines()[-1]
+
+    write_images(place / "away" / "train", each=8, seed=3)
+    write_images(place / "away" / "val", each=4, seed=4)
+    (place / "data").rename(place / "elsewhere")  # of the run that is complete
+    code, _, table = run({"data.source": ("data", "away")})
+    assert (code, outcomes(table)) == (0, ["complete", "complete"])
 
 
 @pytest.mark.slow

@@ -392,13 +392,10 @@ def test_an_array_without_one_of_its_files_is_not_there(store, folder, missing):
     assert find(store, "a") is None
 
 
-def test_arrays_of_an_earlier_version_are_found_and_its_leftovers_removed_in_their_order(folder):
-    """It wrote `about.json`, without a number of rows, once a folder of another name was whole."""
+def test_the_leftovers_of_an_earlier_version_are_removed_in_their_order(folder):
+    """It filled a folder of another name."""
     store, array = FeatureStore(folder, 1000), rows(10)
     put(store, "a", array)
-    about = json.loads((places(folder)["a"] / "about.json").read_text())
-    del about["done"]
-    (places(folder)["a"] / "about.json").write_text(json.dumps(about))
     part = folder / f"{64 * '0'}.1a2b3c4d.part"
     part.mkdir()
     (part / "rows.bin").write_bytes(bytes(400))

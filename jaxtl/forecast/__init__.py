@@ -1,0 +1,1 @@
+"""What a compiled step costs on an accelerator that is not there, and what that allows."""

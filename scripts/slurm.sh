@@ -1,0 +1,26 @@
+#!/bin/bash
+# Trains on several nodes of a SLURM cluster, one task for each GPU:
+#
+#     WORKDIR=/shared/runs/pets sbatch scripts/slurm.sh --cfg mnv2.py --cfg.data.source=/shared/pets
+#
+# The run directory and the images have to be where all nodes see them. JAX reads from SLURM's
+# variables which task is which.
+#SBATCH --job-name=jaxtl
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -u
+
+srun --kill-on-bad-exit=1 python -m jaxtl.train --workdir "$WORKDIR" "$@"
+code=$?
+
+# Stopped before the end of its time (143), or a node was lost (75, or 134 from JAX): to be continued.
+case $code in
+  75 | 134 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
+esac
+exit $code
