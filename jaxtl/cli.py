@@ -193,7 +193,9 @@ def use_large_pages() -> None:
     except OSError:
         return
     if "[madvise]" in enabled or "[always]" in enabled:
-        tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        # As many arenas as cores: with one for each thread, threads that decode images keep more.
+        arenas = f"glibc.malloc.arena_max={os.cpu_count() or 1}"
+        tunables = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:{arenas}"}
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | tunables)
 

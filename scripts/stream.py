@@ -1,12 +1,12 @@
 """Makes many JPEGs of real photographs, packs them, and streams both: speed, memory, exact counts.
 
-    python scripts/stream.py docs/images            100,000 images, about 9 GB while it runs
+    python scripts/stream.py docs/images            100,000 images, about 15 GB while it runs
 
 It writes stream.svg, the resident memory of a process that reads three epochs at 224 px in batches
 of 256, from the folder and from the packed data, and prints how fast each is. Every image has to
 come exactly once an epoch, in another order each time. The JPEGs are crops of scikit-learn's two
 photographs and of the ELPV photographs of solar cells (scripts/fetch_elpv.py), mirrored, lighter
-or darker, of 400 to 900 pixels a side. Linux.
+or darker, of 400 to 1,200 pixels a side. Linux.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sklearn.datasets import load_sample_images
 
 PHOTOGRAPHS = platformdirs.user_cache_path("jaxtl") / "elpv"
 _EPOCHS, _BATCH, _SIDE = 3, 256, 224
-_SMALLEST, _LARGEST = 400, 900  # pixels a side of the JPEGs
+_SMALLEST, _LARGEST = 400, 1200  # pixels a side of the JPEGs
 _CELLS = 100  # photographs of solar cells of either class
 _PART = 10_000  # images a call that makes them
 

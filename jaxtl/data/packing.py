@@ -83,12 +83,12 @@ def pack(
         "images_per_shard": images_per_shard,
     }
     with _locked(out):
-        features, finished = _features(train.classes), _begun(out, job)
+        features = _features(train.classes)
+        _begin(out, job)
         shards = _shards(out, splits, images_per_shard)
-        if not finished:
-            _write_shards(shards, splits, features, side, quality, retry)
+        _write_shards(shards, splits, features, side, quality, retry)
+        if not (out / DESCRIPTION).exists():
             _describe(out, shards, features)
-            write_json(out / _JOB, job | {"finished": True})
     images = {split: len(source) for split, source in splits.items()}
     return Packed(images, sum(shard.path.stat().st_size for shard in shards))
 
@@ -126,8 +126,8 @@ def _locked(out: Path) -> Iterator[None]:
             out.rmdir()
 
 
-def _begun(out: Path, job: dict[str, Any]) -> bool:
-    """Begins in an empty folder; elsewhere, whether all of this job is done.
+def _begin(out: Path, job: dict[str, Any]) -> None:
+    """Begins in an empty folder, or goes on in one where this job began.
 
     Raises:
         UserError: the folder holds something else.
@@ -136,18 +136,15 @@ def _begun(out: Path, job: dict[str, Any]) -> bool:
         if any(not is_unfinished(path) for path in out.iterdir()):
             raise UserError(f"{out} has files that jaxtl did not pack; name another folder")
         write_json(out / _JOB, job)
-        return False
     try:
         known = dict(read_json(out / _JOB))
     except (ValueError, TypeError) as error:
         raise UserError(f"{out / _JOB} is damaged ({error}); remove {out}") from error
-    finished = known.pop("finished", False)
     if differing := [key for key in job if known.get(key) != job[key]]:
         what = {"data": "other images"}.get(differing[0], f"another {differing[0]}")
         raise UserError(f"{out} was begun with {what}; remove it, or name another folder")
     for path in filter(is_unfinished, out.iterdir()):  # of a process that was killed
         path.unlink()
-    return bool(finished)
 
 
 def _shards(out: Path, splits: dict[str, Source], images_per_shard: int) -> list[_Shard]:
@@ -230,8 +227,11 @@ def _explained(path: Path) -> Iterator[None]:
 def _is_whole(shard: _Shard) -> bool:
     if not shard.path.exists():
         return False
-    with contextlib.closing(ArrayRecordReader(str(shard.path))) as reader:
-        return bool(reader.ok()) and reader.num_records() == len(shard.images)
+    try:
+        with contextlib.closing(ArrayRecordReader(str(shard.path))) as reader:
+            return bool(reader.ok()) and reader.num_records() == len(shard.images)
+    except (RuntimeError, ValueError):  # a torn file, after a power cut
+        return False
 
 
 def _records(
