@@ -33,6 +33,7 @@ LAYERS = [
     {"accelerators"},
     {"metrics"},
     {"files"},
+    {"objects"},
     {"errors"},
 ]
 

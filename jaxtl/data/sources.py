@@ -17,10 +17,11 @@ from typing_extensions import Protocol, runtime_checkable  # 3.11's own reads th
 
 from jaxtl.data.facts import Facts, KeptFacts
 from jaxtl.data.folders import FileSource, open_folder
-from jaxtl.data.reading import patiently, read_error
+from jaxtl.data.reading import ReadError, patiently, read_error
 from jaxtl.data.tfds import DESCRIPTION, open_tfds
 from jaxtl.data.vetting import EncodedSource, OnBadImage, vet, warn_of_leaks
 from jaxtl.errors import UserError
+from jaxtl.objects import Unreachable, is_remote, list_folder
 
 
 @runtime_checkable
@@ -139,8 +140,8 @@ def open_splits(
     """Opens a source for training.
 
     Args:
-        spec: `digits`, the path of a folder (see `open_folder`), or `tfds:NAME` or `tfds:DIR` (see
-            `open_tfds`).
+        spec: `digits`, the path of a folder (see `open_folder`), also of one on an object store
+            (`gs://BUCKET/...`, `s3://BUCKET/...`), or `tfds:NAME` or `tfds:DIR` (see `open_tfds`).
         val_fraction: where the source has no split of its own, the fraction of each class that is
             kept for validation, in (0, 1): rounded, but at least one image of each class is in
             each split.
@@ -292,8 +293,8 @@ def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
 
 
 def folder_of(spec: str) -> Path | None:
-    """The path that a source is named by; None if it is not named by one."""
-    named = spec == "digits" or spec.startswith("tfds:")
+    """The path on a disk that a source is named by; None if it is not named by one."""
+    named = spec == "digits" or spec.startswith("tfds:") or is_remote(spec)
     return None if named else Path(os.path.expanduser(spec))
 
 
@@ -312,12 +313,23 @@ def open_parts(
     """
     # A new kind of source is a module with a class like `Source`, and a branch here.
     path = folder_of(spec)
+    if is_remote(spec):
+        return patiently(lambda: _open_objects(spec), spec, retry)
     if path is None and spec == "digits":
         return _digits(), None
     if path is None:
         name = spec.removeprefix("tfds:")
         return patiently(lambda: open_tfds(name, pixels=pixels, retry=retry), spec, retry)
     return patiently(lambda: _open_path(path, spec), spec, retry)
+
+
+def _open_objects(spec: str) -> tuple[Source, Source | None]:
+    try:
+        return open_folder(list_folder(spec))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no data source {spec!r}: no such bucket or folder") from error
+    except Unreachable as error:
+        raise ReadError(str(error)) from error
 
 
 def _open_path(path: Path, spec: str) -> tuple[Source, Source | None]:

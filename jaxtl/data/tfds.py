@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import platformdirs
 from jaxtyping import Int32, Int64
 
 from jaxtl.data.facts import Item, KeptFacts, stamp
@@ -25,7 +27,10 @@ from jaxtl.data.inspection import inspect
 from jaxtl.data.reading import ReadError
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
-from jaxtl.files import read_json
+from jaxtl.files import read_json, replacing
+from jaxtl.objects import Unreachable, is_remote, list_folder
+
+_log = logging.getLogger("jaxtl")
 
 DESCRIPTION = "dataset_info.json"
 """The file that makes a folder a prepared version of a data set."""
@@ -119,7 +124,8 @@ def open_tfds(
 
     Args:
         name: what TFDS calls it (`NAME`, `NAME/CONFIG`, `NAME:VERSION`), looked for in
-            TFDS_DATA_DIR or `~/tensorflow_datasets`, or the folder of one version of a data set.
+            TFDS_DATA_DIR or `~/tensorflow_datasets`, or the folder of one version of a data set;
+            one on an object store is copied to the user's cache directory, once.
         pixels, retry: as for `inspect`, which reads the labels.
 
     Returns:
@@ -130,13 +136,42 @@ def open_tfds(
             damaged or has code of its own, it has no `train`, it has not exactly one image and one
             class label, an image has no label, or a record cannot be read.
     """
+    found = str(_local_copy(name)) if is_remote(name) else name
     with _explained(f"tfds:{name} is damaged or incomplete"):
-        builder = _builder(name)
+        builder = _builder(found)
     if "train" not in builder.info.splits:
         raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
     second = next((s for s in VALIDATION_SPLITS if s in builder.info.splits), None)
     train = _source(builder, "train", name, pixels, retry)
     return train, None if second is None else _source(builder, second, name, pixels, retry)
+
+
+def _local_copy(url: str) -> Path:
+    """Copies a folder of an object store, whose files array_record cannot read there.
+
+    Raises:
+        UserError: the folder has no data set, or the store refuses it.
+        ReadError: the store cannot be reached now.
+    """
+    try:
+        folder = list_folder(url)
+        if f"{folder.key}/{DESCRIPTION}" not in folder.stamps:
+            raise UserError(f"tfds:{url} has no {DESCRIPTION}: give a folder that was packed")
+        known = json.dumps([url, folder.stamps])
+        name = hashlib.sha256(known.encode()).hexdigest()[:32]
+        target = platformdirs.user_cache_path("jaxtl") / "packed" / name
+        if not target.exists():
+            _log.info("copying %s to %s, once", url, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as part:
+                part.mkdir()
+                for path in folder.files():
+                    folder.copy(path, part / Path(path).name)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no tfds:{url}: no such bucket or folder") from error
+    except Unreachable as error:
+        raise ReadError(str(error)) from error
+    return target
 
 
 @contextlib.contextmanager
