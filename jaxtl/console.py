@@ -138,11 +138,24 @@ class EpochProgress:
         self._bar.update(self._task, metrics="validating")
 
     def done(self, train: dict[str, float], val: dict[str, float], best: bool) -> None:
-        """Prints one line for the epoch."""
+        """Prints one line for the epoch.
+
+        Args:
+            train: loss and accuracy of training; the fraction of its time that it waited for input,
+                gigabytes of device memory and utilisation, as far as they are known.
+            val: the metrics of validation.
+            best: whether it is the best epoch of the phase.
+        """
         self._bar.stop()
         seconds = time.perf_counter() - self._begun
         shown = {name: train[name] for name in ("loss", "accuracy")}
-        speed = f"{self.images_per_second:,.0f} images/s"
+        use = {
+            "input_wait": "  input wait {:.0%}",
+            "memory_gb": "  {:.1f} GB",
+            "mfu": "  MFU {:.1%}",
+        }
+        known = (text.format(train[name]) for name, text in use.items() if name in train)
+        speed = f"{self.images_per_second:,.0f} images/s{''.join(known)}"
         self._out.print(
             f"{self._title:<14} {seconds:6.1f} s  {metrics_text(shown)}  "
             f"{metrics_text(val, 'val_')}  {speed}{'  best' if best else ''}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,36 +29,36 @@ def main(arguments: Sequence[str]) -> int:
     where.add_argument("--new", action="store_true", help="do not continue an unfinished run")
     compile_for = "train nothing: compile for accelerators, such as tpu:v5e-8 or gpu:h100x8"
     where.add_argument("--compile-for", metavar="TARGET", help=compile_for)
+    flags.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps into the run directory"
+    )
     given, rest = flags.parse_known_args(arguments)
     if given.compile_for is not None:
         return _compile_for(given.compile_for, given.cfg, rest)
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
-    from jaxtl.runs.directory import find_unfinished
     from jaxtl.training.cluster import joined
-    from jaxtl.training.hosts import from_first, is_first, together
-    from jaxtl.training.setup import open_data, run_metadata, train
+    from jaxtl.training.hosts import is_first, together
+    from jaxtl.training.profiling import steps_to_trace
+    from jaxtl.training.setup import choose_workdir, open_data, train
 
+    profile = range(0) if given.profile is None else steps_to_trace(given.profile)
     config, out, workdir = load(given.cfg, cli.overrides(rest)), console(), given.workdir
     again = "the same command without --new" if given.new else "the same command"
-
-    def choose() -> str:
-        found = None if given.new else find_unfinished(Path("runs"), config, metadata)
-        if found is not None:
-            out.print(f"{found} is an unfinished run of this config and data; --new starts anew")
-        now = time.strftime("%Y%m%d-%H%M%S")
-        return str(found or Path("runs") / f"{Path(given.cfg).stem}-{now}")
-
+    begun = False
     try:
         with joined(given.coordinator, given.num_processes, given.process_id, out):
             out.quiet = not is_first()
             data = together(lambda: open_data(config))
-            metadata = run_metadata(config, data)
-            workdir = workdir or Path(from_first(choose))
+            if workdir is None:
+                workdir = choose_workdir(config, data, Path(given.cfg).stem, given.new, out)
+            begun = True
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
-            train(config, data, workdir, out)
+            train(config, data, workdir, out, profile)
     except Interrupted as stopped:
+        if not begun:
+            raise
         saved = "" if stopped.__cause__ else " and saved"
         instead = " in place of --new" if given.new else ""
         out.print(

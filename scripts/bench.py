@@ -151,7 +151,7 @@ def _measure_steps(
     Returns:
         What failed, or was not reached before Ctrl-C.
     """
-    begun, part["rows"] = time.perf_counter(), []
+    begun, part["rows"], part["absent"] = time.perf_counter(), [], {}
     os.environ |= _ENVIRONMENT
 
     def add(found: dict[str, Any]) -> None:

@@ -195,7 +195,7 @@ def outcome(run: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found["number of metrics lines"] = len(lines)
     for number, line in enumerate(lines):
-        found[f"metrics line {number}"] = line | {"images_per_second": None}
+        found[f"metrics line {number}"] = line | {"images_per_second": None, "input_wait": None}
     return found
 
 

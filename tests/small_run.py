@@ -44,7 +44,8 @@ def opened(workdir):
 def metrics(workdir):
     """The lines of a run's metrics, without the speed."""
     lines = read_metrics(RunDirectory(workdir).metrics)
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    measured = {"images_per_second", "input_wait", "memory_gb", "mfu"}
+    return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
 
 def bits(workdir):

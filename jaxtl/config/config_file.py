@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import math
 import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -184,6 +185,23 @@ class Config(Checked):
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two are called {min(repeated)!r}; give each its own name")
         return phases
+
+    @pydantic.field_validator("phases")
+    @classmethod
+    def _batches_can_be_split(cls, phases: tuple[Phase, ...], info: Any) -> tuple[Phase, ...]:
+        images = info.data["data"].batch_size if "data" in info.data else math.inf
+        for phase in phases:
+            if phase.accumulate > images:
+                raise ValueError(
+                    f"accumulate={phase.accumulate} of {phase.name} splits batches of {images} "
+                    "images into more pieces than they have"
+                )
+        return phases
+
+    @property
+    def scaled_phases(self) -> tuple[Phase, ...]:
+        """The phases with the learning rates that they have for this batch size."""
+        return tuple(phase.for_batches_of(self.data.batch_size) for phase in self.phases)
 
 
 def load(name: str, overrides: Mapping[str, str]) -> Config:

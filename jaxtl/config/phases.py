@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from jaxtl.config.checked import Checked, Fraction, NotNegative, Positive
 from jaxtl.errors import UserError
+
+_BASE_BATCH = 256  # images, as in Goyal et al. 2017
 
 
 class Stages(Checked):
@@ -58,13 +61,25 @@ class Phase(Checked):
             whole parameter paths, each with the multiplier of the learning rate for what it
             matches; the first match wins, and what nothing matches is frozen.
         epochs: passes over the training images, at most.
-        lr: the learning rate, before multipliers and schedule.
+        lr: the learning rate, before scaling, multipliers and schedule.
+        lr_scaling: what `lr` is multiplied by, for batches of another size than 256: `linear` by
+            `data.batch_size` / 256, `sqrt` by the square root of that (docs/large-batches.md).
         optimizer: `adam` (with `weight_decay` it is AdamW), `sgd` (with Nesterov momentum of
-            `momentum`) or `rmsprop`.
-        momentum: that of `sgd`.
-        weight_decay: decoupled decay of the trained kernels (never of biases or BatchNorms).
+            `momentum`), `rmsprop` or `lion`; for large batches `lars` or `lamb`, which scale the
+            step of each kernel to its norm.
+        momentum: that of `sgd` and `lars`.
+        weight_decay: decay of the trained kernels (never of biases or BatchNorms), decoupled from
+            the gradients but in `lars`.
         clip_norm: the largest global norm of the trained gradients.
-        schedule: `constant`, or `cosine` down to zero over the phase.
+        accumulate: the pieces that a device splits its part of a batch into, which it computes one
+            after the other in less memory. The step is the same, but where BatchNorms train: there
+            each piece is normalised by itself.
+        ema: train to an exponential moving average of the parameters and of the statistics that
+            train, which keeps this fraction of itself in each step: validation, checkpoints and the
+            end of the phase have the average. None takes them as they are.
+        schedule: `constant`; `cosine` or `linear` down to zero over the phase; `one_cycle` up over
+            the first 30 % and down to zero; or `step`, a tenth after each of `step_epochs`.
+        step_epochs: the epochs of the phase after which `step` lowers the learning rate.
         warmup_epochs: the learning rate rises linearly over this many epochs.
         label_smoothing: the fraction of each label that is spread over all classes.
         batch_norm: what the BatchNorms of trained stages do: `frozen` (scale and shift learn, the
@@ -82,11 +97,15 @@ class Phase(Checked):
     train: Rules
     epochs: Annotated[int, Field(ge=1)]
     lr: Positive = 1e-3
-    optimizer: Literal["adam", "sgd", "rmsprop"] = "adam"
+    lr_scaling: Literal["linear", "sqrt"] | None = None
+    optimizer: Literal["adam", "sgd", "rmsprop", "lion", "lars", "lamb"] = "adam"
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 0.0
     clip_norm: Positive | None = None
-    schedule: Literal["constant", "cosine"] = "constant"
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    schedule: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "constant"
+    step_epochs: tuple[Positive, ...] = ()
     warmup_epochs: NotNegative = 0.0
     label_smoothing: Fraction = 0.0
     batch_norm: Literal["frozen", "train"] = "frozen"
@@ -96,14 +115,39 @@ class Phase(Checked):
 
     def model_post_init(self, context: Any) -> None:
         """Refuses settings that would have no effect."""
-        if self.optimizer != "sgd" and self.momentum != Phase.model_fields["momentum"].default:
-            raise ValueError(f"momentum is that of sgd, and the optimizer is {self.optimizer}")
+        default_momentum = Phase.model_fields["momentum"].default
+        if self.optimizer not in ("sgd", "lars") and self.momentum != default_momentum:
+            raise ValueError(
+                f"momentum is that of sgd and lars, and the optimizer is {self.optimizer}"
+            )
         if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
             raise ValueError("batch_norm_momentum needs batch_norm='train'")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"
             )
+        if self.schedule == "one_cycle" and self.warmup_epochs:
+            raise ValueError("schedule='one_cycle' rises by itself; leave warmup_epochs out")
+        if (self.schedule == "step") != bool(self.step_epochs):
+            raise ValueError(
+                "schedule='step' needs step_epochs, such as (30, 60), and nothing else does"
+            )
+        ascending = [self.warmup_epochs, *self.step_epochs, self.epochs]
+        if self.step_epochs and sorted(set(ascending)) != ascending:
+            raise ValueError(
+                f"step_epochs {self.step_epochs} do not ascend between the warm-up and the end of "
+                f"the {self.epochs} epochs"
+            )
+
+    def for_batches_of(self, images: int) -> Phase:
+        """The same phase, with the learning rate that it has for batches of so many images.
+
+        In proportion to the batch (Goyal et al. 2017, arXiv:1706.02677, section 2.1), or to its
+        square root (Krizhevsky 2014, arXiv:1404.5997, section 5); both relative to 256 images.
+        """
+        ratio = images / _BASE_BATCH
+        factors = {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
+        return self.model_copy(update={"lr": self.lr * factors[self.lr_scaling]})
 
 
 def head_only() -> dict[str, float]:

@@ -89,7 +89,11 @@ def target(text: str) -> Target:
     if platform == "gpu":
         possible = count <= _GPUS_A_HOST or count % _GPUS_A_HOST == 0
         if not possible:
-            raise UserError(f"--compile-for={text}: more than 8 GPUs are a multiple of 8")
+            lower = count // _GPUS_A_HOST * _GPUS_A_HOST
+            near = (f"gpu:{kind}x{n}" for n in (lower, lower + _GPUS_A_HOST))
+            raise UserError(
+                f"--compile-for={text}: more than 8 GPUs are hosts of 8; take {' or '.join(near)}"
+            )
     else:
         shapes = _SHAPES[accelerator.name]
         several = accelerator.linked in shapes and count % accelerator.linked == 0

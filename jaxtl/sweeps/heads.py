@@ -197,7 +197,7 @@ class HeadTraining:
 
     def _begin(self, index: int, train: Feed, runs_per_batch: int) -> BegunPhase:
         configs = [run.variation.config for run in self.runs]
-        each = [hyperparameters(c.phases[index], c.seed, c.data.seed) for c in configs]
+        each = [hyperparameters(c.scaled_phases[index], c.seed, c.data.seed) for c in configs]
         return begin_phase(
             self.network,
             self.trainables[index],

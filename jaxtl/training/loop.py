@@ -29,6 +29,7 @@ from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
 from jaxtl.training.phase import PhaseRun, begin_phase
+from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
 from jaxtl.training.saving import Saver, warn_not_saved
 from jaxtl.training.shared_run import RunCheckpoints, RunLog
@@ -53,6 +54,7 @@ class Training:
         out: the terminal.
         devices: the devices, as for `shard`, of all hosts.
         store: the store of frozen activations.
+        trace: the trace of some of its steps.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Training:
     out: Console
     devices: Sequence[jax.Device]
     store: FeatureStore
+    trace: Trace
 
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(self.network, jax.local_devices())
@@ -120,6 +123,7 @@ class Training:
 
     def _close(self) -> None:
         try:
+            self.trace.close()
             self.checkpoints.close()
         finally:
             self.log.close()
@@ -161,7 +165,7 @@ class Training:
         return hosts.together(lambda: slow_down(run, self.progress, self.variables, error))
 
     def _begin(self, index: int, stop: Stop) -> PhaseRun:
-        phase, trainable = self.config.phases[index], self.trainables[index]
+        phase, trainable = self.config.scaled_phases[index], self.trainables[index]
         train, val = self._feeds(phase, trainable, stop)
         view_seed = self.config.data.seed if train.views else self.config.seed
         hyper = hyperparameters(phase, self.config.seed, view_seed)
@@ -251,11 +255,13 @@ class Training:
         """
         phase, batches = run.phase, self.train_data.steps_per_epoch
         title = f"{phase.name} {self.progress.epoch + 1}/{phase.epochs}"
+        run.waits = InputWait()
         with EpochProgress(self.out, title, batches, self.progress.batch) as shown:
             while self.progress.batch < batches:
                 self._train_batches(run, shown, stop)
                 run.chunk = None
                 self._save(run, at_once=self.progress.batch < batches)
+            waited = run.waits.fraction
             shown.validating()
             evaluation = self.evaluator.evaluate(run.frozen | run.state.variables, run.val, stop)
             num_classes = self.network.num_classes or 0
@@ -263,8 +269,14 @@ class Training:
             val = evaluation.sums.means(num_classes)
             check_finite("validation", val["loss"], self.progress.step, phase.name)
             progress = self.progress.after_epoch(val["accuracy"], val["loss"])
+            train |= {"images_per_second": shown.images_per_second, "input_wait": waited}
+            train |= device_use(
+                jax.local_devices(),
+                len(self.devices),
+                lambda: run.macs_per_image,
+                shown.images_per_second,
+            )
             shown.done(train, val, best=progress.best_step == progress.step)
-        train["images_per_second"] = shown.images_per_second
         for split_name, metrics in (("train", train), ("val", val)):
             self.log.write(phase.name, progress.epoch, progress.step, split_name, metrics)
         self.progress = progress
@@ -277,17 +289,26 @@ class Training:
         An error is raised once all steps before it are counted, so that they can be saved.
         """
         chunks = run.train.chunks(run.past_epochs + self.progress.epoch, self.progress.batch)
-        sharded = (shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks))
+        sharded = run.waits.timed(
+            (shard(chunk, self.devices, axis=1) for chunk in stop.interruptible(chunks)),
+            lambda: is_idle(run.state),
+        )
         errors: list[BaseException] = []
+        called = self.progress.step
 
         def run_steps() -> Iterator[Sums]:
+            nonlocal called
             try:
                 for chunk, due in hosts.in_step(sharded, self.saver.due):
+                    count = chunk.labels.shape[1]
+                    self.trace.before(called, count)
                     if run.chunk is None:
-                        run.chunk = jax.tree.map(jax.typeof, chunk)
+                        run.chunk = run.shapes = jax.tree.map(jax.typeof, chunk)
                     run.state, sums = run.step(
                         run.state, run.frozen, run.train.table, run.hyper, chunk
                     )
+                    called += count
+                    self.trace.after(called, sums)
                     jax.tree.map(lambda array: array.copy_to_host_async(), sums)
                     yield sums
                     if due():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -44,23 +45,30 @@ def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
     )
 
 
-_SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
-    "constant": lambda steps: optax.constant_schedule(1.0),
-    # Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
-    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
-}
-"""The schedule after the warm-up, by `Phase.schedule`; each takes the number of steps left."""
+def _falling(phase: Phase, steps: int, warmup: int, steps_per_epoch: int) -> optax.Schedule:
+    """The factor after a warm-up of so many steps, over the other `steps` of the phase."""
+    boundaries = {round(epoch * steps_per_epoch) - warmup: 0.1 for epoch in phase.step_epochs}
+    schedules = {
+        "constant": lambda: optax.constant_schedule(1.0),
+        # Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.
+        "cosine": lambda: optax.cosine_decay_schedule(1.0, steps),
+        "linear": lambda: optax.linear_schedule(1.0, 0.0, steps),
+        # Smith and Topin 2018, arXiv:1708.07120, as in PyTorch's OneCycleLR.
+        "one_cycle": lambda: optax.cosine_onecycle_schedule(steps, 1.0),
+        # As ResNets are trained (He et al. 2016, arXiv:1512.03385).
+        "step": lambda: optax.piecewise_constant_schedule(1.0, boundaries),
+    }
+    return schedules[phase.schedule]()
 
 
 def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
     """The factor on the phase's learning rate at each step, before multipliers.
 
-    It rises linearly over `warmup_epochs`, then stays at 1 (`constant`) or falls to 0 as half a
-    cosine (`cosine`).
+    It rises linearly over `warmup_epochs`, then does what `Phase.schedule` says.
     """
     steps = phase.epochs * steps_per_epoch
     warmup = round(phase.warmup_epochs * steps_per_epoch)
-    after = _SCHEDULES[phase.schedule](max(steps - warmup, 1))
+    after = _falling(phase, max(steps - warmup, 1), warmup, steps_per_epoch)
     if not warmup:
         return after
     # Not from zero, where the first step would do nothing.
@@ -97,16 +105,23 @@ def optimizer(
 def _group(
     phase: Phase, factor: optax.Schedule, multiplier: float, hyper: Hyperparameters
 ) -> optax.GradientTransformation:
+    decay = optax.add_decayed_weights(hyper.weight_decay, mask=_kernels)
+    descend = optax.scale_by_learning_rate(lambda step: factor(step) * (hyper.lr * multiplier))
+    # Biases and BatchNorms begin at zero or one, and their norm says nothing of a good step.
+    trust = partial(optax.masked, mask=_kernels)
+    if phase.optimizer == "lars":  # You et al. 2017, arXiv:1708.03888, as `optax.lars` chains it
+        ratio = trust(optax.scale_by_trust_ratio(trust_coefficient=0.001))
+        return optax.chain(decay, ratio, descend, optax.trace(phase.momentum))
+    if phase.optimizer == "lamb":  # You et al. 2020, arXiv:1904.00962, as `optax.lamb` chains it
+        adam = optax.scale_by_adam(eps=1e-6)
+        return optax.chain(adam, decay, trust(optax.scale_by_trust_ratio()), descend)
     rules = {
         "adam": optax.scale_by_adam,
         "sgd": lambda: optax.trace(phase.momentum, nesterov=True),
         "rmsprop": optax.scale_by_rms,
+        "lion": optax.scale_by_lion,  # Chen et al. 2023, arXiv:2302.06675
     }
-    return optax.chain(
-        rules[phase.optimizer](),
-        optax.add_decayed_weights(hyper.weight_decay, mask=_kernels),
-        optax.scale_by_learning_rate(lambda step: factor(step) * (hyper.lr * multiplier)),
-    )
+    return optax.chain(rules[phase.optimizer](), decay, descend)
 
 
 def _kernels(parameters: Mapping[str, object]) -> dict[str, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,14 @@ import jax.numpy as jnp
 
 from jaxtl.config import Augment, Phase
 from jaxtl.data.loader import Batch
+from jaxtl.forecast.macs import count_macs
 from jaxtl.models import Network, Variables, stage_of
 from jaxtl.runs.progress import Progress
+from jaxtl.training.averaging import begin_average
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, on_cpu, replicate
+from jaxtl.training.profiling import InputWait
 from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
@@ -23,7 +27,10 @@ from jaxtl.training.trainable import Trainable, partition, running_momentum, tra
 
 @dataclasses.dataclass
 class PhaseRun:
-    """A phase that runs; learning rate, state and `chunk`, the shapes now trained on, change."""
+    """A phase that runs; learning rate, state and `chunk`, the shapes now trained on, change.
+
+    `shapes` are those that it trained on last, and `waits` are those of its epoch.
+    """
 
     phase: Phase
     past_epochs: int
@@ -37,6 +44,16 @@ class PhaseRun:
     hyper: Hyperparameters
     state: TrainState
     chunk: Batch | None = None
+    shapes: Batch | None = None
+    waits: InputWait = dataclasses.field(default_factory=InputWait)
+
+    @functools.cached_property
+    def macs_per_image(self) -> float:
+        """The multiply-adds that a training step takes for an image; once it has been called."""
+        assert self.shapes is not None
+        arguments = self.state, self.frozen, self.train.table, self.hyper, self.shapes
+        _, steps, images = self.shapes.labels.shape
+        return count_macs(jax.make_jaxpr(self.step)(*arguments).jaxpr) / (steps * images)
 
     def position(self, progress: Progress) -> Position:
         """The run as it is now, which is where `progress` stands."""
@@ -114,6 +131,7 @@ def phase_step(
     momentum = phase.batch_norm_momentum
     if momentum is None:
         momentum = running_momentum(phase.epochs * steps_per_epoch)
+    momentum **= 1 / phase.accumulate  # each piece of a batch moves the statistics
     return make_train_step(
         training_graph(
             network,
@@ -151,4 +169,8 @@ def first_state(
     trained = partition(variables, trainable.variables)[0]
     # Copies: the steps donate the state's arrays, and the variables must outlive them.
     copies = jax.tree.map(jnp.copy, trained)
-    return TrainState(jnp.asarray(step, jnp.int32), copies, jax.jit(init)(parameters))
+    state = jax.jit(init)(parameters)
+    done = jnp.asarray(step, jnp.int32)
+    if phase.ema is not None:
+        state = begin_average(trained, state, done)
+    return TrainState(done, copies, state)

@@ -20,7 +20,13 @@ from jaxtl.files import as_text
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints
-from jaxtl.runs.directory import DataMetadata, RunDirectory, RunMetadata, SplitMetadata
+from jaxtl.runs.directory import (
+    DataMetadata,
+    RunDirectory,
+    RunMetadata,
+    SplitMetadata,
+    find_unfinished,
+)
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.runs.report import write_report
@@ -28,6 +34,7 @@ from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
 from jaxtl.training.parallel import all_devices, check_batch_size
+from jaxtl.training.profiling import Trace, check_planned
 from jaxtl.training.shared_run import (
     NoLog,
     RunLog,
@@ -45,7 +52,9 @@ from jaxtl.weights.sources import NoWeights
 _NAMED = 1000  # skipped images in `run.json`, whose size is limited where it is read
 
 
-def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str, float]:
+def train(
+    config: Config, data: Splits, workdir: Path, out: Console, profile: range = range(0)
+) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
     Args:
@@ -53,6 +62,7 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         data: the data from `open_data`.
         workdir: the run directory: a new one, or that of a run of the same config and data.
         out: the terminal.
+        profile: the steps to trace into the run directory, counted from 0; none by default.
 
     Returns:
         Steps, best epoch of the last phase, and validation metrics of the result.
@@ -62,19 +72,24 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         Interrupted: a signal asked the run to stop; it is saved.
     """
     begun = time.perf_counter()
-    check_same_everywhere(config, run_metadata(config, data))
+    if hosts.several():
+        check_same_everywhere(config, run_metadata(config, data))
     hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
+    steps_per_epoch = -(-len(data.train) // config.data.batch_size)
+    check_planned(profile, steps_per_epoch * sum(phase.epochs for phase in config.phases))
     for part in data:
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
-        training = _open(run, config, data, network, trainables, out, opened)
+        training = _open(run, config, data, network, trainables, out, opened, profile)
         evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
 
         def finish() -> None:
             run.finish(result)
+            if training.trace.missing:
+                out.print("no step was traced: the run ended before --profile began")
             draw_report(run, evaluation, out)
 
         hosts.from_first(finish)
@@ -86,6 +101,25 @@ def train(config: Config, data: Splits, workdir: Path, out: Console) -> dict[str
         f"{seconds:.0f} s  {workdir}"
     )
     return result
+
+
+def choose_workdir(config: Config, data: Splits, name: str, new: bool, out: Console) -> Path:
+    """Finds the unfinished run of a config and data in `runs/`, or names a new one there.
+
+    Args:
+        config, data, out: as for `train`.
+        name: what the name of a new one begins with.
+        new: whether to leave an unfinished run alone.
+    """
+
+    def choose() -> str:
+        found = None if new else find_unfinished(Path("runs"), config, run_metadata(config, data))
+        if found is None:
+            return str(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        out.print(f"{found} is an unfinished run of this config and data; --new starts anew")
+        return str(found)
+
+    return Path(hosts.from_first(choose))
 
 
 def open_data(config: Config) -> Splits:
@@ -197,6 +231,7 @@ def _open(
     trainables: list[Trainable],
     out: Console,
     opened: contextlib.ExitStack,
+    profile: range,
 ) -> Training:
     """Begins a new run, or continues the run in the directory from its last checkpoint.
 
@@ -224,7 +259,7 @@ def _open(
     begun = hosts.from_first(begin)
     progress = as_progress(begun["progress"]) or Progress()
     network = with_convention(network, begun["convention"])
-    out.print(stage_table(network, config.phases, trainables))
+    out.print(stage_table(network, config.scaled_phases, trainables))
     log: RunLog = NoLog()
     if own:
         # An epoch that is not validated has no lines yet.
@@ -244,6 +279,7 @@ def _open(
         out=out,
         devices=all_devices(),
         store=feature_store(config),
+        trace=Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first()),
     )
 
 

@@ -110,8 +110,6 @@ def check_same_everywhere(config: Config, metadata: RunMetadata) -> None:
     Raises:
         UserError: config or data of a host differ from the first host's.
     """
-    if not hosts.several():
-        return
     own = {
         "config": config.model_dump_json(),
         "data": metadata.model_dump_json(include={"classes", "data"}),

@@ -19,6 +19,8 @@ from jaxtl.data.augmentation import augment
 from jaxtl.data.loader import Batch
 from jaxtl.metrics import Sums, correct_top_k, cross_entropy
 from jaxtl.models import Context, Variables, merge, split, stage_of
+from jaxtl.training.accumulation import Gradients, pieces_on_cpu, sum_over_pieces
+from jaxtl.training.averaging import add_to_average, moving
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, data_parallel, on_cpu
 from jaxtl.training.trainable import Trainable, partition
@@ -71,7 +73,9 @@ def make_train_step(
         donates the state. The chunk holds S sharded batches; the sums (S,) are their metrics.
         Inputs are images or activations or, with a table of activations, row numbers in it.
     """
-    gradients_of = _batch_gradients(graph, trainable, augmentation, cached, devices)
+    gradients_of = _batch_gradients(
+        graph, trainable, phase.accumulate, augmentation, cached, devices
+    )
 
     def train_step(
         frozen: Variables,
@@ -80,7 +84,8 @@ def make_train_step(
         state: TrainState,
         batch: Batch,
     ) -> tuple[TrainState, Sums]:
-        parameters, statistics = partition(state.variables, trainable.multipliers)
+        before, optimizer_state = moving(state.variables, state.optimizer)
+        parameters, statistics = partition(before, trainable.multipliers)
         keys = _dropout_keys(hyper.seed, state.step, len(batch.labels))
         statistics, gradients, sums = gradients_of(
             frozen, parameters, statistics, table, hyper, batch, keys
@@ -88,9 +93,11 @@ def make_train_step(
         gradients = lax.psum(gradients, AXIS)
         everything = partition(frozen | parameters, trainable.labels)[0]
         transform = optimizer(phase, trainable, steps_per_epoch, hyper)
-        parameters, optimizer_state = _update(transform, gradients, state.optimizer, everything)
-        state = TrainState(state.step + 1, parameters | statistics, optimizer_state)
-        return state, lax.psum(sums, AXIS)
+        parameters, optimizer_state = _update(transform, gradients, optimizer_state, everything)
+        moved = parameters | statistics, optimizer_state
+        if phase.ema is not None:
+            moved = add_to_average(phase.ema, state.variables, state.optimizer, *moved)
+        return TrainState(state.step + 1, *moved), lax.psum(sums, AXIS)
 
     over_runs = partial(_over_runs, stage=trainable.frontier, runs_per_batch=runs_per_batch)
     return _in_chunks(over_runs(train_step) if runs_per_batch else train_step, devices)
@@ -99,14 +106,15 @@ def make_train_step(
 def _batch_gradients(
     graph: nnx.GraphDef,
     trainable: Trainable,
+    accumulate: int,
     augmentation: Augment,
     cached: jax.typing.DTypeLike | None,
     devices: Sequence[jax.Device],
-) -> Callable[..., tuple[Variables, Variables, Sums]]:
+) -> Callable[..., Gradients]:
     """The gradients of one device's part of a batch; the arguments are `make_train_step`'s.
 
     Its loss is the sum over the valid images of the part, divided by the number of valid images on
-    all devices. So the gradients of all devices add up to that of the mean.
+    all devices. So the gradients of all devices, and of all pieces, add up to that of the mean.
     """
     frozen_stages = _frozen_stages(graph, trainable.frontier, augmentation, devices)
 
@@ -118,24 +126,37 @@ def _batch_gradients(
         hyper: Hyperparameters,
         batch: Batch,
         keys: Array,
-    ) -> tuple[Variables, Variables, Sums]:
-        inputs, labels, valid = map(jnp.asarray, batch[:3])
-        if cached is None:
-            features = frozen_stages(frozen | parameters | statistics, hyper.view_seed, batch)
-        else:
-            features = (inputs if table is None else table[inputs]).astype(cached)
-        count = lax.psum(jnp.sum(valid), AXIS)
+    ) -> Gradients:
+        count = lax.psum(jnp.sum(batch.valid), AXIS)
 
-        def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
-            network = merge(graph, frozen | statistics | parameters)
-            logits = network(features, start=trainable.frontier, context=Context(keys, valid))
-            losses = cross_entropy(logits, labels, hyper.label_smoothing)
-            updated_statistics = partition(split(network)[1], trainable.statistics)[0]
-            return jnp.sum(losses, where=valid) / count, (logits, updated_statistics)
+        def features_of(batch: Batch) -> Array:
+            if cached is None:
+                return frozen_stages(frozen | parameters | statistics, hyper.view_seed, batch)
+            inputs = jnp.asarray(batch.inputs)
+            return (inputs if table is None else table[inputs]).astype(cached)
 
-        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (logits, updated)), gradients = gradient_fn(parameters)
-        return updated, gradients, _sums(logits, labels, valid)
+        def of_piece(statistics: Variables, batch: Batch, keys: Array) -> Gradients:
+            features, labels, valid = features_of(batch), *map(jnp.asarray, batch[1:3])
+            context = Context(keys, valid)
+            if trainable.statistics and accumulate > 1:  # a piece may have nothing but padding
+                empty = lax.psum(jnp.sum(valid), AXIS) == 0
+                context = Context(keys, valid | empty)  # which no NaN may come from
+
+            def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
+                network = merge(graph, frozen | statistics | parameters)
+                logits = network(features, start=trainable.frontier, context=context)
+                losses = cross_entropy(logits, labels, hyper.label_smoothing)
+                updated_statistics = partition(split(network)[1], trainable.statistics)[0]
+                return jnp.sum(losses, where=valid) / count, (logits, updated_statistics)
+
+            gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+            (_, (logits, updated)), gradients = gradient_fn(parameters)
+            return updated, gradients, _sums(logits, labels, valid)
+
+        pieces = accumulate
+        if on_cpu(devices) and not trainable.statistics:
+            pieces = max(pieces, pieces_on_cpu(jax.eval_shape(features_of, batch)))
+        return sum_over_pieces(of_piece, pieces, statistics, batch, keys)
 
     return gradients_of
 

@@ -101,4 +101,6 @@ def _keras(network: str, described: Any, each: int) -> Any:
         jax.ShapeDtypeStruct((images,), np.int32),
     )
     step = jax.jit(update, donate_argnums=(0, 1, 2))
-    return compile_program(step, *abstract(values, on), *abstract(batch, on, sharded=True))
+    program = compile_program(step, *abstract(values, on), *abstract(batch, on, sharded=True))
+    # This step is written for the whole batch, and the compiler parts it.
+    return dataclasses.replace(program, operations=program.operations // described.count)

@@ -264,3 +264,28 @@ def test_a_warmup_that_leaves_nothing_of_a_phase_is_refused(warmup):
         Config.model_validate, {"phases": (phase(epochs=2, warmup_epochs=float(warmup)),)}
     )
     assert f"warmup_epochs {warmup:g} leaves nothing of the 2 epochs" in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "one_cycle", "warmup_epochs": 1.0}, "one_cycle' rises by itself"),
+        ({"schedule": "step"}, "needs step_epochs"),
+        ({"step_epochs": (1,)}, "needs step_epochs"),
+        ({"schedule": "step", "step_epochs": (3, 2)}, "do not ascend"),
+        ({"schedule": "step", "step_epochs": (9,)}, "do not ascend"),
+        ({"optimizer": "lamb", "momentum": 0.5}, "that of sgd and lars"),
+        ({"accumulate": 33}, "splits batches of 32 images"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(settings, message):
+    assert message in refused(Config.model_validate, {"phases": (phase(epochs=9, **settings),)})
+
+
+@pytest.mark.parametrize(("rule", "lr"), [(None, 0.3), ("linear", 0.6), ("sqrt", 0.3 * 2**0.5)])
+def test_the_learning_rate_is_scaled_from_batches_of_256(rule, lr):
+    settings = {"phases": (phase(lr=0.3, lr_scaling=rule),), "data": {"batch_size": 512}}
+    (scaled,) = Config.model_validate(settings).scaled_phases
+    assert scaled.lr == pytest.approx(lr)
+    of_256 = Config.model_validate(settings | {"data": {"batch_size": 256}}).scaled_phases
+    assert of_256[0].lr == 0.3

@@ -38,7 +38,7 @@ def test_a_target_names_accelerators_and_how_many(text, kind, count):
         ("gpu:h100x0", "names no accelerator"),
         ("tpu:v5e-12", "1, 4, 8, 16, 32, 64, 128, 256 chips, several a multiple of 256"),
         ("tpu:v4-4096", "2048 chips"),
-        ("gpu:h100x12", "a multiple of 8"),
+        ("gpu:h100x12", "take gpu:h100x8 or gpu:h100x16"),
         ("", "names no accelerator"),
     ],
 )

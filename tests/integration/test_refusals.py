@@ -39,6 +39,8 @@ CASES = {
         8,
         ["12 does not divide by 8 devices", "--cfg.data.batch_size=8 or 16"],
     ),
+    "no steps to profile": ((*TRAIN, "--profile", "9:9"), 1, ["--profile 9:9: give two steps"]),
+    "steps that never come": ((*TRAIN, "--profile=5:999999"), 1, ["5:999999: the run has"]),
     "missing weights": ((*TRAIN, "--cfg.model.weights=lost.h5"), 1, ["lost.h5"]),
     "pattern without a match": (
         (*TRAIN, "--cfg.phases.head.train={'hed/.*': 1.0}"),

@@ -152,7 +152,8 @@ def measurements(run):
     path = Path(run) / "metrics.jsonl"
     whole = path.read_text().split("\n")[:-1] if path.exists() else []
     lines = [json.loads(line) for line in whole]
-    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+    measured = {"images_per_second", "input_wait", "memory_gb", "mfu"}
+    return [{k: v for k, v in line.items() if k not in measured} for line in lines]
 
 
 def saved_steps(run):

@@ -66,7 +66,7 @@ def written(folder, text):
 def lines(run):
     """The measurements of a run without those of speed."""
     return [
-        {k: v for k, v in line.items() if k != "images_per_second"}
+        {k: v for k, v in line.items() if k not in ("images_per_second", "input_wait")}
         for line in read_metrics(run / "metrics.jsonl")
     ]
 
@@ -93,6 +93,7 @@ def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
     each = [{"seed": seed, "phases.head.lr": lr} for seed, lr in runs]
     (tmp_path / "swept.py").write_text(CONFIG.format(sweep=f"return {each}"))
     brought = {"model.weights": f"('keras', '{weights}')", "phases.head.epochs": "4"}
+    brought |= {"phases.head.ema": "0.8", "phases.head.lr_scaling": "sqrt"}
     variations = load_sweep(str(tmp_path / "swept.py"), brought)
     out = Console(file=io.StringIO(), width=200)
     found = sweep(variations, tmp_path / "all", out)

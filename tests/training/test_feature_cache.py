@@ -121,6 +121,14 @@ def test_a_cache_is_in_memory_or_on_disk_or_nowhere_and_the_views_stay(cache, ca
     assert decided(views=3, cache=cache) == (3, cached, resident)
 
 
+@pytest.mark.parametrize(("memory_gb", "cached"), [(2.0, True), (0.001, False)])
+def test_several_hosts_cache_what_fits_into_memory_and_say_so_otherwise(memory_gb, cached):
+    wanted = config(views=3, cache={"memory_gb": memory_gb})
+    found = plan(wanted, FEATURES, IMAGES, epochs=100, several_hosts=True)
+    assert (found.views, found.cached, found.resident) == (3, cached, cached)
+    assert (f"more than cache.memory_gb={memory_gb:g}, which hosts" in found.why) == (not cached)
+
+
 def test_feature_maps_count_with_all_their_numbers():
     row = jax.ShapeDtypeStruct((1, 7, 7, 160), np.float32)  # 31.36 MB for each view of all
     assert decided(row, augment=CHANGES, cache={"memory_gb": 0.1}) == (3, True, True)

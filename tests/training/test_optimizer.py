@@ -102,14 +102,14 @@ def test_clipping_uses_the_norm_of_all_trained_gradients_together():
     np.testing.assert_allclose(parameters["head/kernel"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop", "lion", "lars", "lamb"])
 def test_nothing_is_stored_for_what_is_frozen(name):
     transform = optimizer_of(phase(optimizer=name, clip_norm=1.0, weight_decay=0.1))
     shapes = {path: (index + 2, 5) for index, path in enumerate(PATHS)}
     state = transform.init({path: jnp.zeros(shape) for path, shape in shapes.items()})
     stored = [leaf.shape for leaf in jax.tree.leaves(state)]
     assert shapes["stem/kernel"] not in stored
-    moments = 2 if name == "adam" else 1
+    moments = 2 if name in ("adam", "lamb") else 1
     assert stored.count(shapes["head/kernel"]) == moments
 
 
@@ -133,8 +133,8 @@ def test_a_warm_up_that_rounds_to_the_whole_phase_ends_at_the_rate(name):
 
 
 def test_an_unknown_schedule_is_an_error():
-    unknown = phase().model_copy(update={"schedule": "linear"})
-    with pytest.raises(KeyError, match="linear"):
+    unknown = phase().model_copy(update={"schedule": "quadratic"})
+    with pytest.raises(KeyError, match="quadratic"):
         schedule(unknown, 10)
 
 
@@ -164,3 +164,61 @@ def test_runs_that_differ_in_rate_and_decay_share_one_program():
         for path, value in expected.items():
             np.testing.assert_allclose(found[path], value, rtol=1e-5, atol=1e-7)
     assert len(traced) == 1
+
+
+def norm_ratio(parameter, update):
+    return np.linalg.norm(parameter) / np.linalg.norm(update)
+
+
+def test_lars_scales_the_gradients_of_kernels_to_their_norms():
+    """You et al. 2017, algorithm 1, with one step's momentum; biases take plain gradients."""
+    settings = phase(optimizer="lars", weight_decay=0.1, momentum=0.8)
+    parameters, gradients = run(settings, steps=2)
+    kernel, bias = draw(0)["head/kernel"], draw(0)["top/bias"]
+    velocity = bias_velocity = 0.0
+    for g in gradients:
+        decayed = g["head/kernel"] + 0.1 * kernel
+        velocity = 0.8 * velocity + 0.5 * 0.001 * norm_ratio(kernel, decayed) * decayed
+        kernel = kernel - velocity
+        bias_velocity = 0.8 * bias_velocity + 0.05 * g["top/bias"]
+        bias = bias - bias_velocity
+    np.testing.assert_allclose(parameters["head/kernel"], kernel, rtol=1e-5)
+    np.testing.assert_allclose(parameters["top/bias"], bias, rtol=1e-5)
+
+
+def test_lamb_scales_the_steps_of_adam_to_the_norms_of_kernels():
+    """You et al. 2020, algorithm 2, at the first step, where Adam takes signs of gradients."""
+    parameters, gradients = run(phase(optimizer="lamb", weight_decay=0.1), steps=1)
+    for path, rate, decay in (("head/kernel", 0.5, 0.1), ("top/bias", 0.05, 0.0)):
+        before, g = draw(0)[path], gradients[0][path]
+        update = g / (np.abs(g) + 1e-6) + decay * before
+        ratio = norm_ratio(before, update) if path.endswith("kernel") else 1.0
+        np.testing.assert_allclose(parameters[path], before - rate * ratio * update, rtol=1e-4)
+
+
+def test_lion_takes_signs_of_an_average():
+    """Chen et al. 2023, algorithm 2."""
+    parameters, gradients = run(phase(optimizer="lion", weight_decay=0.1), steps=2)
+    value, average = draw(0)["head/kernel"], 0.0
+    for g in (gradient["head/kernel"] for gradient in gradients):
+        value = value - 0.5 * (np.sign(0.9 * average + 0.1 * g) + 0.1 * value)
+        average = 0.99 * average + 0.01 * g
+    np.testing.assert_allclose(parameters["head/kernel"], value, rtol=1e-5)
+
+
+def test_the_rate_falls_linearly_to_zero():
+    settings = phase(lr=0.4, schedule="linear", warmup_epochs=2)
+    found = [rate(settings, 5, s) for s in (9, 10, 20, 30, 50)]
+    assert found == pytest.approx([0.4, 0.4, 0.3, 0.2, 0.0])
+
+
+def test_one_cycle_rises_over_three_tenths_and_falls_to_almost_nothing():
+    settings = phase(lr=0.4, schedule="one_cycle")
+    found = [rate(settings, 10, s) for s in (0, 15, 30, 65, 100)]
+    assert found == pytest.approx([0.016, 0.208, 0.4, 0.2, 0.0], abs=1e-5)
+
+
+def test_steps_divide_the_rate_by_ten():
+    settings = phase(lr=0.4, schedule="step", step_epochs=(3, 6.5), warmup_epochs=2)
+    found = [rate(settings, 10, s) for s in (9, 19, 20, 29, 31, 64, 66, 99)]
+    assert found == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
