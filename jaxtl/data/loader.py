@@ -211,7 +211,7 @@ class Loader:
     ) -> Generator[UInt8[np.ndarray, "size size 3"]]:
         """Decodes on threads, in order: Pillow releases the GIL while it works."""
         threads = min(16, os.cpu_count() or 1)
-        ahead = -(-2 * max(self.part_size, threads) // _TOGETHER)
+        ahead = max(-(-2 * self.part_size // _TOGETHER), threads)
         closed = threading.Event()  # threads that read ahead do not outlive the sequence
 
         def read(number: int) -> list[UInt8[np.ndarray, "size size 3"]]:
