@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
                 f"name the images to measure with --data={where}"
             )
     else:
-        source = open_all(given.data, classes=predictor.classes)
+        patience = config.data.retry_seconds
+        source = open_all(given.data, classes=predictor.classes, retry_seconds=patience)
     out.print(found_line(source))
     evaluation = predictor.evaluate(source)
 
