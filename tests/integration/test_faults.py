@@ -334,6 +334,7 @@ def test_a_command_that_may_open_few_files(workplace, tmp_path):
 TRAINING_ALL = (
     *("--cfg.model.image_size=96", "--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=1"),
     "--cfg.phases.head.train={'.*': 1.0}",
+    "--cfg.phases.head.batch_norm=train",  # else the gradient is that of a few images at a time
 )
 
 
