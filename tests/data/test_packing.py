@@ -163,7 +163,7 @@ def test_a_killed_command_goes_on_with_the_shards_that_it_finished(tmp_path):
 
     assert start("undisturbed").wait() == 0
     process = start("packed")
-    while process.poll() is None and not list(tmp_path.glob("packed/*-00002-of-*")):
+    while process.poll() is None and not list(tmp_path.glob("packed/*-00002-of-?????")):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -171,11 +171,12 @@ def test_a_killed_command_goes_on_with_the_shards_that_it_finished(tmp_path):
     assert start("packed").wait() == 0
     now = stat(tmp_path / "packed")
     shards = [name for name in finished if "array_record" in name and not name.endswith(".part")]
-    assert len(shards) > 2
+    assert 2 < len(shards) < 43
     assert [finished[name] for name in shards] == [now[name] for name in shards]
-    for path in (tmp_path / "undisturbed").glob("*.array_record*"):
-        other = tmp_path / "packed" / path.name.replace("undisturbed", "packed")
-        assert other.read_bytes() == path.read_bytes()
+    # Not the files: protobuf writes the two fields of a record in any order.
+    packed, undisturbed = (open_all(f"tfds:{tmp_path}/{n}") for n in ("packed", "undisturbed"))
+    assert everything(packed) == everything(undisturbed)
+    assert len(packed) == 300
 
 
 def refused(*arguments, **options):
