@@ -5,8 +5,8 @@
 
 It compiles the training steps of MobileNetV2 and ResNet-50 in bfloat16 at 224 px for eight
 accelerators of each kind, and derives the other numbers of them: the bytes and operations of one
-accelerator hardly change with their number (one moves up to 3 % fewer), nor does the size of what is
-added up. It takes about 5 minutes for H100 on two cores.
+accelerator hardly change with their number (a single one moves up to 3 % fewer), nor does the size
+of what is added up. It takes about 5 minutes for H100 on two cores.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def main(kinds: list[str]) -> None:
     if unknown := set(kinds) - set(_EACH):
         raise SystemExit(f"no sizes are known here for {min(unknown)}; take {' or '.join(_EACH)}")
     for kind in kinds:
-        eight, each = target(f"{kind}{'x' if kind.startswith('gpu') else '-'}8"), _EACH[kind]
+        join = "x" if kind.startswith("gpu") else "-"
+        eight, each = target(f"{kind}{join}8"), _EACH[kind]
         programs = {
             (network, phase): _program(network, phase, eight, each)
             for network, phases in _PHASES.items()

@@ -162,9 +162,11 @@ class _Steps:
             none = Plan(0, False, False, "every stage with parameters trains")
             return none, none
         several_hosts = len({device.process_index for device in self.on}) > 1
-        how = {"epochs": self.phase.epochs, "several_hosts": several_hosts}
-        train = plan(self.config, row, self.images[0], **how)
-        val = plan(self.config, row, self.images[1], views=1, beside=train.size, **how)
+        decide = partial(
+            plan, self.config, row, epochs=self.phase.epochs, several_hosts=several_hosts
+        )
+        train = decide(self.images[0])
+        val = decide(self.images[1], views=1, beside=train.size)
         return train, val
 
     def _tried(self, name: str, each: int, build: Callable[[int], Program]) -> Forecast:
