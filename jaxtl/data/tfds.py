@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import filelock
 import numpy as np
 import platformdirs
 from jaxtyping import Int32, Int64
@@ -160,13 +161,14 @@ def _local_copy(url: str) -> Path:
         known = json.dumps([url, folder.stamps])
         name = hashlib.sha256(known.encode()).hexdigest()[:32]
         target = platformdirs.user_cache_path("jaxtl") / "packed" / name
-        if not target.exists():
-            _log.info("copying %s to %s, once", url, target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as part:
-                part.mkdir()
-                for path in folder.files():
-                    folder.copy(path, part / Path(path).name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{target}.lock"):  # processes of one machine copy it once
+            if not target.exists():
+                _log.info("copying %s to %s, once", url, target)
+                with replacing(target) as part:
+                    part.mkdir()
+                    for path in folder.files():
+                        folder.copy(path, part / Path(path).name)
     except FileNotFoundError as error:
         raise UserError(f"there is no tfds:{url}: no such bucket or folder") from error
     except Unreachable as error:
