@@ -261,18 +261,6 @@ def _open(
     progress = as_progress(begun["progress"]) or Progress()
     network = with_convention(network, begun["convention"])
     out.print(stage_table(network, config.scaled_phases, trainables))
-
-    def open_log() -> RunLog:
-        if not own:
-            return NoLog()
-        # An epoch that is not validated has no lines yet.
-        log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
-        opened.callback(log.close)
-        return log
-
-    def open_trace() -> Trace:
-        return Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first())
-
     return Training(
         config=config,
         network=network,
@@ -283,12 +271,21 @@ def _open(
         val_data=loader(data.val, config, shuffle=False),
         directory=run,
         checkpoints=SharedCheckpoints(*own) if hosts.several() else own[0],
-        log=hosts.together(open_log),
+        log=hosts.together(lambda: _open_log(run, progress, opened) if own else NoLog()),
         out=out,
         devices=all_devices(),
         store=feature_store(config),
-        trace=hosts.together(open_trace),
+        trace=hosts.together(
+            lambda: Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first())
+        ),
     )
+
+
+def _open_log(run: RunDirectory, progress: Progress, opened: contextlib.ExitStack) -> RunLog:
+    # An epoch that is not validated has no lines yet.
+    log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
+    opened.callback(log.close)
+    return log
 
 
 def _begin(
