@@ -38,6 +38,7 @@ COMMANDS = {
     "compare": ("measure networks on your own images", "--data images --budget ms=20"),
     "check": ("find bad, leaked and duplicate images", "--data images"),
     "export": ("write a run as one file for other runtimes", "--run runs/pets --to pets.onnx"),
+    "pack": ("pack images into a few large files", "images packed/images --size 256"),
     "convert": ("write weights as a file for Keras or timm", "--from runs/pets --to pets.h5"),
 }
 """What each command does, and the flags in the example that its `--help` ends with."""
@@ -193,7 +194,9 @@ def use_large_pages() -> None:
     except OSError:
         return
     if "[madvise]" in enabled or "[always]" in enabled:
-        tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        # As many arenas as cores: with one for each thread, threads that decode images keep more.
+        arenas = f"glibc.malloc.arena_max={os.cpu_count() or 1}"
+        tunables = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:{arenas}"}
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | tunables)
 

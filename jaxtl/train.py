@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
-from jaxtl.errors import Interrupted
+from jaxtl.errors import Interrupted, UserError
 
 _HELP = """Fine-tunes an image classifier.
 
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     given, rest = flags.parse_known_args(arguments)
     if given.compile_for is not None:
+        besides = (given.profile, given.coordinator, given.num_processes, given.process_id)
+        if any(flag is not None for flag in besides):
+            raise UserError("--compile-for trains nothing: leave out --profile and other processes")
         return _compile_for(given.compile_for, given.cfg, rest)
 
     from jaxtl.config.config_file import load

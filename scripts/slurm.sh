@@ -16,7 +16,7 @@
 #SBATCH --open-mode=append
 set -u
 
-srun --kill-on-bad-exit=1 python -m jaxtl.train --workdir "$WORKDIR" "$@"
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 python -m jaxtl.train --workdir "$WORKDIR" "$@"
 code=$?
 
 # Stopped before the end of its time (143), or a node was lost (75, or 134 from JAX): to be continued.

@@ -53,7 +53,8 @@ class Data(Checked):
     """The images.
 
     Attributes:
-        source: `digits`, a directory of class folders, `tfds:NAME` or `tfds:DIR`.
+        source: `digits`, a directory of class folders, `tfds:NAME` or `tfds:DIR`; a directory may
+            be on an object store, `gs://BUCKET/...` or `s3://BUCKET/...`.
         batch_size: images a step, over all devices together.
         val_fraction: the fraction of each class kept for validation where the source has no split.
         seed: draws that split, and the finite views of each image; `Config.seed` draws all else,

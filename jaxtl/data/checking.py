@@ -5,18 +5,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import io
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jaxtl.config import Data
+from jaxtl.data.decoding import as_png
 from jaxtl.data.duplicates import NEAR, groups, nearest
+from jaxtl.data.facts import Facts, Item
 from jaxtl.data.folders import EXTENSIONS, Survey, survey_folder
-from jaxtl.data.inspection import CONSTANT, Facts, Item, inspect
+from jaxtl.data.inspection import CONSTANT, inspect
 from jaxtl.data.sources import ArraySource, Source, Subset, as_splits, folder_of, open_parts
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError, printable
@@ -131,20 +132,17 @@ def _refusal(spec: str, sources: dict[str, Source], facts: dict[str, list[Facts]
     return None
 
 
-def _items(source: Source) -> list[Item]:
+def _items(source: Source) -> Iterator[Item]:
     if isinstance(source, EncodedSource):
-        return source.items
+        yield from source.items()
+        return
     assert isinstance(source, ArraySource)
-    return [
-        Item(b"", None, source.describe(i), functools.partial(_as_png, source.pixels[i]))
-        for i in range(len(source))
-    ]
+    for i in range(len(source)):
+        yield Item(b"", None, source.describe(i), functools.partial(_as_png, source, i))
 
 
-def _as_png(pixels: np.ndarray) -> tuple[bytes, int]:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue(), -1
+def _as_png(source: ArraySource, index: int) -> tuple[bytes, int]:
+    return as_png(source[index]), -1
 
 
 def _counts(source: Source) -> dict[str, int]:

@@ -106,6 +106,38 @@ def header(encoded: bytes) -> Header:
         return Header(image.format or "", image.mode, image.width, image.height)
 
 
+def as_png(pixels: UInt8[np.ndarray, "height width ..."]) -> bytes:
+    """Encodes pixels without loss: (height, width) or (height, width, 3), 0..255."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def as_small_jpeg(encoded: bytes, side: int, quality: int) -> bytes:
+    """Scales an image down and encodes it anew as a JPEG, unless it is small already.
+
+    Args:
+        encoded: an image as for `decode`, which also says how it becomes RGB and how it is resized.
+        side: the shorter side of the result, in pixels.
+        quality: of the JPEG, 1..100.
+
+    Returns:
+        The JPEG; the bytes as they came where the shorter side is no longer than `side`.
+
+    Raises:
+        UserError: as `decode`.
+    """
+    with _opened(encoded) as stored:
+        if min(stored.size) <= side:
+            return encoded
+    image = _from_bytes(encoded, side)
+    factor = side / min(image.size)
+    width, height = (round(factor * length) for length in image.size)
+    buffer = io.BytesIO()
+    image.resize((width, height), Image.Resampling.BILINEAR).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def _from_array(pixels: np.ndarray) -> Image.Image:
     channels = pixels.shape[2:]
     if pixels.dtype != np.uint8 or pixels.ndim < 2 or channels not in ((), (1,), (3,)):

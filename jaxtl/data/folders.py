@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from jaxtl.data.inspection import Item, file_item
-from jaxtl.data.reading import ReadError, read_file
+from jaxtl.data.facts import Item, KeptFacts
+from jaxtl.data.inspection import file_item
+from jaxtl.data.reading import ReadError, read_error, read_file
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
+from jaxtl.objects import ObjectFolder, Unreachable
 
 _log = logging.getLogger("jaxtl")
 
@@ -34,14 +36,14 @@ class FileSource(EncodedSource):
     """Image files below a folder.
 
     Attributes:
-        root: the folder.
+        root: the folder, on a disk or on an object store.
         paths: the path of each image, relative to `root`, with slashes.
         labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
         skipped: images that were left out: their paths relative to `root`, and the reasons.
     """
 
-    root: Path
+    root: Path | ObjectFolder
     paths: tuple[str, ...]
     labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
@@ -55,7 +57,8 @@ class FileSource(EncodedSource):
         try:
             encoded, _ = self._read(index)
         except UserError as error:
-            if known and not (self.root / self.paths[index]).exists():
+            on_disk = isinstance(self.root, Path)
+            if known and on_disk and not Path(self.describe(index)).exists():
                 raise ReadError(str(error)) from error  # a link to a disk that may come back
             raise
         if known and hashlib.sha256(encoded).hexdigest() != known[index].sha256:
@@ -73,13 +76,16 @@ class FileSource(EncodedSource):
         """The path of an image relative to the folder: the same wherever that lies."""
         return self.paths[index]
 
-    @property
-    def items(self) -> list[Item]:
+    def items(self) -> Iterator[Item]:
         """The images, to be looked at by `inspect`."""
-        return [
-            file_item(self.root / path, functools.partial(self._read, i))
-            for i, path in enumerate(self.paths)
-        ]
+        if isinstance(self.root, ObjectFolder):
+            for i, path in enumerate(self.paths):
+                name, known = self.describe(i), self.root.stamp(path)
+                yield Item(os.fsencode(name), known, name, functools.partial(self._read, i))
+            return
+        root = os.path.abspath(self.root)
+        for i, path in enumerate(self.paths):
+            yield file_item(os.path.join(root, path), functools.partial(self._read, i))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -95,14 +101,21 @@ class FileSource(EncodedSource):
 
     def only(self, kept: Sequence[int], skipped: tuple[tuple[str, str], ...]) -> FileSource:
         """The images of some indices."""
-        paths, labels = tuple(self.paths[i] for i in kept), self.labels[kept]
+        paths, labels = tuple(self.paths[i] for i in kept), self.labels[list(kept)]
         return dataclasses.replace(self, paths=paths, labels=labels, skipped=skipped)
 
     def _read(self, index: int) -> tuple[bytes, int]:
-        return read_file(self.root / self.paths[index]), -1
+        if isinstance(self.root, Path):
+            return read_file(self.root / self.paths[index]), -1
+        try:
+            return self.root.read(self.paths[index]), -1
+        except FileNotFoundError as error:
+            raise ReadError("cannot be read: no such object") from error
+        except Unreachable as error:
+            raise ReadError(str(error)) from error
 
 
-def open_folder(root: Path) -> tuple[FileSource, FileSource | None]:
+def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, FileSource | None]:
     """Opens a folder of class folders, or one with `train/` and perhaps `val/` of class folders.
 
     Classes are the names of the class folders, sorted. Class folders are searched to any depth;
@@ -182,7 +195,7 @@ def survey_folder(root: Path) -> Survey:
     return survey
 
 
-def _split_folders(root: Path) -> list[str]:
+def _split_folders(root: Path | ObjectFolder) -> list[str]:
     """`train` and the first folder for validation, if there is one; `all` without such a split."""
     names = _subfolders(root)
     if "train" not in names or not _subfolders(root / "train"):
@@ -231,25 +244,30 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise read_error(error, f"cannot read {error.filename}: {error.strerror}") from error
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _subfolders(folder: Path | ObjectFolder) -> list[str]:
+    if isinstance(folder, ObjectFolder):
+        return folder.subfolders()
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if _is_folder(e) and not e.name.startswith("."))
 
 
 def _source(
-    root: Path, found: dict[str, list[str]], classes: tuple[str, ...] | None = None
+    root: Path | ObjectFolder, found: dict[str, list[str]], classes: tuple[str, ...] | None = None
 ) -> FileSource:
     classes = classes or tuple(found)
     number = {name: index for index, name in enumerate(classes)}
     paths = [path for name in found for path in found[name]]
     labels = [number[name] for name in found for _ in found[name]]
+    if isinstance(root, Path):
+        with KeptFacts() as kept:
+            kept.forget_missing(root, len(paths))
     return FileSource(root, tuple(paths), np.asarray(labels, np.int32), classes)
 
 
-def _images_by_class(root: Path) -> dict[str, list[str]]:
+def _images_by_class(root: Path | ObjectFolder) -> dict[str, list[str]]:
     """The images of each class folder, both sorted by name: paths relative to `root`."""
     found = _search(root)
     _refuse_or_report_loose_images(root, found)
@@ -275,7 +293,7 @@ def _images_by_class(root: Path) -> dict[str, list[str]]:
     return images
 
 
-def _refuse_or_report_loose_images(root: Path, found: _Found) -> None:
+def _refuse_or_report_loose_images(root: Path | ObjectFolder, found: _Found) -> None:
     """Images outside of the class folders have no class: ignoring them takes a warning."""
     loose = [path for path in found.others if _is_image(path)]
     if loose and not found.images:
@@ -306,10 +324,11 @@ class _Found:
     hidden: list[str] = dataclasses.field(default_factory=list)
 
 
-def _search(root: Path, broken: list[tuple[str, str]] | None = None) -> _Found:
+def _search(root: Path | ObjectFolder, broken: list[tuple[str, str]] | None = None) -> _Found:
     """Finds everything below a folder; `broken` as for `_files`."""
     found = _Found({name: [] for name in _subfolders(root)})
-    for path in sorted(_files(root, broken)):
+    files = root.files() if isinstance(root, ObjectFolder) else _files(root, broken)
+    for path in sorted(files):
         folder, slash, _ = path.partition("/")
         if _is_hidden(path):
             found.hidden.append(path)

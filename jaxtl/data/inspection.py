@@ -1,4 +1,4 @@
-"""What is known of each encoded image: its SHA-256, header and whether it decodes; kept on disk."""
+"""Looks at each encoded image: its SHA-256, header and whether it decodes."""
 
 from __future__ import annotations
 
@@ -6,101 +6,41 @@ import concurrent.futures
 import contextlib
 import functools
 import hashlib
-import json
+import itertools
 import logging
 import os
-import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
-import PIL
-import platformdirs
 from PIL import Image
 from rich.console import Console
 
 from jaxtl.console import counter
 from jaxtl.data.decoding import decode, header
+from jaxtl.data.facts import Facts, Item, KeptFacts, stamp
 from jaxtl.data.reading import ReadError, patiently
 from jaxtl.errors import UserError
 
 _log = logging.getLogger("jaxtl")
 
-_FORMAT = 2  # raised when facts get another meaning
 _BLOCK = 512  # images between two writes
-_TABLE = "CREATE TABLE IF NOT EXISTS images (key BLOB PRIMARY KEY, stamp TEXT, facts TEXT)"
-_SETTLED = 2 * 10**9  # nanoseconds: a younger file may be written again without a new time
 _CONSTANT_BELOW = 3.0  # standard deviation of grey values, 0..255
 
 CONSTANT = "constant"
 """Stands for the perceptual hash of an image of nearly one colour, whose bits would be noise."""
 
 
-class Facts(NamedTuple):
-    """What is known of an encoded image.
-
-    Attributes:
-        sha256: of its bytes, in hexadecimal; empty if they cannot be read.
-        problem: why it cannot be used; None if nothing is known against it.
-        format, mode: Pillow's names, such as `JPEG` and `RGB`.
-        width, height: in pixels, as stored.
-        decoded: whether it was decoded, and not only its header read.
-        perceptual: the perceptual hash, 16 hexadecimal digits, or `CONSTANT`; empty if it was not
-            asked for.
-        label: the class that is stored with it; -1 if none is.
-    """
-
-    sha256: str
-    problem: str | None = None
-    format: str = ""
-    mode: str = ""
-    width: int = 0
-    height: int = 0
-    decoded: bool = False
-    perceptual: str = ""
-    label: int = -1
-
-
-class Item(NamedTuple):
-    """An encoded image that can be looked at.
-
-    Attributes:
-        key: what it is found by in the cache.
-        stamp: changes with its bytes; None if the facts may not be kept.
-        name: what to call it in a message.
-        read: gives its bytes and the label that is stored with it, or -1.
-    """
-
-    key: bytes
-    stamp: str | None
-    name: str
-    read: Callable[[], tuple[bytes, int]]
-
-
-def file_item(path: Path, read: Callable[[], tuple[bytes, int]]) -> Item:
-    """A file, known by its path and `stamp`."""
-    key = os.fsencode(os.path.abspath(path))
+def file_item(path: str, read: Callable[[], tuple[bytes, int]]) -> Item:
+    """A file, known by its absolute path and `stamp`."""
     try:
-        return Item(key, stamp(path.stat()), str(path), read)
+        return Item(os.fsencode(path), stamp(os.stat(path)), path, read)
     except OSError:
-        return Item(key, None, str(path), read)
-
-
-def stamp(status: os.stat_result) -> str | None:
-    """Changes when a file is written or replaced: nobody can set the time of its last change.
-
-    Returns:
-        Size, times and inode; None if the file changed just now, and may again without a new time.
-    """
-    settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED
-    known = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-    return known if settled else None
+        return Item(os.fsencode(path), None, path, read)
 
 
 def inspect(
-    items: Sequence[Item], *, pixels: bool = False, perceptual: bool = False, retry: float = 0
+    items: Iterable[Item], *, pixels: bool = False, perceptual: bool = False, retry: float = 0
 ) -> list[Facts]:
     """Looks at every image: on threads, with a progress bar, and only at those not known already.
 
@@ -110,25 +50,29 @@ def inspect(
         perceptual: compute perceptual hashes too, which includes `pixels`.
         retry: how many seconds all images together may be waited for that cannot be read.
     """
-    found: dict[int, Facts] = {}
-    with _Kept() as kept:
-        for start in range(0, len(items), _BLOCK):
-            block = range(start, min(start + _BLOCK, len(items)))
-            known = kept.find([items[i] for i in block])
-            for i in block:
-                facts = known.get(items[i].key)
-                if facts and _enough(facts, pixels, perceptual):
-                    found[i] = facts
-        missing = [i for i in range(len(items)) if i not in found]
+    found: list[Facts | None] = []
+    missing: dict[int, Item] = {}
+    with KeptFacts() as kept:
+        left = iter(items)
+        while block := list(itertools.islice(left, _BLOCK)):
+            known = kept.find(block)
+            for item in block:
+                facts = known.get(item.key)
+                if not (facts and _enough(facts, pixels, perceptual)):
+                    missing[len(found)], facts = item, None
+                found.append(facts)
         if missing:
             look = functools.partial(_look, pixels=pixels, perceptual=perceptual)
-            found |= _on_threads(look, items, missing, retry, kept)
-        old = ((i, kept.outdated.get(items[i].key)) for i in missing if found[i].sha256)
-        changed = [items[i].name for i, before in old if before not in (None, found[i].sha256)]
+            for i, facts in _on_threads(look, missing, retry, kept).items():
+                found[i] = facts
+        before = {i: kept.outdated.get(item.key) for i, item in missing.items()}
+    all_found = [facts for facts in found if facts is not None]
+    looked = ((item.name, all_found[i].sha256, before[i]) for i, item in missing.items())
+    changed = [name for name, now, old in looked if now and old not in (None, now)]
     if changed:
         more = f", and {len(changed) - 1} more" if changed[1:] else ""
         _log.warning("images changed since they were last read: %s%s", changed[0], more)
-    return [found[i] for i in range(len(items))]
+    return all_found
 
 
 def _enough(facts: Facts, pixels: bool, perceptual: bool) -> bool:
@@ -141,34 +85,32 @@ def _enough(facts: Facts, pixels: bool, perceptual: bool) -> bool:
 
 def _on_threads(
     look: Callable[[tuple[bytes, int]], Facts],
-    items: Sequence[Item],
-    missing: Sequence[int],
+    missing: Mapping[int, Item],
     retry: float,
-    kept: _Kept,
+    kept: KeptFacts,
 ) -> dict[int, Facts]:
     """Looks at images; once one that cannot be read comes back, at all of them that could not."""
-    found, unread = _one_pass(look, items, missing, kept)
+    found, unread = _one_pass(look, missing, kept)
     end = time.monotonic() + retry
     while unread and (left := end - time.monotonic()) > 0:
-        first = items[next(iter(unread))]
+        first = missing[next(iter(unread))]
         with contextlib.suppress(UserError):  # the pass says of each image what is wrong with it
             patiently(first.read, first.name, left)
-        more, unread = _one_pass(look, items, list(unread), kept)
+        more, unread = _one_pass(look, {i: missing[i] for i in unread}, kept)
         found |= more
     return found | unread
 
 
 def _one_pass(
     look: Callable[[tuple[bytes, int]], Facts],
-    items: Sequence[Item],
-    missing: Sequence[int],
-    kept: _Kept,
+    missing: Mapping[int, Item],
+    kept: KeptFacts,
 ) -> tuple[dict[int, Facts], dict[int, Facts]]:
     """What is found, and apart from it the images that another try may read."""
 
     def look_at(index: int) -> tuple[Facts, bool]:
         try:
-            return look(items[index].read()), False
+            return look(missing[index].read()), False
         except UserError as error:
             return Facts("", str(error)), isinstance(error, ReadError)
 
@@ -176,12 +118,12 @@ def _one_pass(
     unread: dict[int, Facts] = {}
     threads = concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     with threads, counter(Console(stderr=True), "looking at images", len(missing)) as show:
-        for start in range(0, len(missing), _BLOCK):
-            block = missing[start : start + _BLOCK]
+        left = iter(missing)
+        while block := list(itertools.islice(left, _BLOCK)):
             for i, (facts, again) in zip(block, threads.map(look_at, block), strict=True):
                 (unread if again else found)[i] = facts
-            kept.keep([(items[i], found[i]) for i in block if i in found])
-            show(start + len(block))
+            kept.keep([(missing[i], found[i]) for i in block if i in found])
+            show(len(found) + len(unread))
     return found, unread
 
 
@@ -205,73 +147,3 @@ def _perceptual(image: Image.Image) -> str:
 
     flat = float(np.std(np.asarray(image.convert("L")))) < _CONSTANT_BELOW
     return CONSTANT if flat else str(imagehash.phash(image))
-
-
-class _Kept:
-    """The facts in `images.sqlite` of the user's cache directory, as far as it can be used.
-
-    Attributes:
-        outdated: by key, the SHA-256 that the files had which `find` found to be changed.
-    """
-
-    def __enter__(self) -> _Kept:
-        self._path = path = platformdirs.user_cache_path("jaxtl") / "images.sqlite"
-        self._database: sqlite3.Connection | None = None
-        self.outdated: dict[bytes, str] = {}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path, timeout=10)
-            with self._database:
-                self._database.execute(_TABLE)
-        except (sqlite3.Error, OSError) as error:
-            self._give_up(f"{path} cannot be used", error)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._database:
-            self._database.close()
-        self._database = None
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        """Says why, and removes a damaged file, so that the next command begins another."""
-        _log.warning("%s (%s): images are looked at anew", what, error)
-        self.__exit__()
-        lasting = isinstance(error, sqlite3.OperationalError)  # locked, a full disk, no right
-        if isinstance(error, sqlite3.DatabaseError) and not lasting:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-
-    def find(self, items: Sequence[Item]) -> dict[bytes, Facts]:
-        """The facts of those items that have not changed since."""
-        if not self._database:
-            return {}
-        stamps = {item.key: _stamp(item) for item in items if item.stamp is not None}
-        marks = ",".join("?" * len(stamps))
-        query = f"SELECT key, stamp, facts FROM images WHERE key IN ({marks})"
-        try:
-            rows = self._database.execute(query, list(stamps)).fetchall()
-            self.outdated |= {k: json.loads(f)[0] for k, known, f in rows if stamps[k] != known}
-            return {k: Facts(*json.loads(f)) for k, known, f in rows if stamps[k] == known}
-        except (sqlite3.Error, ValueError, TypeError, LookupError) as error:
-            self._give_up(f"{self._path} cannot be read", error)
-            return {}
-
-    def keep(self, found: Sequence[tuple[Item, Facts]]) -> None:
-        """Writes down what may be kept: what was read, of images that do not change now."""
-        if not self._database:
-            return
-        rows = [
-            (item.key, _stamp(item), json.dumps(facts))
-            for item, facts in found
-            if item.stamp is not None and facts.sha256
-        ]
-        try:
-            with self._database:
-                self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", rows)
-        except sqlite3.Error as error:  # a full disk: the facts are known all the same
-            self._give_up(f"{self._path} cannot be written", error)
-
-
-def _stamp(item: Item) -> str:
-    """Another Pillow may decode what this one cannot."""
-    return f"{_FORMAT} {PIL.__version__} {item.stamp}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import threading
@@ -18,6 +17,8 @@ from jaxtl.data.decoding import Resize, decode
 from jaxtl.data.reading import ReadError, patiently
 from jaxtl.data.sources import Source
 from jaxtl.errors import UserError
+
+_TOGETHER = 8  # images that a thread decodes for Grain at a time, which costs 0.3 ms each time
 
 
 class Batch(NamedTuple):
@@ -210,14 +211,19 @@ class Loader:
     ) -> Generator[UInt8[np.ndarray, "size size 3"]]:
         """Decodes on threads, in order: Pillow releases the GIL while it works."""
         threads = min(16, os.cpu_count() or 1)
-        ahead = 2 * max(self.part_size, threads)
+        ahead = max(-(-2 * self.part_size // _TOGETHER), threads)
         closed = threading.Event()  # threads that read ahead do not outlive the sequence
-        read = functools.partial(self._read, stop=lambda: stop() or closed.is_set())
+
+        def read(number: int) -> list[UInt8[np.ndarray, "size size 3"]]:
+            group = order[number * _TOGETHER : (number + 1) * _TOGETHER]
+            return [self._read(index, lambda: stop() or closed.is_set()) for index in group]
+
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        images = grain.MapDataset.source(order).map(read).to_iter_dataset(options)
-        iterator = iter(images)
+        groups = grain.MapDataset.range(-(-len(order) // _TOGETHER)).map(read)
+        iterator = iter(groups.to_iter_dataset(options))
         try:
-            yield from itertools.takewhile(lambda _: not stop(), iterator)
+            images = itertools.chain.from_iterable(iterator)
+            yield from itertools.takewhile(lambda _: not stop(), images)
         except ReadError:
             if not stop():
                 raise

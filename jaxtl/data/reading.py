@@ -50,9 +50,15 @@ def read_file(path: Path) -> bytes:
     except OSError as error:
         if error.errno == errno.ENXIO:  # what Linux says of a socket
             raise UserError("not a regular file, but a socket or a device") from error
-        leads_nowhere = error.errno == errno.ENOENT and path.is_symlink()
-        kind = UserError if error.errno in _LASTING or leads_nowhere else ReadError
-        raise kind(f"cannot be read: {error.strerror}") from error
+        text = f"cannot be read: {error.strerror}"
+        if error.errno == errno.ENOENT and path.is_symlink():  # it leads nowhere
+            raise UserError(text) from error
+        raise read_error(error, text) from error
+
+
+def read_error(error: OSError, text: str) -> UserError:
+    """A `ReadError` with this text where another try may help, else another `UserError`."""
+    return (UserError if error.errno in _LASTING else ReadError)(text)
 
 
 def patiently(

@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 from typing_extensions import Protocol, runtime_checkable  # 3.11's own reads the properties
 
+from jaxtl.data.facts import Facts, KeptFacts
 from jaxtl.data.folders import FileSource, open_folder
-from jaxtl.data.inspection import Facts
+from jaxtl.data.reading import ReadError, patiently, read_error
 from jaxtl.data.tfds import DESCRIPTION, open_tfds
 from jaxtl.data.vetting import EncodedSource, OnBadImage, vet, warn_of_leaks
 from jaxtl.errors import UserError
+from jaxtl.objects import Unreachable, is_remote, list_folder
 
 
 @runtime_checkable
@@ -36,11 +38,8 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the data: the same wherever they are stored."""
-
-    @property
-    def version(self) -> str:
-        """SHA-256 that differs once an image may have changed: the key of cached activations."""
+        """SHA-256, in hexadecimal, of the data: the same wherever they are stored, and another
+        once an image has changed."""
 
     def __len__(self) -> int: ...
 
@@ -95,11 +94,6 @@ class ArraySource:
         known = [self.classes, self.labels.tolist(), self.pixels.shape]
         return hashlib.sha256(json.dumps(known).encode() + self.pixels.tobytes()).hexdigest()
 
-    @property
-    def version(self) -> str:
-        """The fingerprint: it covers every pixel."""
-        return self.fingerprint
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
@@ -131,15 +125,7 @@ class Subset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the source's fingerprint, the indices, labels and class names."""
-        return self._hash(self.source.fingerprint)
-
-    @functools.cached_property
-    def version(self) -> str:
-        """SHA-256 over the source's version, the indices, labels and class names."""
-        return self._hash(self.source.version)
-
-    def _hash(self, source: str) -> str:
-        known = [source, self.classes, self.labels.tolist(), self.indices.tolist()]
+        known = [self.source.fingerprint, self.classes, self.labels.tolist(), self.indices.tolist()]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
@@ -154,8 +140,8 @@ def open_splits(
     """Opens a source for training.
 
     Args:
-        spec: `digits`, the path of a folder (see `open_folder`), or `tfds:NAME` or `tfds:DIR` (see
-            `open_tfds`).
+        spec: `digits`, the path of a folder (see `open_folder`), also of one on an object store
+            (`gs://BUCKET/...`, `s3://BUCKET/...`), or `tfds:NAME` or `tfds:DIR` (see `open_tfds`).
         val_fraction: where the source has no split of its own, the fraction of each class that is
             kept for validation, in (0, 1): rounded, but at least one image of each class is in
             each split.
@@ -229,18 +215,21 @@ def as_splits(
     return Splits(_subset(train, kept), _subset(train, held_out))
 
 
-def open_all(spec: str, *, classes: tuple[str, ...] | None = None) -> Source:
+def open_all(
+    spec: str, *, classes: tuple[str, ...] | None = None, retry_seconds: float = 0
+) -> Source:
     """Opens a source for evaluation: its validation part, or all of it where it has no split.
 
     Args:
         spec: as for `open_splits`.
         classes: the classes of the trained run: labels become indices into these.
+        retry_seconds: how long to wait for what cannot be read now.
 
     Raises:
         UserError: there is no such source, it holds no proper data set, or it has images of a
             class that is not among `classes`.
     """
-    train, val = open_parts(spec)
+    train, val = open_parts(spec, retry=retry_seconds)
     source = train if val is None else val
     if classes is None or classes == source.classes:
         return source
@@ -304,8 +293,8 @@ def _subset(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
 
 
 def folder_of(spec: str) -> Path | None:
-    """The path that a source is named by; None if it is not named by one."""
-    named = spec == "digits" or spec.startswith("tfds:")
+    """The path on a disk that a source is named by; None if it is not named by one."""
+    named = spec == "digits" or spec.startswith("tfds:") or is_remote(spec)
     return None if named else Path(os.path.expanduser(spec))
 
 
@@ -316,24 +305,43 @@ def open_parts(
 
     Args:
         spec: as for `open_splits`.
-        pixels, retry: as for `inspect`, where opening a source reads its images.
+        pixels, retry: as for `inspect`, where opening a source reads its images. A folder that
+            fails, or one that was read before and is not there, is waited for as well.
 
     Raises:
         UserError: there is no such source, or it holds no proper data set.
     """
     # A new kind of source is a module with a class like `Source`, and a branch here.
     path = folder_of(spec)
+    if is_remote(spec):
+        return patiently(lambda: _open_objects(spec), spec, retry)
     if path is None and spec == "digits":
         return _digits(), None
     if path is None:
-        return open_tfds(spec.removeprefix("tfds:"), pixels=pixels, retry=retry)
+        name = spec.removeprefix("tfds:")
+        return patiently(lambda: open_tfds(name, pixels=pixels, retry=retry), spec, retry)
+    return patiently(lambda: _open_path(path, spec), spec, retry)
+
+
+def _open_objects(spec: str) -> tuple[Source, Source | None]:
+    try:
+        return open_folder(list_folder(spec))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no data source {spec!r}: no such bucket or folder") from error
+    except Unreachable as error:
+        raise ReadError(str(error)) from error
+
+
+def _open_path(path: Path, spec: str) -> tuple[Source, Source | None]:
     try:
         path.stat()
     except OSError as error:
-        raise UserError(
+        text = (
             f"there is no data source {spec!r} ({error.strerror}): give digits, the path of a "
             "folder of class folders, or tfds:NAME"
-        ) from error
+        )
+        with KeptFacts() as kept:  # a misspelt path, or a disk that is away
+            raise (read_error(error, text) if kept.has_below(path) else UserError(text)) from error
     if not path.is_dir():
         raise UserError(f"{spec} is a file: give the path of a folder of class folders")
     return open_folder(path)

@@ -11,20 +11,27 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import filelock
 import numpy as np
-from jaxtyping import Int32
+import platformdirs
+from jaxtyping import Int32, Int64
 
-from jaxtl.data.inspection import Item, inspect, stamp
+from jaxtl.data.facts import Item, KeptFacts, stamp
+from jaxtl.data.inspection import inspect
 from jaxtl.data.reading import ReadError
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
-from jaxtl.files import read_json
+from jaxtl.files import read_json, replacing
+from jaxtl.objects import Unreachable, is_remote, list_folder
+
+_log = logging.getLogger("jaxtl")
 
 DESCRIPTION = "dataset_info.json"
 """The file that makes a folder a prepared version of a data set."""
@@ -35,6 +42,32 @@ VALIDATION_SPLITS = ("validation", "val", "test")
 _CLASS = ("pythonClassName", "python_class_name", "type")
 
 
+class Records(NamedTuple):
+    """The records of a split.
+
+    A record is read as a whole, its image included, and array_record gives no part of one: so
+    labels are learnt in the one pass that looks at the images, and kept with what it finds.
+
+    Attributes:
+        name: of the data set and its split.
+        folder: where its files are, and by which its images are found in the cache.
+        stamp: changes with its files; None if what is known may not be kept.
+        read: gives the encoded image and the label of a record.
+    """
+
+    name: str
+    folder: Path
+    stamp: str | None
+    read: Callable[[int], tuple[bytes, int]]
+
+    def items(self, numbers: Int64[np.ndarray, " images"]) -> Iterator[Item]:
+        """Some records, to be looked at by `inspect`."""
+        for i in numbers.tolist():
+            name = f"{self.name}[{i}]"
+            key = os.fsencode(f"{self.folder}/tfds:{name}")
+            yield Item(key, self.stamp, name, functools.partial(self.read, i))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource(EncodedSource):
     """One split of a prepared data set.
@@ -42,7 +75,7 @@ class TfdsSource(EncodedSource):
     Attributes:
         name: the full name of the data set and its split, `NAME/VERSION SPLIT`.
         num_bytes: size of the split, as the data set states it.
-        all_items: every record of the split, to be looked at by `inspect`.
+        records: every record of the split.
         numbers: the records that are images of this source.
         labels: the class of each image, an index into `classes`.
         classes: the names of the classes.
@@ -51,15 +84,15 @@ class TfdsSource(EncodedSource):
 
     name: str
     num_bytes: int
-    all_items: tuple[Item, ...]
-    numbers: tuple[int, ...]
+    records: Records
+    numbers: Int64[np.ndarray, " images"]
     labels: Int32[np.ndarray, " images"]
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __getitem__(self, index: int) -> bytes:
         """Reads the encoded image."""
-        return self.all_items[self.numbers[index]].read()[0]
+        return self.records.read(int(self.numbers[index]))[0]
 
     def describe(self, index: int) -> str:
         """The name of an image: `NAME/VERSION SPLIT[RECORD]`."""
@@ -67,10 +100,9 @@ class TfdsSource(EncodedSource):
 
     described_in_source = describe
 
-    @property
-    def items(self) -> list[Item]:
+    def items(self) -> Iterator[Item]:
         """The images, to be looked at by `inspect`."""
-        return [self.all_items[number] for number in self.numbers]
+        return self.records.items(self.numbers)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -82,7 +114,7 @@ class TfdsSource(EncodedSource):
 
     def only(self, kept: Sequence[int], skipped: tuple[tuple[str, str], ...]) -> TfdsSource:
         """The images of some indices."""
-        numbers, labels = tuple(self.numbers[i] for i in kept), self.labels[kept]
+        numbers, labels = self.numbers[list(kept)], self.labels[list(kept)]
         return dataclasses.replace(self, numbers=numbers, labels=labels, skipped=skipped)
 
 
@@ -93,7 +125,8 @@ def open_tfds(
 
     Args:
         name: what TFDS calls it (`NAME`, `NAME/CONFIG`, `NAME:VERSION`), looked for in
-            TFDS_DATA_DIR or `~/tensorflow_datasets`, or the folder of one version of a data set.
+            TFDS_DATA_DIR or `~/tensorflow_datasets`, or the folder of one version of a data set;
+            one on an object store is copied to the user's cache directory, once.
         pixels, retry: as for `inspect`, which reads the labels.
 
     Returns:
@@ -104,13 +137,43 @@ def open_tfds(
             damaged or has code of its own, it has no `train`, it has not exactly one image and one
             class label, an image has no label, or a record cannot be read.
     """
+    found = str(_local_copy(name)) if is_remote(name) else name
     with _explained(f"tfds:{name} is damaged or incomplete"):
-        builder = _builder(name)
+        builder = _builder(found)
     if "train" not in builder.info.splits:
         raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
     second = next((s for s in VALIDATION_SPLITS if s in builder.info.splits), None)
     train = _source(builder, "train", name, pixels, retry)
     return train, None if second is None else _source(builder, second, name, pixels, retry)
+
+
+def _local_copy(url: str) -> Path:
+    """Copies a folder of an object store, whose files array_record cannot read there.
+
+    Raises:
+        UserError: the folder has no data set, or the store refuses it.
+        ReadError: the store cannot be reached now.
+    """
+    try:
+        folder = list_folder(url)
+        if f"{folder.key}/{DESCRIPTION}" not in folder.stamps:
+            raise UserError(f"tfds:{url} has no {DESCRIPTION}: give a folder that was packed")
+        known = json.dumps([url, folder.stamps])
+        name = hashlib.sha256(known.encode()).hexdigest()[:32]
+        target = platformdirs.user_cache_path("jaxtl") / "packed" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{target}.lock"):  # processes of one machine copy it once
+            if not target.exists():
+                _log.info("copying %s to %s, once", url, target)
+                with replacing(target) as part:
+                    part.mkdir()
+                    for path in folder.files():
+                        folder.copy(path, part / Path(path).name)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no tfds:{url}: no such bucket or folder") from error
+    except Unreachable as error:
+        raise ReadError(str(error)) from error
+    return target
 
 
 @contextlib.contextmanager
@@ -140,6 +203,9 @@ def _builder(name: str) -> Any:
         tell = tfds.core.utils.error_utils.record_error_context()
         with tell, contextlib.suppress(ValueError):  # names that make no sense
             found = tfds.core.read_only_builder._find_builder_dir(name)
+        with KeptFacts() as kept:
+            if found is None and not folder.exists() and kept.has_below(folder):
+                raise ReadError(f"{folder} is not there any more")
         if found is None and folder.is_dir():
             raise UserError(
                 f"tfds:{name} has no {DESCRIPTION}: give the folder of one version of a "
@@ -214,39 +280,28 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
 
     full_name = f"{builder.info.full_name} {split}"
     with _explained(f"tfds:{name} is damaged or incomplete"):
-        items = _items(full_name, info, len(records), read)
-    facts = inspect(items, pixels=pixels, retry=retry)
-    for number, known in enumerate(facts):
-        if not known.sha256:
-            raise UserError(f"tfds:{name}: {split}[{number}] {known.problem}")
-    labels = np.asarray([known.label for known in facts], np.int32)
+        known = _records(full_name, info, read)
+    numbers = np.arange(len(records))
+    facts = inspect(known.items(numbers), pixels=pixels, retry=retry)
+    for number, each in enumerate(facts):
+        if not each.sha256:
+            raise UserError(f"tfds:{name}: {split}[{number}] {each.problem}")
+    labels = np.asarray([each.label for each in facts], np.int32)
     if (labels < 0).any():
         raise UserError(f"tfds:{name}: {split!r} has images without a label")
-    classes, numbers = tuple(features[label_key].names), tuple(range(len(items)))
-    return TfdsSource(full_name, info.num_bytes, items, numbers, labels, classes)
+    classes = tuple(features[label_key].names)
+    source = TfdsSource(full_name, info.num_bytes, known, numbers, labels, classes)
+    source.__dict__["facts"] = facts  # of the cached property
+    return source
 
 
-def _items(
-    name: str, info: Any, count: int, read: Callable[[int], tuple[bytes, int]]
-) -> tuple[Item, ...]:
-    """The records, known by the split and by path and `stamp` of its files.
-
-    A record is read as a whole, its image included, and array_record gives no part of one: so
-    labels are learnt in the one pass that looks at the images, and kept with what it finds.
-    """
+def _records(name: str, info: Any, read: Callable[[int], tuple[bytes, int]]) -> Records:
+    """The records, known by the split and by path and `stamp` of its files."""
     files = [Path(file.filename).resolve() for file in info.file_instructions]
     stamps = [(str(path), stamp(path.stat())) for path in files]
     settled = all(known for _, known in stamps)
     together = hashlib.sha256(json.dumps([name, stamps]).encode()).hexdigest()
-    return tuple(
-        Item(
-            os.fsencode(f"tfds:{files[0].parent} {name}[{i}]"),
-            together if settled else None,
-            f"{name}[{i}]",
-            functools.partial(read, i),
-        )
-        for i in range(count)
-    )
+    return Records(name, files[0].parent, together if settled else None, read)
 
 
 def _only_key(features: Any, kind: type, what: str, name: str) -> str:

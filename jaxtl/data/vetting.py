@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Int32
 
-from jaxtl.data.inspection import Facts, Item, inspect
+from jaxtl.data.facts import Facts, Item
+from jaxtl.data.inspection import inspect
 from jaxtl.errors import UserError
 
 _log = logging.getLogger("jaxtl")
@@ -47,9 +48,8 @@ class EncodedSource(abc.ABC):
     def described_in_source(self, index: int) -> str:
         """What to call an image: the same wherever the source is stored."""
 
-    @property
     @abc.abstractmethod
-    def items(self) -> list[Item]:
+    def items(self) -> Iterator[Item]:
         """The images, to be looked at by `inspect`."""
 
     @property
@@ -64,12 +64,7 @@ class EncodedSource(abc.ABC):
     @functools.cached_property
     def facts(self) -> list[Facts]:
         """What contents and headers of the images say."""
-        return inspect(self.items)
-
-    @property
-    def version(self) -> str:
-        """The fingerprint: it covers every byte of every image."""
-        return self.fingerprint
+        return inspect(self.items())
 
 
 def vet(source: EncodedSource, on_bad_image: OnBadImage, retry: float) -> EncodedSource:
@@ -88,7 +83,7 @@ def vet(source: EncodedSource, on_bad_image: OnBadImage, retry: float) -> Encode
         UserError: an image cannot be used and must not be left out, one cannot be read, which says
             nothing about the image, or a class has no other.
     """
-    facts = inspect(source.items, pixels=on_bad_image == "skip", retry=retry)
+    facts = inspect(source.items(), pixels=on_bad_image == "skip", retry=retry)
     bad = {i: known.problem for i, known in enumerate(facts) if known.problem is not None}
     unread = [i for i in bad if not facts[i].sha256]
     if unread or (bad and on_bad_image == "error"):

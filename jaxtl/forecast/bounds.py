@@ -23,9 +23,9 @@ class Forecast:
     Attributes:
         name: `training`, `validation` or `frozen pass`.
         images: the images of a step, on all devices.
-        program: its cost on one device; None if it needs more memory than the device has.
+        program: its cost on one device; None if the compiler finds that it needs too much memory.
         images_per_second: the most that `memory`, `arithmetic` and `links` allow, on all devices;
-            without links where nothing is sent.
+            without links where nothing is sent, and empty if the step does not fit.
         largest_batch: the images of the largest batch that fits, on all devices; None if it was
             not looked for, or memory does not limit it.
     """
@@ -66,7 +66,7 @@ def speeds(program: Program, images: int, described: Target) -> dict[str, float]
 
 
 def all_reduce_seconds(size: int, known: Accelerator, count: int) -> float:
-    """The least time in which devices can add up arrays.
+    """The least time in which devices can add up arrays in a ring.
 
     Each sends and receives 2 (n - 1) / n times their size (Patarin and Yuan 2009,
     doi:10.1016/j.jpdc.2008.09.002). Among more devices than links join, each sends its part of the

@@ -111,8 +111,12 @@ def check_compiler(described: Target) -> None:
     Raises:
         UserError: some are not installed; the message says how to get them.
     """
-    installed = {d.name.lower().replace("_", "-") for d in importlib.metadata.distributions()}
-    missing = [name for name in _PACKAGES[described.platform] if name not in installed]
+    missing = []
+    for name in _PACKAGES[described.platform]:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
     if missing:
         raise UserError(
             f"compiling for {described.name} needs {', '.join(missing)}: "
@@ -129,6 +133,7 @@ def prepare_environment() -> None:
     os.environ |= {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # JAX cannot load such programs again
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

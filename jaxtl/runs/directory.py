@@ -88,10 +88,16 @@ class RunDirectory:
         checkpoints, metrics, tensorboard, report: paths inside it.
 
     Raises:
-        UserError: the path is not UTF-8, as Orbax needs.
+        UserError: the path is not UTF-8, as Orbax needs, or on an object store.
     """
 
     def __init__(self, path: Path):
+        scheme = path.parts[0] if path.parts else ""
+        if scheme in ("gs:", "s3:"):  # a `Path` has one slash of two
+            raise UserError(
+                f"{scheme}//{'/'.join(path.parts[1:])}: a run directory is on a disk, since object "
+                "stores have no locks; name a folder, and copy it there in the end"
+            )
         try:
             str(path.resolve()).encode()
         except UnicodeEncodeError as error:

@@ -221,7 +221,7 @@ class FrozenPass:
         return {
             "network": [spec.name, spec.width, dataclasses.astuple(spec.convention), self.stage],
             "weights": sha256_of(inside),
-            "data": self.loader.source.version,
+            "data": self.loader.source.fingerprint,
             "images": [self.config.model.image_size, self.config.data.resize],
             "augment": self.augmentation.model_dump() if changes else None,
             "part": [self.images.start, self.images.stop],

@@ -161,13 +161,12 @@ class _Steps:
         if not has_parameters(self.network, self.trainable.frontier):
             none = Plan(0, False, False, "every stage with parameters trains")
             return none, none
-        train = plan(self.config, row, self.images[0], epochs=self.phase.epochs)
-        val = plan(
-            *(self.config, row, self.images[1]),
-            epochs=self.phase.epochs,
-            views=1,
-            beside=train.size,
+        several_hosts = len({device.process_index for device in self.on}) > 1
+        decide = partial(
+            plan, self.config, row, epochs=self.phase.epochs, several_hosts=several_hosts
         )
+        train = decide(self.images[0])
+        val = decide(self.images[1], views=1, beside=train.size)
         return train, val
 
     def _tried(self, name: str, each: int, build: Callable[[int], Program]) -> Forecast:
@@ -177,7 +176,8 @@ class _Steps:
         self, name: str, each: int, program: Program | None, largest: int | None
     ) -> Forecast:
         images = each * len(self.on)
-        bounds = speeds(program, images, self.described) if program else {}
+        fits = program is not None and program.memory_bytes <= usable_memory(self.described)
+        bounds = speeds(program, images, self.described) if program and fits else {}
         return Forecast(name, images, program, bounds, largest)
 
     def _train(self, row: jax.ShapeDtypeStruct, planned: Plan, each: int) -> Program:

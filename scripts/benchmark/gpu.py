@@ -64,18 +64,18 @@ def measure(sizes: Sizes, folder: Path, save: Save) -> list[str]:
     left = [(who, case) for who in FRAMEWORKS for case in (*CASES, *[HEAD] * (who == "jaxtl"))]
     for who, target in FRAMEWORKS.items():
         environment = {"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "0", "KERAS_BACKEND": "jax"}
-        with Worker(target, sizes, folder, **environment) as worker:
-            try:
+        try:
+            with Worker(target, sizes, folder, **environment) as worker:
                 if who == "jaxtl":
                     save(worker.ask("device"))
                 for case in [case for other, case in left if other == who]:
                     found = worker.ask("measure", *case)
                     save({"who": who, **case._asdict(), **found})
                     left.remove((who, case))
-            except KeyboardInterrupt:
-                break
-            except Exception:  # the other frameworks are worth as much as before
-                traceback.print_exc()
+        except KeyboardInterrupt:
+            break
+        except Exception:  # the other frameworks are worth as much as before
+            traceback.print_exc()
     return [f"{who} {' '.join(map(str, case))}" for who, case in left]
 
 

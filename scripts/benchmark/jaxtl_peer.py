@@ -19,6 +19,8 @@ from jaxtl.cli import keep_compiled_programs
 from jaxtl.config import Augment, Config, Data, Model, Phase, everything, from_stage, head_only
 from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Batch, Loader
+from jaxtl.data.packing import pack
+from jaxtl.data.sources import Source, open_all
 from jaxtl.models import output_spec, split
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.optimizer import hyperparameters
@@ -94,8 +96,9 @@ class JaxtlPeer(Peer):
     """The operations in jaxtl.
 
     Besides the rows of every framework there are `from:STAGE` and `cached:STAGE`: everything from
-    that stage on trains, from images or from cached activations; and `data` and `data:one`: an
-    epoch of frozen-trunk steps on the JPEG files, or as many steps on one of its batches.
+    that stage on trains, from images or from cached activations; `data` and `data:one`: an epoch of
+    frozen-trunk steps on the JPEG files, or as many steps on one of its batches; and `packed`: the
+    JPEG files, packed at the size of the network's images.
     """
 
     model, dtype = Model(name=NETWORK, weights=WEIGHTS, dropout=0.0), "float32"
@@ -106,8 +109,9 @@ class JaxtlPeer(Peer):
 
     def operation(self, row: str) -> Callable[[], object]:
         """Builds what is timed."""
-        if row.startswith("jpeg"):
-            return lambda: sum(int(b.valid.sum()) for b in self._loader(0).epoch(0))
+        if row.startswith("jpeg") or row == "packed":
+            source = self._packed() if row == "packed" else self._files()
+            return lambda: sum(int(b.valid.sum()) for b in self._loader(source, 0).epoch(0))
         if row.startswith("data"):
             return self._epoch(one=row == "data:one")
         start, _ = self.program(row)
@@ -159,15 +163,26 @@ class JaxtlPeer(Peer):
             dtype=self.dtype,
         )
 
-    def _loader(self, memory_gb: float) -> Loader:
+    def _files(self) -> Source:
         """The JPEG files in their order."""
         names = tuple(path.name for path in self.jpegs())
-        labels = np.zeros(len(names), np.int32)
-        source = FileSource(self.folder / "jpegs", names, labels, ("all",))
+        return FileSource(
+            self.folder / "jpegs", names, np.zeros(len(names), np.int32), classes=("all",)
+        )
+
+    def _packed(self) -> Source:
+        """The same, packed, which takes class folders."""
+        classes, packed = self.folder / "classes", self.folder / "packed"
+        classes.mkdir()
+        (classes / "all").symlink_to(self.folder / "jpegs")
+        pack(str(classes), packed, side=self.sizes.image_size)
+        return open_all(f"tfds:{packed}")
+
+    def _loader(self, source: Source, memory_gb: float) -> Loader:
         return loader(source, self._config("frozen", memory_gb), shuffle=False)
 
     def _epoch(self, *, one: bool) -> Callable[[], object]:
-        training, feed = self.training("frozen"), Feed(self._loader(memory_gb=1))
+        training, feed = self.training("frozen"), Feed(self._loader(self._files(), memory_gb=1))
         first, steps = next(feed.chunks(0)), feed.loader.steps_per_epoch
 
         def epoch() -> None:

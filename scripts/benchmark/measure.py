@@ -21,7 +21,7 @@ import platformdirs
 from benchmark.jobs import FIRST_STEP
 from benchmark.protocol import COMPILED, PEERS, WEIGHTS, Finished, Sizes, Worker, run
 
-SINGLE_RUNS, ONE_BATCH = "64 single runs", "the same batch"
+SINGLE_RUNS, ONE_BATCH, FILES = "64 single runs", "the same batch", "jaxtl, the files"
 STEPS = ("forward", "frozen", "full", "block_14")
 
 _JOB = ("-m", "benchmark.jobs")
@@ -119,6 +119,15 @@ def data(bench: Bench, row: str) -> Results:
         fed.ask("prepare", "data")
         one.ask("prepare", "data:one")
         calls = {"jaxtl": partial(fed.ask, "seconds"), ONE_BATCH: partial(one.ask, "seconds")}
+        return {row: _values(bench.in_turn(calls))}
+
+
+def packed(bench: Bench, row: str) -> Results:
+    """The JPEG files, packed, and as they are, in jaxtl."""
+    with bench.worker("jaxtl") as one, bench.worker("jaxtl") as other:
+        one.ask("prepare", "packed")
+        other.ask("prepare", "jpeg")
+        calls = {"jaxtl": partial(one.ask, "seconds"), FILES: partial(other.ask, "seconds")}
         return {row: _values(bench.in_turn(calls))}
 
 

@@ -309,12 +309,11 @@ def test_the_fingerprint_changes_with_a_path_a_size_or_a_class(tmp_path):
     assert len(seen) == 5
 
 
-def test_fingerprint_and_version_follow_the_contents_and_neither_the_place_nor_the_time(tmp_path):
+def test_the_fingerprint_follows_the_contents_and_neither_the_place_nor_the_time(tmp_path):
     cats_and_dogs(tmp_path / "here", 3)
 
     def now(folder="here"):
-        source = open_all(str(tmp_path / folder))
-        return source.fingerprint, source.version
+        return open_all(str(tmp_path / folder)).fingerprint
 
     image = tmp_path / "here" / "cats" / "0.jpg"
     os.utime(image, (1e9, 1e9))
@@ -325,14 +324,8 @@ def test_fingerprint_and_version_follow_the_contents_and_neither_the_place_nor_t
     os.utime(image, ns=(0, 1))
     assert now() == before
     image.write_bytes(image.read_bytes()[::-1])  # of the same size
-    assert all(new != old for new, old in zip(now(), before, strict=True))
-    assert len({part.version for part in split(tmp_path / "here")}) == 2
-
-
-def test_the_version_of_images_in_memory_is_their_content():
-    versions = {part.version for seed in (0, 1) for part in split("digits", seed=seed)}
-    assert len(versions) == 4
-    assert split("digits").val.version in versions
+    assert now() != before
+    assert len({part.fingerprint for part in split(tmp_path / "here")}) == 2
 
 
 def test_the_fingerprint_of_digits_follows_the_split():

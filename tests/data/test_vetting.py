@@ -25,7 +25,7 @@ from jaxtl.errors import UserError
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     """A folder of two classes with ten noisy images each, that count as settled; an empty cache."""
-    monkeypatch.setattr("jaxtl.data.inspection._SETTLED", 0)
+    monkeypatch.setattr("jaxtl.data.facts._SETTLED", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     for name in "ab":
@@ -95,10 +95,10 @@ def test_images_that_changed_since_the_last_start_are_named(images, caplog):
 
 
 def test_facts_about_an_image_that_changed_just_now_are_not_kept(images, monkeypatch):
-    monkeypatch.setattr("jaxtl.data.inspection._SETTLED", 3600 * 10**9)
+    monkeypatch.setattr("jaxtl.data.facts._SETTLED", 3600 * 10**9)
     path = images / "a" / "0.png"
     os.utime(path, (1e9, 1e9))  # its contents may be as old, but were put there just now
-    assert open_all(str(images)).items[0].stamp is None
+    assert next(open_all(str(images)).items()).stamp is None
 
 
 def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(images, caplog):
@@ -107,6 +107,7 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_only_costs_time(images, ca
     database.write_bytes(b"no database" * 1000)
     assert prints(images) == before
     assert "images.sqlite cannot be used" in caplog.text
+    database.unlink()
     database.mkdir()
     assert prints(images) == before
 
@@ -316,7 +317,7 @@ def test_a_fifo_is_not_waited_for(images):
 
 
 def test_images_that_come_back_together_are_read_and_kept(images, caplog):
-    items = open_all(str(images)).items
+    items = list(open_all(str(images)).items())
     folder, away = images / "b", images.parent / "away"
     folder.rename(away)
     assert [facts.sha256 for facts in inspect(items)][10:] == [""] * 10
@@ -367,7 +368,8 @@ def test_facts_that_cannot_be_kept_are_told_once(images, monkeypatch, caplog):
     monkeypatch.setattr("jaxtl.data.inspection._BLOCK", 4)
     assert prints(images) == before
     (message,) = caplog.messages
-    assert message.endswith("cannot be written (nothing goes in): images are looked at anew")
+    assert message.startswith("nothing more is kept: ")
+    assert message.endswith("images.sqlite cannot be written (nothing goes in)")
 
 
 @pytest.mark.parametrize("damage", ["no database", "a page"])
@@ -376,13 +378,66 @@ def test_a_damaged_file_of_facts_is_begun_anew(images, caplog, damage):
     contents = path.read_bytes()
     junk = bytes(4096)[::-1].replace(b"\0", b"\x55")
     path.write_bytes(junk * 4 if damage == "no database" else contents[:4096] + junk * 2)
+    journal = path.with_name("images.sqlite-journal")
+    journal.write_bytes(b"of the damaged one")
     assert prints(images) == before
+    assert not journal.exists()
     assert len(caplog.messages) == 1
     caplog.clear()
     assert prints(images) == before  # writes another one
     assert prints(images) == before
     assert path.read_bytes().startswith(b"SQLite format 3")
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("kind", ["folder", "tfds"])
+def test_data_that_were_read_before_and_are_away_at_the_start_are_waited_for(
+    images, write_tfds, caplog, kind
+):
+    data, away = images, images.parent / "away"
+    if kind == "tfds":
+        data = images.parent / "tiny" / "1.0.0"
+        examples = [(path.read_bytes(), i % 2) for i, path in enumerate(images.rglob("*.png"))]
+        write_tfds(data, {"train": examples}, ["ant", "bee"])
+    spec = f"tfds:{data}" if kind == "tfds" else str(data)
+    before = open_all(spec).fingerprint
+    data.rename(away)
+
+    def bring_back():
+        wait_for("trying again", caplog)
+        away.rename(data)
+
+    with meanwhile(bring_back):
+        assert open_all(spec, retry_seconds=60).fingerprint == before
+
+
+def test_data_that_nobody_ever_read_are_not_waited_for(images):
+    begun = time.monotonic()
+    for spec in (f"{images}-misspelt", f"tfds:{images}-misspelt"):
+        with pytest.raises(UserError):
+            open_all(spec, retry_seconds=600)
+    assert time.monotonic() - begun < 300
+
+
+def known_names(images):
+    with contextlib.closing(
+        sqlite3.connect(images.parent / "cache" / "jaxtl" / "images.sqlite")
+    ) as database:
+        rows = database.execute("SELECT key FROM images ORDER BY key").fetchall()
+    return [os.fsdecode(key).removeprefix(f"{images}/") for (key,) in rows]
+
+
+def test_what_is_known_of_removed_images_is_forgotten_and_of_others_kept(images):
+    other = images.with_name(f"{images.name}-2")
+    shutil.copytree(images, other)
+    prints(images)
+    prints(other)
+    shutil.rmtree(other)
+    for name in ("a/3.png", "b/0.png"):
+        (images / name).unlink()
+    prints(images)
+    left = [name for name in known_names(images) if not name.startswith(str(other))]
+    assert left == sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
 
 
 def test_a_link_whose_disk_is_away_for_a_while_is_waited_for(images, caplog):
@@ -428,7 +483,7 @@ def test_a_data_set_is_read_once_to_learn_its_labels(write_tfds, tmp_path, monke
     folder = tmp_path / "tiny" / "1.0.0"
     write_tfds(folder, {"train": examples}, ["ant", "bee"])
     program = (
-        "import sys; from jaxtl.data import inspection; inspection._SETTLED = 0; "
+        "import sys; from jaxtl.data import facts; facts._SETTLED = 0; "
         "bytes_read = lambda: int(open('/proc/self/io').read().split()[1]); "
         "from jaxtl.data.sources import open_all; import tensorflow_datasets, array_record; "
         "before = bytes_read(); labels = open_all(sys.argv[1]).labels; "

@@ -104,15 +104,18 @@ def assert_same_run(job, reference):
 def test_any_number_of_processes_trains_the_same(
     workplace, one, processes, devices, slurm, own_cache
 ):
+    def stored():
+        return set((own_cache / "jaxtl" / "activations").glob("*/about.json"))
+
+    before = stored()
     job = Job(workplace, f"hosts-{processes}", processes, devices, slurm=slurm).succeed()
     assert_same_run(job, one)
     for ran in (one, job):
         assert "head: 2 views an image; the frozen stages run once" in ran.out
         assert "finetune: 2 views an image; not cached" in ran.out
     # Each process ran the frozen stages on its part of 45 and of 18 images, and on no other.
-    files = (own_cache / "jaxtl" / "activations").glob("*/about.json")
-    stored = [json.loads(file.read_text())["metadata"] for file in files]
-    parts = [tuple(one["part"]) for one in stored if one["network"][-1] == "head"]
+    new = [json.loads(file.read_text())["metadata"] for file in stored() - before]
+    parts = [tuple(work["part"]) for work in new if work["network"][-1] == "head"]
     for images in (45, 18):
         each = -(-images // processes)
         for first in range(0, images, each):
