@@ -2,10 +2,9 @@
 
 XLA's CPU backend runs a grouped convolution several times slower than the same sum written as one
 multiply-add for each kernel position; GPUs and TPUs have a native convolution for it
-(docs/decisions/0003-depthwise-by-platform.md). On NVIDIA GPUs that sum moves fewer bytes where the
-native convolution has to write its maps with padding or zeros between their pixels first, and in
-the gradient of the maps, which it computes together with what comes after
-(docs/decisions/0040-fewer-bytes-on-accelerators.md).
+(docs/decisions/0003-depthwise-by-platform.md). On NVIDIA GPUs that sum moves fewer bytes with
+stride 2, where the native convolution has to write its maps with padding, or with zeros between
+their pixels, first (docs/decisions/0040-fewer-bytes-on-accelerators.md).
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def _backward(
         *residuals,
         gradient,
         cpu=partial(_shifted_vjp, stride=stride, pads=pads),
-        cuda=partial(_mixed_vjp, stride=stride, pads=pads),
+        cuda=partial(_native_vjp if stride == 1 else _mixed_vjp, stride=stride, pads=pads),
         default=partial(_native_vjp, stride=stride, pads=pads),
     )
 
