@@ -73,7 +73,7 @@ class Predictor:
         """The labelled images that the run was trained on, or those that it was validated on.
 
         Raises:
-            UserError: they cannot be read, or are not the same any more.
+            UserError: they cannot be read, or have changed.
         """
         data, where = self.config.data, self.metadata.source
         splits = open_splits(
