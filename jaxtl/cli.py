@@ -37,6 +37,7 @@ COMMANDS = {
     "sweep": ("train the variations of a config", "--cfg sweep_heads.py --workdir runs/heads"),
     "compare": ("measure networks on your own images", "--data images --budget ms=20"),
     "check": ("find bad, leaked and duplicate images", "--data images"),
+    "export": ("write a run as one file for other runtimes", "--run runs/pets --to pets.onnx"),
     "pack": ("pack images into a few large files", "images packed/images --size 256"),
     "convert": ("write weights as a file for Keras or timm", "--from runs/pets --to pets.h5"),
 }

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     from rich.table import Table
 
     from jaxtl.console import console, metrics_text
-    from jaxtl.data.sources import found_line, open_all, open_splits
+    from jaxtl.data.sources import found_line, open_all
     from jaxtl.metrics import class_results, confusion
     from jaxtl.runs.directory import RunDirectory
     from jaxtl.runs.report import write_report
@@ -36,21 +36,8 @@ def main(arguments: Sequence[str]) -> int:
 
     out = console()
     predictor = load_run(given.run)
-    config = predictor.config
     if given.data is None:
-        where = predictor.metadata.source
-        source = open_splits(
-            where,
-            val_fraction=config.data.val_fraction,
-            seed=config.data.seed,
-            on_bad_image=config.data.on_bad_image,
-            retry_seconds=config.data.retry_seconds,
-        ).val
-        if source.fingerprint != predictor.metadata.data.val.sha256:
-            raise UserError(
-                f"{where} changed since the run, or an older version of jaxtl wrote it; "
-                f"name the images to measure with --data={where}"
-            )
+        source = predictor.images("val")
     else:
         patience = config.data.retry_seconds
         source = open_all(given.data, classes=predictor.classes, retry_seconds=patience)

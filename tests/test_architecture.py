@@ -12,7 +12,17 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jaxtl"
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 
-COMMANDS = {"train", "evaluate", "predict", "sweep", "compare", "convert", "check", "pack"}
+COMMANDS = {
+    "train",
+    "evaluate",
+    "predict",
+    "sweep",
+    "compare",
+    "convert",
+    "export",
+    "check",
+    "pack",
+}
 
 # From the top down, one package a layer: a module imports from its own package and from the layers
 # below it. The commands share the top layer and do not import each other.
@@ -21,6 +31,7 @@ LAYERS = [
     {"cli"},
     {"comparison"},
     {"sweeps"},
+    {"exporting"},
     {"training"},
     {"forecast"},
     {"runs"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,11 +17,11 @@ Padding = str | tuple[tuple[int, int], tuple[int, int]]
 """`SAME`, `VALID`, or how many rows and columns of zeros go before and after."""
 
 
-def pads_of(shape: tuple[int, ...], window: tuple[int, ...], stride: int, padding: Padding) -> Pads:
+def pads_of(shape: tuple[Any, ...], window: tuple[int, ...], stride: int, padding: Padding) -> Pads:
     """The rows and columns of zeros around maps.
 
     Args:
-        shape: the shape of the maps, (B, H, W, C).
+        shape: the shape of the maps, (B, H, W, C); the batch may be a symbol of `jax.export`.
         window: the shape of the window, (height, width, ...).
         stride: the step of the window along both axes.
         padding: the padding as for a convolution.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
 from jaxtl.data.folders import FileSource
-from jaxtl.data.loader import Loader
-from jaxtl.data.sources import ArraySource, Source
+from jaxtl.data.loader import Batch, Loader
+from jaxtl.data.sources import ArraySource, Source, open_splits
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, merge, split, structure
@@ -26,6 +27,10 @@ from jaxtl.training.parallel import replicate
 class Predictor:
     """A trained run: images in, probabilities out.
 
+    Args:
+        directory: the directory of the run.
+        dtype: `float32` or `bfloat16`: the type of the feature maps; None for that of the run.
+
     Attributes:
         classes: the names of the classes, in the order of the probabilities.
         config: the config of the run.
@@ -35,7 +40,7 @@ class Predictor:
         UserError: there is no run, it is damaged, or it has no checkpoint yet.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, *, dtype: str | None = None):
         run = RunDirectory(Path(directory))
         self.config = run.config()
         self.metadata = run.metadata()
@@ -47,7 +52,7 @@ class Predictor:
             num_classes=len(self.classes),
             width=model.width,
             convention=self.metadata.convention,
-            dtype=self.config.dtype,
+            dtype=dtype or self.config.dtype,
         )
         self._graph, shapes = split(network)
         with contextlib.closing(Checkpoints(run.checkpoints, read_only=True)) as checkpoints:
@@ -64,13 +69,35 @@ class Predictor:
         """The network with its trained variables."""
         return merge(self._graph, self._variables)
 
+    def images(self, split: Literal["train", "val"]) -> Source:
+        """The labelled images that the run was trained on, or those that it was validated on.
+
+        Raises:
+            UserError: they cannot be read, or have changed.
+        """
+        data, where = self.config.data, self.metadata.source
+        splits = open_splits(
+            where,
+            val_fraction=data.val_fraction,
+            seed=data.seed,
+            on_bad_image=data.on_bad_image,
+            retry_seconds=data.retry_seconds,
+        )
+        source, known = getattr(splits, split), getattr(self.metadata.data, split)
+        if source.fingerprint != known.sha256:
+            raise UserError(
+                f"{where} changed since the run, or an older version of jaxtl wrote it; put it "
+                f"back as it was, or measure it by jaxtl evaluate with --data={where}"
+            )
+        return source
+
     def evaluate(self, source: Source) -> Evaluation:
         """Classifies every image of a labelled source once.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
         """
-        return self._evaluator.evaluate(self._variables, Feed(self._loader(source)))
+        return self._evaluator.evaluate(self._variables, Feed(self.loader(source)))
 
     def predict(
         self,
@@ -92,11 +119,21 @@ class Predictor:
         source = _unlabelled([images] if isinstance(images, str | Path) else images)
         if not len(source):
             return np.zeros((0, len(self.classes)), np.float32)
-        feed = Feed(self._loader(source))
-        batches = self._evaluator.log_probabilities(self._variables, feed)
+        batches = self.log_probabilities(source)
         return np.concatenate([np.exp(logs)[batch.valid] for batch, logs in batches])
 
-    def _loader(self, source: Source) -> Loader:
+    def log_probabilities(
+        self, source: Source
+    ) -> Iterator[tuple[Batch, Float[np.ndarray, "batch classes"]]]:
+        """Yields the decoded images of a source in batches, with their log probabilities.
+
+        Raises:
+            UserError: an image cannot be read or decoded; the message names it.
+        """
+        return self._evaluator.log_probabilities(self._variables, Feed(self.loader(source)))
+
+    def loader(self, source: Source) -> Loader:
+        """Decodes the images of a source as the run did, in their order."""
         # A multiple of the devices of this machine; the run may have trained on others.
         devices = len(self._devices)
         batch_size = -(-min(self.config.data.batch_size, len(source)) // devices) * devices

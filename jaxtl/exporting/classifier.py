@@ -1,0 +1,48 @@
+"""What is common to the kinds of files that a run is exported as."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxtl.errors import UserError
+from jaxtl.models import Network
+
+Classify = Callable[[UInt8[np.ndarray, "batch size size 3"]], Float[np.ndarray, "batch classes"]]
+"""From images, RGB, 0..255, to probabilities."""
+
+
+class Format(NamedTuple):
+    """A kind of file: how it is written, and how its own runtime runs it.
+
+    Attributes:
+        runtime: the distribution that runs it.
+        needs: the modules that writing and running it take.
+        install: what installs them.
+        write: writes a network, given the file and the pixels a side of the images.
+        load: reads the file again.
+        line: Python that classifies `images` with the file.
+        dtype: the type of the feature maps in the file; None for that of the run.
+    """
+
+    runtime: str
+    needs: tuple[str, ...]
+    install: str
+    write: Callable[[Network, Path, int], None]
+    load: Callable[[Path], Classify]
+    line: str
+    dtype: str | None = "float32"
+
+    def check_installed(self, path: Path) -> None:
+        """Refuses a file whose runtime is not there.
+
+        Raises:
+            UserError: a module is missing; the message says what installs it.
+        """
+        if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
+            raise UserError(f"{path.name} needs {' and '.join(missing)}: {self.install}")

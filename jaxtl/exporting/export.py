@@ -1,0 +1,206 @@
+"""Exports a run, and measures the file before it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxtl.data.sources import Subset
+from jaxtl.errors import UserError
+from jaxtl.exporting import keras, onnx, stablehlo, tflite
+from jaxtl.exporting.classifier import Classify, Format
+from jaxtl.files import sync, sync_entry, unfinished, write_json
+from jaxtl.metrics import NONE, Sums, score
+from jaxtl.training.predictor import Predictor
+
+FORMATS: Mapping[str, Format] = {
+    ".onnx": Format(
+        runtime="onnxruntime",
+        needs=("onnx", "onnxruntime"),
+        install="pip install 'jaxtl[onnx]'",
+        write=onnx.write,
+        load=onnx.load,
+        line='onnxruntime.InferenceSession("{file}").run(None, {{"images": images}})[0]',
+    ),
+    ".stablehlo": Format(
+        runtime="jax",
+        needs=("flatbuffers",),
+        install="pip install 'jaxtl[stablehlo]'",
+        write=stablehlo.write,
+        load=stablehlo.load,
+        line='jax.export.deserialize(bytearray(open("{file}", "rb").read())).call(images)',
+        dtype=None,
+    ),
+    ".keras": Format(
+        runtime="keras",
+        needs=("keras",),
+        install="pip install 'keras>=3.12'",
+        write=keras.write,
+        load=keras.load,
+        line='keras.saving.load_model("{file}").predict(images)',
+    ),
+    ".tflite": Format(
+        runtime="ai-edge-litert",
+        needs=("keras", "tensorflow", "ai_edge_litert"),
+        install="pip install 'jaxtl[tflite]'",
+        write=tflite.write,
+        load=tflite.load,
+        line='ai_edge_litert.interpreter.Interpreter("{file}")',
+    ),
+}
+"""The kinds of files by suffix."""
+
+_CALIBRATION_IMAGES = 256
+_TOLERANCE, _TOLERANCE_INT8 = 0.001, 0.01  # of the accuracy; one image is allowed in any case
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A file that was written and measured.
+
+    Attributes:
+        path: the file; `about` is the JSON beside it.
+        bytes: its size.
+        line: Python that runs it.
+        runtime: what measured it, with its version.
+        sums: the result of the run on its validation images: of jaxtl, of the file, and with
+            `int8` of the file before its numbers had eight bits.
+        difference: the largest difference of a probability between jaxtl and the file.
+    """
+
+    path: Path
+    about: Path
+    bytes: int
+    line: str
+    runtime: str
+    sums: Mapping[str, Sums]
+    difference: float
+
+
+def export_run(directory: Path, path: Path, *, int8: bool = False) -> Exported:
+    """Writes a run as one file that takes images and gives probabilities.
+
+    The file is measured in its own runtime, on the validation images of the run, and is there only
+    if it is as accurate as the run, to one image or 0.1 % of all; with `int8` at most 1 % worse.
+
+    Args:
+        directory: the run directory.
+        path: the file, which must not exist; its suffix is one of `FORMATS`.
+        int8: use weights and feature maps of eight bits (ONNX only). Their ranges are measured on
+            training images.
+
+    Raises:
+        UserError: the path is impossible, a package is missing, there is no run, its data changed,
+            the format cannot express the network, or the file is not as accurate as the run.
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    kind = _format(path, int8)
+    kind.check_installed(path)
+    predictor = Predictor(directory, dtype=kind.dtype)
+    size = predictor.config.model.image_size
+    about = path.with_name(f"{path.name}.json")
+    with unfinished(path) as folder:
+        folder.mkdir()
+        file = folder / path.name
+        kind.write(predictor.network, file, size)
+        files = {"file": kind.load(file)}
+        if int8:
+            whole = file.rename(folder / f"float.{path.name}")
+            onnx.quantize(whole, file, _calibration_images(predictor))
+            files = {"float": files["file"], "file": kind.load(file)}
+        sums, difference = _measure(predictor, files)
+        runtime = f"{kind.runtime} {importlib.metadata.version(kind.runtime)}"
+        _check(path, sums, runtime, int8)
+        found = Exported(
+            path, about, file.stat().st_size, kind.line.format(file=path), runtime, sums, difference
+        )
+        write_json(folder / about.name, _description(predictor, file, found, int8))
+        sync(folder)
+        os.replace(folder / about.name, about)  # first: a file never is without its description
+        os.replace(file, path)
+        sync_entry(path.parent)
+    return found
+
+
+def _format(path: Path, int8: bool) -> Format:
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path} does not end in one of {', '.join(FORMATS)}")
+    if int8 and path.suffix != ".onnx":
+        raise UserError(f"--int8 is for .onnx files, not for {path.name}; leave it out")
+    if path.exists():
+        raise UserError(f"{path} exists; name another file, or delete it first")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+    return FORMATS[path.suffix]
+
+
+def _calibration_images(predictor: Predictor) -> np.ndarray:
+    """Some of the training images, decoded and not augmented."""
+    source = predictor.images("train")
+    chosen = np.random.default_rng(0).permutation(len(source))[:_CALIBRATION_IMAGES]
+    some = Subset(source, chosen, source.labels[chosen], source.classes)
+    batches = predictor.loader(some).epoch(0)
+    return np.concatenate([batch.inputs[batch.valid] for batch in batches])
+
+
+def _measure(predictor: Predictor, files: Mapping[str, Classify]) -> tuple[dict[str, Sums], float]:
+    """The results of the run and of its files, and the largest difference of a probability."""
+    sums, difference = dict.fromkeys(["run", *files], NONE), 0.0
+    for batch, expected in predictor.log_probabilities(predictor.images("val")):
+        sums["run"] += score(expected, batch.labels, batch.valid)
+        for name, classify in files.items():
+            found = classify(batch.inputs)
+            with np.errstate(divide="ignore"):
+                sums[name] += score(np.log(found), batch.labels, batch.valid)
+        apart = np.abs(found - np.exp(expected))[batch.valid]
+        difference = max(difference, float(apart.max(initial=0)))
+    return sums, difference
+
+
+def _check(path: Path, sums: Mapping[str, Sums], runtime: str, int8: bool) -> None:
+    """Refuses a file that is not as accurate as the run."""
+    tolerance = _TOLERANCE_INT8 if int8 else _TOLERANCE
+    run, file = sums["run"], sums["file"]
+    worse = int(run.top1) - int(file.top1)
+    if (worse if int8 else abs(worse)) <= max(1, tolerance * int(run.images)):
+        return
+    text = (
+        f"{path.name} is not written: in {runtime} it has {file.top1} of {run.images} validation "
+        f"images correct, and the run has {run.top1}"
+    )
+    raise UserError(f"{text}; leave --int8 out" if int8 else text)
+
+
+def _description(predictor: Predictor, file: Path, found: Exported, int8: bool) -> dict:
+    """What the JSON beside a file says."""
+    model, metadata = predictor.config.model, predictor.metadata
+    weights = metadata.weights
+    return {
+        "classes": list(predictor.classes),
+        "image_size": model.image_size,
+        "resize": predictor.config.data.resize,
+        "input": "images: uint8 (N, image_size, image_size, 3), RGB, 0..255",
+        "output": "probabilities: float32 (N, classes)",
+        "network": model.name,
+        "width": model.width,
+        "int8": int8,
+        "sha256": {
+            "file": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "weights": weights and weights.sha256,
+            "train": metadata.data.train.sha256,
+            "val": metadata.data.val.sha256,
+        },
+        "result": {
+            "images": int(found.sums["run"].images),
+            "correct": int(found.sums["file"].top1),
+            "correct_of_the_run": int(found.sums["run"].top1),
+            "runtime": found.runtime,
+        },
+        "versions": {name: importlib.metadata.version(name) for name in ("jaxtl", "jax")},
+    }
