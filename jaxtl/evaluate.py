@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.data is None:
         source = predictor.images("val")
     else:
-        patience = config.data.retry_seconds
+        patience = predictor.config.data.retry_seconds
         source = open_all(given.data, classes=predictor.classes, retry_seconds=patience)
     out.print(found_line(source))
     evaluation = predictor.evaluate(source)
