@@ -2,7 +2,8 @@
 
     python scripts/launch.py --processes 2 --devices 4 --cfg mnv2.py --workdir runs/pets
 
-`--devices` simulates devices on CPUs; all other flags are those of `python -m jaxtl.train`. The
+`--devices` simulates devices on CPUs; without it each process has the NVIDIA GPU of its number, if
+there is one. All other flags are those of `python -m jaxtl.train`. The
 exit code is the highest of the processes', which a signal to this one reaches too.
 """
 
@@ -22,7 +23,7 @@ def start(processes: int, devices: int | None, flags: list[str]) -> list[subproc
 
     Args:
         processes: their number.
-        devices: simulated devices of each; None for those of the machine.
+        devices: simulated devices of each; None for one GPU each, or the CPU.
         flags: the flags of `jaxtl.train`.
     """
     with socket.socket() as free:
@@ -39,7 +40,7 @@ def start(processes: int, devices: int | None, flags: list[str]) -> list[subproc
     return [
         subprocess.Popen(
             [*command, "--num-processes", str(processes), "--process-id", str(number)],
-            env=os.environ | variables,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": str(number)} | variables,
             start_new_session=True,  # Ctrl-C reaches them once, from here
         )
         for number in range(processes)

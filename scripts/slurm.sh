@@ -19,8 +19,10 @@ set -u
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 python -m jaxtl.train --workdir "$WORKDIR" "$@"
 code=$?
 
-# Stopped before the end of its time (143), or a node was lost (75, or 134 from JAX): to be continued.
+# To be continued: stopped before the end of its time (143); and, five times, where a process or node
+# was lost (75, or 134 from JAX) or killed, as for its memory (137).
 case $code in
-  75 | 134 | 143) scontrol requeue "$SLURM_JOB_ID" ;;
+  143) scontrol requeue "$SLURM_JOB_ID" ;;
+  75 | 134 | 137) [ "${SLURM_RESTART_COUNT:-0}" -ge 5 ] || scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $code

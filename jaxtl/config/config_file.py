@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import math
 import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -184,18 +183,6 @@ class Config(Checked):
         names = [phase.name for phase in phases]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two are called {min(repeated)!r}; give each its own name")
-        return phases
-
-    @pydantic.field_validator("phases")
-    @classmethod
-    def _batches_can_be_split(cls, phases: tuple[Phase, ...], info: Any) -> tuple[Phase, ...]:
-        images = info.data["data"].batch_size if "data" in info.data else math.inf
-        for phase in phases:
-            if phase.accumulate > images:
-                raise ValueError(
-                    f"accumulate={phase.accumulate} of {phase.name} splits batches of {images} "
-                    "images into more pieces than they have"
-                )
         return phases
 
     @property

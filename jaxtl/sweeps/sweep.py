@@ -25,8 +25,8 @@ from jaxtl.sweeps.ranking import failure_lines, ranking_rows, ranking_table
 from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.memory import forget_programs
-from jaxtl.training.parallel import check_batch_size, check_single_process
-from jaxtl.training.setup import plan_run, run_metadata, train
+from jaxtl.training.parallel import check_single_process
+from jaxtl.training.setup import check_plan, plan_run, run_metadata, train
 
 _LISTED = 3  # changes in a message
 
@@ -108,7 +108,6 @@ def _families(
     for group in members.values():
         config = group[0].config
         try:
-            check_batch_size(config.data.batch_size, jax.local_devices())
             try:
                 data = splits(
                     config.data.source,
@@ -120,6 +119,7 @@ def _families(
             except UserError as error:
                 without_data += [(variation, error) for variation in group]
                 continue
+            check_plan(config, len(data.train), jax.local_devices())
             network, trainables = plan_run(config, len(data.train.classes))
         except UserError as error:
             raise UserError(f"variation {group[0].name}: {error}") from error

@@ -119,6 +119,8 @@ def _is_one_of_several(
             "--coordinator, --num-processes and --process-id go together: give all three, or none "
             "in a cluster that JAX detects, or --num-processes 1 alone"
         )
+    if num_processes < 1:
+        raise UserError(f"--num-processes {num_processes}: a run has at least one process")
     if not 0 <= process_id < num_processes:
         raise UserError(
             f"--process-id {process_id} is not one of {num_processes} processes: they count from 0 "

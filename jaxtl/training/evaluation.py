@@ -71,13 +71,17 @@ class Evaluator:
         for batch, log_probabilities in self.log_probabilities(variables, feed, stop):
             sums += score(log_probabilities, batch.labels, batch.valid)
             parts.append((batch.labels, log_probabilities.argmax(axis=1), batch.valid))
-        gather = hosts.gather if feed.loader.parts > 1 else lambda array: array[None]
+        gather = hosts.gather if feed.loader.parts > 1 else _alone
         loss, *counts = gather(np.array(sums, np.float64)).sum(axis=0).tolist()
         # Host by host, each with its part of every batch, becomes batch by batch.
         labels, predicted, valid = (
             np.moveaxis(gather(np.stack(part)), 0, 1).ravel() for part in zip(*parts, strict=True)
         )
         return Evaluation(Sums(loss, *map(int, counts)), labels[valid], predicted[valid])
+
+
+def _alone(array: np.ndarray) -> np.ndarray:
+    return array[None]
 
 
 def _in_step(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:

@@ -21,9 +21,9 @@ from jaxtl.forecast.target import Target, check_compiler, devices, target
 from jaxtl.models import Network, output_spec, split
 from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan, has_parameters, plan
 from jaxtl.training.optimizer import hyperparameters
-from jaxtl.training.parallel import abstract, check_batch_size
+from jaxtl.training.parallel import abstract
 from jaxtl.training.phase import first_state, phase_step
-from jaxtl.training.setup import plan_run
+from jaxtl.training.setup import check_plan, plan_run
 from jaxtl.training.step import make_feature_step, make_predict_step
 from jaxtl.training.trainable import Trainable, partition
 
@@ -54,7 +54,8 @@ def compile_for(
         config: the config of a run.
         described: the accelerators, such as `tpu:v5e-8`.
         classes: the number of classes.
-        train_images, val_images: the number of images of each split.
+        train_images, val_images: the number of images of each split; without any of the
+            second, validation is left out.
 
     Raises:
         UserError: no such accelerators are known, their compiler is not installed, or the config
@@ -77,7 +78,7 @@ def training_programs(
     """Compiles the training step of each phase alone; arguments and errors are `compile_for`'s."""
     check_compiler(described)
     on = devices(described)
-    check_batch_size(config.data.batch_size, on)
+    check_plan(config, train_images, on)
     network, trainables = plan_run(config, classes)
     phases = zip(config.phases, trainables, strict=True)
     return tuple(
@@ -114,7 +115,7 @@ def forecast(
     images: tuple[int, int],
 ) -> tuple[PhaseForecast, ...]:
     """As `compile_for`, for given devices; `images` are those of training and validation."""
-    check_batch_size(config.data.batch_size, on)
+    check_plan(config, images[0], on)
     network, trainables = plan_run(config, classes)
     phases = zip(config.phases, trainables, strict=True)
     return tuple(
@@ -141,10 +142,9 @@ class _Steps:
         each = self.config.data.batch_size // count
         train, val = self._plans(row)
         program, largest = largest_that_fits(partial(self._train, row, train), each, limit)
-        steps = [
-            self._bounded("training", each, program, largest and largest * count),
-            self._tried("validation", each, partial(self._predict, row, val)),
-        ]
+        steps = [self._bounded("training", each, program, largest and largest * count)]
+        if self.images[1]:
+            steps.append(self._tried("validation", each, partial(self._predict, row, val)))
         if train.cached or val.cached:
             steps.append(self._tried("frozen pass", ROWS_AT_A_TIME, self._features))
         return PhaseForecast(self.phase.name, train.why, tuple(steps))

@@ -154,12 +154,14 @@ class Training:
                 if run.chunk is None or on_host or not is_out_of_memory(error):
                     raise
                 fixed = run.state, run.frozen, run.train.table, run.hyper
-                raise out_of_memory(run.step, fixed, run.chunk, self.devices[0]) from error
+                given = run.chunk, self.devices[0], run.phase
+                raise out_of_memory(run.step, fixed, *given) from error
         self.variables = run.frozen | run.state.variables
         self._restore_best(run.phase)
 
     def _recover(self, run: PhaseRun, error: Diverged) -> Progress:
         """Goes back on every host, since all have the same numbers."""
+        self.trace.close()
         slow_down = self.recovery.slow_down
         return hosts.together(lambda: slow_down(run, self.progress, self.variables, error))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxtl.config import Phase
 from jaxtl.data.loader import Batch
 from jaxtl.errors import UserError
 
@@ -35,7 +36,9 @@ def forget_programs() -> None:
     gc.collect()
 
 
-def out_of_memory(step: Any, fixed: tuple, chunk: Batch, device: jax.Device) -> OutOfMemory:
+def out_of_memory(
+    step: Any, fixed: tuple, chunk: Batch, device: jax.Device, phase: Phase
+) -> OutOfMemory:
     """The error to report of a training step that found too little memory.
 
     It names the largest of a half, a quarter, ... of the batch size for which the step, compiled
@@ -46,6 +49,7 @@ def out_of_memory(step: Any, fixed: tuple, chunk: Batch, device: jax.Device) -> 
         fixed: its arguments but for the chunk of batches; they stay in memory.
         chunk: shapes and types (D, S, B / D, ...) of a chunk of batches.
         device: one of the devices.
+        phase: the phase that trains.
     """
     devices, _, each = chunk.labels.shape
     free = _free_bytes(device)
@@ -56,7 +60,9 @@ def out_of_memory(step: Any, fixed: tuple, chunk: Batch, device: jax.Device) -> 
             batch_size = devices * size
             fits = "" if needed is None else f"{batch_size} fits: "
             return OutOfMemory(
-                f"{error}; {fits}try --cfg.data.batch_size={batch_size} in a new --workdir"
+                f"{error}; {fits}try --cfg.data.batch_size={batch_size}, or the same in pieces by "
+                f"--cfg.phases.{phase.name}.accumulate={min(each, 2 * phase.accumulate)}, in a "
+                "new --workdir"
             )
     return OutOfMemory(
         f"{error}, and so does every smaller one; try a smaller --cfg.model.image_size, or a later "

@@ -11,7 +11,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxtl.config import Phase
+from jaxtl.errors import UserError
 from jaxtl.training.trainable import FROZEN, Trainable
+
+_FEWEST_OF_A_CYCLE = 4  # steps, of which 30 % are the rise
 
 
 class Hyperparameters(NamedTuple):
@@ -43,6 +46,28 @@ def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
         seed=np.asarray(seed, np.int32),
         view_seed=np.asarray(view_seed, np.int32),
     )
+
+
+def check_schedule(phase: Phase, steps_per_epoch: int) -> None:
+    """Refuses a schedule that a phase has too few steps for.
+
+    Raises:
+        UserError: two of `step_epochs` are the same step, or one is the end of the warm-up or of
+            the phase; or `one_cycle` has no step to rise in.
+    """
+    steps = phase.epochs * steps_per_epoch
+    epochs = (phase.warmup_epochs, *phase.step_epochs, phase.epochs)
+    at = [round(epoch * steps_per_epoch) for epoch in epochs]
+    if phase.step_epochs and sorted(set(at)) != at:
+        raise UserError(
+            f"step_epochs of {phase.name} are steps {at[1:-1]} of {steps}: an epoch has "
+            f"{steps_per_epoch} steps; give epochs further apart"
+        )
+    if phase.schedule == "one_cycle" and steps < _FEWEST_OF_A_CYCLE:
+        raise UserError(
+            f"schedule='one_cycle' of {phase.name} cannot rise and fall in {steps} steps; "
+            f"take --cfg.phases.{phase.name}.schedule=cosine"
+        )
 
 
 def _falling(phase: Phase, steps: int, warmup: int, steps_per_epoch: int) -> optax.Schedule:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxtl.config import Config
 from jaxtl.errors import UserError
 
 AXIS = "data"
@@ -126,13 +127,14 @@ def on_cpu(devices: Sequence[jax.Device]) -> bool:
     return devices[0].platform == "cpu"
 
 
-def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
-    """Refuses a global batch size that is not a multiple of the number of devices.
+def check_batch_size(config: Config, devices: Sequence[jax.Device]) -> None:
+    """Refuses a global batch size that devices, or pieces of a batch, cannot share evenly.
 
     Raises:
-        UserError: it is not; the message names the nearest multiples.
+        UserError: it is no multiple of the number of devices, or `accumulate` splits the part of a
+            device into more pieces than it has images; the message names numbers that fit.
     """
-    count = len(devices)
+    count, batch_size = len(devices), config.data.batch_size
     lower = batch_size // count * count
     if lower != batch_size:
         nearest = " or ".join(str(size) for size in (lower, lower + count) if size)
@@ -140,6 +142,12 @@ def check_batch_size(batch_size: int, devices: Sequence[jax.Device]) -> None:
             f"data.batch_size={batch_size} does not divide by {count} devices; "
             f"take --cfg.data.batch_size={nearest}"
         )
+    for phase in config.phases:
+        if phase.accumulate > (each := batch_size // count):
+            raise UserError(
+                f"accumulate={phase.accumulate} of {phase.name} splits the {each} images of a "
+                f"device into more pieces; take --cfg.phases.{phase.name}.accumulate={each} or less"
+            )
 
 
 def check_single_process() -> None:

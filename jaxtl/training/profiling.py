@@ -64,7 +64,7 @@ class Trace:
         if steps and steps.start < done:
             raise UserError(
                 f"--profile {steps.start}:{steps.stop}: the run has done {done:,} steps; "
-                f"take later ones, such as --profile {done}:{done + len(steps)}"
+                f"take later ones, such as --profile {done}:{done + len(steps)}, or a new --workdir"
             )
         self.missing = bool(steps) and here
         self._folder, self._steps = folder, steps

@@ -56,7 +56,7 @@ class Position:
 
 
 class Saver:
-    """Writes the checkpoints of a run. On several hosts the clock of the first one decides when.
+    """Writes the checkpoints of a run; on several hosts the first one decides when.
 
     Args:
         checkpoints: the checkpoints of the run.

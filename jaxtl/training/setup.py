@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from jaxtl.runs.report import write_report
 from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
+from jaxtl.training.optimizer import check_schedule
 from jaxtl.training.parallel import all_devices, check_batch_size
 from jaxtl.training.profiling import Trace, check_planned
 from jaxtl.training.shared_run import (
@@ -74,7 +76,7 @@ def train(
     begun = time.perf_counter()
     if hosts.several():
         check_same_everywhere(config, run_metadata(config, data))
-    hosts.together(lambda: check_batch_size(config.data.batch_size, all_devices()))
+    hosts.together(lambda: check_plan(config, len(data.train), all_devices()))
     steps_per_epoch = -(-len(data.train) // config.data.batch_size)
     planned = steps_per_epoch * sum(phase.epochs for phase in config.phases)
     hosts.together(lambda: check_planned(profile, planned))
@@ -102,6 +104,22 @@ def train(
         f"{seconds:.0f} s  {workdir}"
     )
     return result
+
+
+def check_plan(config: Config, images: int, devices: Sequence[jax.Device]) -> None:
+    """Refuses batches and schedules that do not fit the devices or the training images.
+
+    Args:
+        config: the config of a run.
+        images: the number of training images.
+        devices: all devices that train.
+
+    Raises:
+        UserError: they do not; the message names numbers that do.
+    """
+    check_batch_size(config, devices)
+    for phase in config.phases:
+        check_schedule(phase, -(-images // config.data.batch_size))
 
 
 def choose_workdir(config: Config, data: Splits, name: str, new: bool, out: Console) -> Path:

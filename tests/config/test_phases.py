@@ -275,7 +275,6 @@ def test_a_warmup_that_leaves_nothing_of_a_phase_is_refused(warmup):
         ({"schedule": "step", "step_epochs": (3, 2)}, "do not ascend"),
         ({"schedule": "step", "step_epochs": (9,)}, "do not ascend"),
         ({"optimizer": "lamb", "momentum": 0.5}, "that of sgd and lars"),
-        ({"accumulate": 33}, "splits batches of 32 images"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(settings, message):

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxtl.config import Phase
-from jaxtl.training.optimizer import hyperparameters, optimizer, schedule
+from jaxtl.errors import UserError
+from jaxtl.training.optimizer import check_schedule, hyperparameters, optimizer, schedule
 from jaxtl.training.trainable import Trainable
 
 PATHS = ("stem/kernel", "top/kernel", "top/bias", "head/kernel")
@@ -216,6 +218,26 @@ def test_one_cycle_rises_over_three_tenths_and_falls_to_almost_nothing():
     settings = phase(lr=0.4, schedule="one_cycle")
     found = [rate(settings, 10, s) for s in (0, 15, 30, 65, 100)]
     assert found == pytest.approx([0.016, 0.208, 0.4, 0.2, 0.0], abs=1e-5)
+
+
+def test_a_schedule_that_loses_a_change_by_rounding_is_refused():
+    settings = phase(schedule="step", step_epochs=(1, 1.2))
+    check_schedule(settings, 5)
+    with pytest.raises(UserError, match=r"are steps \[4, 4\] of 4"):
+        check_schedule(phase(epochs=1, schedule="step", step_epochs=(0.9, 0.95)), 4)
+    with pytest.raises(UserError, match=r"are steps \[2, 2\]"):
+        check_schedule(settings, 2)
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_one_cycle_is_refused_where_it_would_not_rise(steps):
+    settings = phase(epochs=1, lr=0.4, schedule="one_cycle")
+    rates = [float(optax.cosine_onecycle_schedule(steps, 0.4)(step)) for step in range(steps)]
+    if rates[1] > rates[0]:
+        check_schedule(settings, steps)
+        return
+    with pytest.raises(UserError, match="cannot rise and fall in 3 steps"):
+        check_schedule(settings, steps)
 
 
 def test_steps_divide_the_rate_by_ten():

@@ -11,12 +11,14 @@ import pytest
 from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, make_batch
 from step_setup import SmallSetup as Setup
 
-from jaxtl.config import Augment
+from jaxtl.config import Augment, Config, Data, Phase
 from jaxtl.errors import UserError
 from jaxtl.models import merge
 from jaxtl.training import step as step_module
 from jaxtl.training.parallel import check_batch_size, replicate, shard
 from jaxtl.training.step import make_feature_step, make_predict_step
+
+PHASE = Phase(name="p", train=HEAD_ONLY, epochs=1)
 
 
 def test_a_step_goes_down_the_gradient_of_the_mean_loss_of_real_images():
@@ -211,11 +213,25 @@ def test_prediction_from_activations_is_that_from_images(rules):
     ("batch", "devices", "hint"), [(30, 8, "24 or 32"), (3, 8, "=8$"), (32, 8, None)]
 )
 def test_a_batch_that_does_not_divide_by_the_devices_is_refused(batch, devices, hint):
+    config = Config(phases=(PHASE,), data=Data(batch_size=batch))
     if hint is None:
-        check_batch_size(batch, jax.devices()[:devices])
+        check_batch_size(config, jax.devices()[:devices])
         return
     with pytest.raises(UserError, match=hint):
-        check_batch_size(batch, jax.devices()[:devices])
+        check_batch_size(config, jax.devices()[:devices])
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_more_pieces_than_images_on_a_device_are_refused(devices):
+    each = 8 // devices
+    for pieces in (each, each + 1):
+        phase = PHASE.model_copy(update={"accumulate": pieces})
+        config = Config(phases=(phase,), data=Data(batch_size=8))
+        if pieces == each:
+            check_batch_size(config, jax.devices()[:devices])
+            continue
+        with pytest.raises(UserError, match=rf"\.{PHASE.name}\.accumulate={each} or less"):
+            check_batch_size(config, jax.devices()[:devices])
 
 
 def test_multi_transform_is_what_holds_frozen_parameters():
