@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     flags.add_argument(
         "--report", action="store_true", help="draw report.html in the run directory again"
     )
+    cli.add_tta(flags)
     given = flags.parse_args(arguments)
     if given.report and given.data is not None:
         raise UserError("--report is about the run's own validation images; leave --data out")
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.training.predictor import load_run
 
     out = console()
-    predictor = load_run(given.run)
+    predictor = load_run(given.run, tta=given.tta)
     if given.data is None:
         source = predictor.images("val")
     else:

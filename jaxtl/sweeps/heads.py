@@ -30,11 +30,11 @@ from jaxtl.runs.progress import Progress
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.feature_cache import Feed
+from jaxtl.training.inference import make_score_step
 from jaxtl.training.optimizer import Hyperparameters, hyperparameters
 from jaxtl.training.parallel import replicate, shard
 from jaxtl.training.phase import BegunPhase, begin_phase
 from jaxtl.training.setup import result_of
-from jaxtl.training.step import make_score_step
 from jaxtl.training.stopping import Stop
 from jaxtl.training.trainable import Trainable
 

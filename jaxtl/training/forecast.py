@@ -20,11 +20,11 @@ from jaxtl.forecast.table import caption, forecast_table
 from jaxtl.forecast.target import Target, check_compiler, devices, target
 from jaxtl.models import Network, output_spec, split
 from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan, has_parameters, plan
+from jaxtl.training.inference import make_feature_step, make_predict_step
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import abstract
 from jaxtl.training.phase import first_state, phase_step
 from jaxtl.training.setup import check_plan, plan_run
-from jaxtl.training.step import make_feature_step, make_predict_step
 from jaxtl.training.trainable import Trainable, partition
 
 
@@ -165,7 +165,7 @@ class _Steps:
         decide = partial(
             plan, self.config, row, epochs=self.phase.epochs, several_hosts=several_hosts
         )
-        train = decide(self.images[0])
+        train = decide(self.images[0], mixes=self.phase.mixes)
         val = decide(self.images[1], views=1, beside=train.size)
         return train, val
 

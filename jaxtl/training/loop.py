@@ -222,7 +222,7 @@ class Training:
         decide = functools.partial(
             plan, self.config, row, epochs=phase.epochs, several_hosts=hosts.several()
         )
-        train = decide(len(self.train_data))
+        train = decide(len(self.train_data), mixes=phase.mixes)
         self.out.print(f"{phase.name}: {train.why}")
         val = decide(len(self.val_data), views=1, beside=train.size)
         feeds = []
