@@ -95,6 +95,9 @@ class Phase(Checked):
         patience: stop after this many epochs without a better validation result than the phase had
             before; None never stops.
         restore_best: end the phase with its best parameters rather than with its last.
+        average_best: end the phase with the average of its best epochs, at most so many, and of
+            these without each that makes the validation result worse: a greedy soup (Wortsman et
+            al. 2022, arXiv:2203.05482). None takes the best one.
     """
 
     place = "phases.{name}"
@@ -119,6 +122,7 @@ class Phase(Checked):
     batch_norm_momentum: Fraction | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
+    average_best: Annotated[int, Field(ge=2)] | None = None
 
     def model_post_init(self, context: Any) -> None:
         """Refuses settings that would have no effect."""
@@ -129,6 +133,8 @@ class Phase(Checked):
             )
         if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
             raise ValueError("batch_norm_momentum needs batch_norm='train'")
+        if self.average_best is not None and not self.restore_best:
+            raise ValueError("average_best needs restore_best")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"
