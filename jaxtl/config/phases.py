@@ -71,6 +71,9 @@ class Phase(Checked):
         weight_decay: decay of the trained kernels (never of biases or BatchNorms), decoupled from
             the gradients but in `lars`.
         clip_norm: the largest global norm of the trained gradients.
+        sam_rho: sharpness-aware minimisation: follow the gradient at the point this far up the
+            slope, in the Euclidean norm of all trained parameters, such as 0.05 (SAM, Foret et al.
+            2020, arXiv:2010.01412). A step takes two gradients. None follows the gradient itself.
         accumulate: the pieces that a device splits its part of a batch into, which it computes one
             after the other in less memory. The step is the same, but where BatchNorms train: there
             each piece is normalised by itself.
@@ -110,6 +113,7 @@ class Phase(Checked):
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 0.0
     clip_norm: Positive | None = None
+    sam_rho: Positive | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     schedule: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "constant"
