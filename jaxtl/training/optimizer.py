@@ -126,7 +126,9 @@ def optimizer(
     if phase.clip_norm is not None:
         whole = optax.chain(optax.clip_by_global_norm(phase.clip_norm), whole)
     if phase.sam_rho is not None:
-        uphill = optax.chain(optax.contrib.normalize(), optax.sgd(phase.sam_rho))
+        # Not `optax.contrib.normalize`, which makes NaNs of gradients that are all zero.
+        direction = optax.normalize_by_update_norm(eps=1e-12)
+        uphill = optax.chain(direction, optax.sgd(phase.sam_rho))
         whole = optax.contrib.sam(whole, uphill, opaque_mode=True)
     return optax.with_extra_args_support(whole)
 

@@ -85,3 +85,15 @@ def test_a_run_is_continued_with_the_same_bits(tmp_path):
     run(config, tmp_path / "run")
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_batch_without_a_slope_moves_nothing():
+    """All images are right beyond rounding, so that every gradient is zero."""
+    setup = Setup(HEAD_ONLY, 1, sam_rho=0.05, optimizer="sgd", momentum=0.0, lr=0.1)
+    bias = setup.state.variables["head/bias"].at[0].set(1e4)
+    setup.state = setup.state._replace(variables={**setup.state.variables, "head/bias": bias})
+    before = jax.device_get(setup.state.variables)
+    batch = make_batch()
+    setup.run([batch._replace(labels=np.zeros_like(batch.labels))])
+    chex.assert_trees_all_equal(jax.device_get(setup.state.variables), before)
