@@ -150,10 +150,22 @@ def test_it_is_refused_in_one_line(case, digits, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
 
 
-def test_a_missing_package_is_named_with_what_installs_it(digits, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'jaxtl\[onnx\]'"):
-        export_run(digits, tmp_path / "a.onnx")
+MISSING = {
+    "onnxruntime": (["--to", "a.onnx"], r"a.onnx needs onnxruntime: pip install 'jaxtl\[onnx\]'"),
+    "huggingface_hub": (["--to", "README.md"], r"a model card needs .*'jaxtl\[hf\]'"),
+}
+
+
+@pytest.mark.parametrize("package", MISSING)
+def test_a_missing_package_is_named_with_what_installs_it(
+    package, digits, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    flags, words = MISSING[package]
+    code, said = ended(capsys, "--run", digits, *flags)
+    assert (code, said.err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
+    assert re.search(words, said.err)
 
 
 @pytest.fixture
