@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import chex
 import jax
@@ -38,6 +38,8 @@ from jaxtl.training.shared_run import RunCheckpoints, RunLog
 from jaxtl.training.stopping import Stop, stop_signals
 from jaxtl.training.trainable import Trainable, partition
 
+AfterEpoch = Callable[[int, float], None]
+
 
 @dataclasses.dataclass
 class Training:
@@ -57,6 +59,8 @@ class Training:
         devices: the devices, as for `shard`, of all hosts.
         store: the store of frozen activations.
         trace: the trace of some of its steps.
+        after_epoch: called with the number of epochs so far, of all phases, and the accuracy of the
+            validation.
     """
 
     config: Config
@@ -73,6 +77,7 @@ class Training:
     devices: Sequence[jax.Device]
     store: FeatureStore
     trace: Trace
+    after_epoch: AfterEpoch | None = None
 
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(self.network, jax.local_devices())
@@ -323,6 +328,8 @@ class Training:
         self.progress = progress
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
         hosts.together(stop.check)
+        if self.after_epoch is not None:
+            self.after_epoch(run.past_epochs + progress.epoch, val["accuracy"])
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.
