@@ -42,7 +42,9 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.sweeps.failure import failed
     from jaxtl.sweeps.sweep import sweep
     from jaxtl.sweeps.variations import load_sweep
+    from jaxtl.training.cluster import warn_if_several
 
+    warn_if_several("jaxtl.sweep")
     variations = load_sweep(given.cfg, cli.overrides(rest))
     now = time.strftime("%Y%m%d-%H%M%S")
     workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-sweep-{now}"
