@@ -58,6 +58,8 @@ class Data(Checked):
         val_fraction: the fraction of each class kept for validation where the source has no split.
         seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
+        balanced: show each class equally often, in as many images an epoch as there are. Images of
+            a small class come several times; all images of a class come equally often over epochs.
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
         memory_gb: decoded images are kept in memory when those of a split (training, validation)
@@ -73,6 +75,7 @@ class Data(Checked):
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    balanced: bool = False
     resize: Literal["stretch", "crop"] = "stretch"
     memory_gb: NotNegative = 2.0
     on_bad_image: Literal["error", "skip"] = "error"

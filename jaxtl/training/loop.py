@@ -26,7 +26,7 @@ from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, open_feed
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
-from jaxtl.training.optimizer import hyperparameters
+from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import lagging, replicate, shard
 from jaxtl.training.phase import PhaseRun, begin_phase, plan_inputs
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
@@ -168,7 +168,9 @@ class Training:
         phase, trainable = self.config.scaled_phases[index], self.trainables[index]
         train, val = self._feeds(phase, trainable, stop)
         view_seed = self.config.data.seed if train.views else self.config.seed
-        hyper = hyperparameters(phase, self.config.seed, view_seed)
+        source = self.train_data.source
+        weights = weights_of_classes(phase, source.labels, source.classes)
+        hyper = hyperparameters(phase, self.config.seed, view_seed, weights)
         step, state, frozen, hyper = begin_phase(
             self.network,
             trainable,

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxtl.config import Augment, Phase
 from jaxtl.data.augmentation import augment
 from jaxtl.data.loader import Batch
 from jaxtl.data.mixing import mix, partners
-from jaxtl.metrics import Sums, cross_entropy
+from jaxtl.metrics import Sums
 from jaxtl.models import Context, Variables, merge, split
 from jaxtl.training.accumulation import Gradients, pieces_on_cpu, sum_over_pieces
 from jaxtl.training.averaging import add_to_average, moving
@@ -139,7 +139,7 @@ def _batch_gradients(
         batch: Batch,
         draws: Draws,
     ) -> Gradients:
-        count = lax.psum(jnp.sum(batch.valid), AXIS)
+        count = lax.psum(_total_weight(batch, draws, hyper.class_weights), AXIS)
 
         def features_of(batch: Batch) -> Array:
             if cached is None:
@@ -159,7 +159,7 @@ def _batch_gradients(
             def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
                 network = merge(graph, frozen | statistics | parameters)
                 logits = network(features, start=trainable.frontier, context=context)
-                losses = _losses(logits, labels, draws, hyper.label_smoothing)
+                losses = _losses(logits, labels, draws, hyper, phase.focal)
                 updated_statistics = partition(split(network)[1], trainable.statistics)[0]
                 return jnp.sum(losses, where=valid) / count, (logits, updated_statistics)
 
@@ -254,12 +254,37 @@ def _drawn(
     return batch._replace(inputs=images), Draws(keys, (partners(labels), weights))
 
 
-def _losses(logits: Array, labels: Array, draws: Draws, smoothing: Any) -> Array:
-    losses = cross_entropy(logits, labels, smoothing)
+def _total_weight(batch: Batch, draws: Draws, class_weights: Any) -> Array:
+    """What the losses of a device's images are divided by, summed over all devices."""
+    if class_weights is None:
+        return jnp.sum(batch.valid)
+    targets = _targets(jnp.asarray(batch.labels), draws, len(class_weights))
+    return jnp.sum(targets @ class_weights, where=batch.valid)
+
+
+def _targets(labels: Array, draws: Draws, classes: int) -> Float[Array, "batch classes"]:
+    """The weight of each class in the label of each image: one class, or the two of a mixture."""
+    targets = jax.nn.one_hot(labels, classes)
     if draws.mixed is None:
-        return losses
+        return targets
     others, weights = draws.mixed
-    return weights * losses + (1 - weights) * cross_entropy(logits, others, smoothing)
+    weights = weights[:, None]
+    return weights * targets + (1 - weights) * jax.nn.one_hot(others, classes)
+
+
+def _losses(
+    logits: Array, labels: Array, draws: Draws, hyper: Hyperparameters, focal: float
+) -> Float[Array, "batch"]:
+    """The loss of each image, times its weight."""
+    targets = _targets(labels, draws, logits.shape[-1])
+    weighted = optax.smooth_labels(targets, hyper.label_smoothing)
+    if hyper.class_weights is not None:
+        weighted = weighted * hyper.class_weights
+    losses = optax.softmax_cross_entropy(logits, weighted)
+    if not focal:
+        return losses
+    certainty = jnp.sum(targets * jax.nn.softmax(logits), axis=-1)
+    return (1 - certainty) ** focal * losses
 
 
 def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) -> Array:

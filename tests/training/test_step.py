@@ -17,6 +17,7 @@ from jaxtl.models import merge
 from jaxtl.training import inference as inference_module
 from jaxtl.training import step as step_module
 from jaxtl.training.inference import make_feature_step, make_predict_step
+from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import AXIS, check_batch_size, replicate, shard
 
 PHASE = Phase(name="p", train=HEAD_ONLY, epochs=1)
@@ -317,3 +318,41 @@ def test_an_odd_number_of_images_on_a_device_cannot_be_mixed():
     check_batch_size(Config(phases=(phase,), data=Data(batch_size=8)), jax.devices()[:4])
     with pytest.raises(UserError, match="a device has 1 of each batch"):
         check_batch_size(Config(phases=(phase,), data=Data(batch_size=8)), jax.devices()[:8])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_classes_are_those_of_pytorch(smoothing):
+    """`CrossEntropyLoss(weight, label_smoothing)` divides by the sum of the labels' weights."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(9, CLASSES)).astype(np.float32)
+    labels, weights = rng.integers(0, CLASSES, 9), rng.uniform(0.2, 3, CLASSES).astype(np.float32)
+    hyper = hyperparameters(PHASE.model_copy(update={"label_smoothing": smoothing}), 0, 0, weights)
+    draws = step_module.Draws(jnp.zeros(9))
+    losses = step_module._losses(jnp.asarray(logits), jnp.asarray(labels), draws, hyper, 0.0)
+    loss = torch.nn.CrossEntropyLoss(torch.from_numpy(weights), label_smoothing=smoothing)
+    expected = loss(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert losses.sum() / weights[labels].sum() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_weighted_step_goes_down_the_gradient_of_the_weighted_mean():
+    weights = np.linspace(0.3, 2, CLASSES).astype(np.float32)
+    batch, kernels = make_batch(images=11), []
+    for devices in (1, 4):
+        setup = Setup(HEAD_ONLY, devices, optimizer="sgd", momentum=0.0, lr=1.0, focal=2.0)
+        setup.hyper = replicate(hyperparameters(setup.phase, 3, 4, weights), setup.devices)
+        kernel, bias = (jnp.array(setup.variables[f"head/{name}"]) for name in ("kernel", "bias"))
+        features, labels = setup.features(batch.inputs[:11]), batch.labels[:11]
+
+        def mean(kernel, features=features, labels=labels, bias=bias):
+            logs = jax.nn.log_softmax(features @ kernel + bias)[np.arange(11), labels]
+            return (
+                jnp.sum(weights[labels] * (1 - jnp.exp(logs)) ** 2 * -logs) / weights[labels].sum()
+            )
+
+        expected = kernel - jax.grad(mean)(kernel)
+        setup.run([batch])
+        kernels.append(np.asarray(setup.state.variables["head/kernel"]))
+        np.testing.assert_allclose(kernels[-1], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(*kernels, rtol=1e-5, atol=1e-6)
