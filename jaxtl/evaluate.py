@@ -33,8 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.metrics import class_results, confusion
     from jaxtl.runs.directory import RunDirectory
     from jaxtl.runs.report import write_report
+    from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
 
+    warn_if_several("jaxtl.evaluate")
     out = console()
     predictor = load_run(given.run, tta=given.tta)
     if given.data is None:

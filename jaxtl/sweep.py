@@ -48,7 +48,9 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.sweeps.search import load_search, search
     from jaxtl.sweeps.sweep import sweep
     from jaxtl.sweeps.variations import load_sweep
+    from jaxtl.training.cluster import warn_if_several
 
+    warn_if_several("jaxtl.sweep")
     overrides = cli.overrides(rest)
     searches = load_search(given.cfg, overrides) is not None
     if searches and given.trials is None:

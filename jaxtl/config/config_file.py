@@ -63,7 +63,7 @@ class Data(Checked):
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
         memory_gb: decoded images are kept in memory when those of a split (training, validation)
-            need no more, in 1e9 bytes.
+            need no more, in 1e9 bytes; of validation, a host keeps those that it classifies.
         on_bad_image: `error` ends a run at an image that cannot be used, before training starts
             where the header shows it; `skip` decodes every image before training starts, and
             leaves out those that fail. An image that cannot be read is an error with both.

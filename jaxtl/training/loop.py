@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,19 +17,19 @@ from jaxtl.console import EpochProgress, metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
 from jaxtl.metrics import Evaluation, Sums, quality, to_host
-from jaxtl.models import Network, Variables, output_spec
+from jaxtl.models import Network, Variables
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
 from jaxtl.training.averaging import Quality, greedy_soup
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
-from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
+from jaxtl.training.feature_cache import Feed, FrozenPass, open_feed
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import PhaseRun, begin_phase
+from jaxtl.training.phase import PhaseRun, begin_phase, plan_inputs
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
 from jaxtl.training.saving import Saver, warn_not_saved
@@ -254,16 +253,12 @@ class Training:
     def _feeds(self, phase: Phase, trainable: Trainable, stop: Stop) -> tuple[Feed, Feed]:
         """The inputs of training and validation: images, or cached activations."""
         stage = trainable.frontier
-        if not has_parameters(self.network, stage):
-            views = 0 if self.config.views == "auto" else self.config.views
-            return Feed(self.train_data, views), Feed(self.val_data)
-        row = output_spec(self.network, self.config.model.image_size, stage)
-        decide = functools.partial(
-            plan, self.config, row, epochs=phase.epochs, several_hosts=hosts.several()
+        train, val = plan_inputs(
+            *(self.config, self.network, phase, stage),
+            images=(len(self.train_data), len(self.val_data)),
+            several_hosts=hosts.several(),
         )
-        train = decide(len(self.train_data), mixes=phase.mixes)
         self.out.print(f"{phase.name}: {train.why}")
-        val = decide(len(self.val_data), views=1, beside=train.size)
         feeds = []
         for planned, loader, augmentation in (
             (train, self.train_data, self.config.augment),
