@@ -89,9 +89,10 @@ def augment(
     def one(image: Num[Array, "height width 3"], key: Key[Array, ""]) -> Array:
         return _augment_one(image, key, config)
 
-    if config.policy is None:
+    if not (config.policy or config.blur or config.erasing):
         return jax.vmap(one)(images, keys)
-    # One image after the other, a CPU computes no operations but those that are drawn.
+    # One image after the other, a CPU computes no operations but those that are drawn
+    # (docs/decisions/0062-policies-on-the-device.md).
     return jax.lax.platform_dependent(
         images,
         keys,
@@ -235,25 +236,35 @@ def blur(
         most: an upper bound of `sigma`; the Gaussian ends at three times that.
     """
     # Not `dm_pix.gaussian_blur`: on a CPU it takes five times as long, and it darkens the edges.
+    height, width, channels = pixels.shape
     reach = math.ceil(3 * most)
     weights = jnp.exp(-jnp.square(jnp.arange(-reach, reach + 1) / sigma) / 2)
     weights /= jnp.sum(weights)
-    for axis in (0, 1):
-        around = [(reach, reach) if axis == each else (0, 0) for each in range(3)]
-        padded, size = jnp.pad(pixels, around, mode="edge"), pixels.shape[axis]
-        parts = [
-            weight * jax.lax.slice_in_dim(padded, first, first + size, axis=axis)
-            for first, weight in enumerate(weights)
-        ]
-        pixels = functools.reduce(jnp.add, parts)
-    return pixels
+    around = ((reach, reach), (reach, reach), (0, 0))
+    padded = jnp.pad(pixels, around, mode="edge").reshape(height + 2 * reach, -1)
+    rows = [weight * padded[first : first + height] for first, weight in enumerate(weights)]
+    # Without the barrier XLA would compute each row once more for each of its columns.
+    blurred = jax.lax.optimization_barrier(functools.reduce(jnp.add, rows))
+    columns = [
+        weight * blurred[:, channels * first : channels * (first + width)]
+        for first, weight in enumerate(weights)
+    ]
+    return functools.reduce(jnp.add, columns).reshape(pixels.shape)
 
 
 def _erase(
     pixels: Float[Array, "height width 3"], key: Key[Array, ""], probability: float
 ) -> Float[Array, "height width 3"]:
-    """Puts noise into a rectangle that lies within the image."""
-    happens, area, ratio, corner, noise = jax.random.split(key, 5)
+    """Puts noise into a rectangle that lies within the image, with a probability."""
+    happens, drawn = jax.random.split(key)
+    chosen = jax.random.bernoulli(happens, probability)
+    return jax.lax.cond(chosen, _with_noise, lambda pixels, _: pixels, pixels, drawn)
+
+
+def _with_noise(
+    pixels: Float[Array, "height width 3"], key: Key[Array, ""]
+) -> Float[Array, "height width 3"]:
+    area, ratio, corner, noise = jax.random.split(key, 4)
     least, most = _ERASED_AREA
     area = jax.random.uniform(area, minval=least, maxval=most)
     # With a larger ratio the rectangle would be longer than the image.
@@ -265,8 +276,11 @@ def _erase(
         (places >= start) & (places < start + side)
         for places, start, side in zip(map(_centres, pixels.shape[:2]), first, box, strict=True)
     )
-    inside = rows[:, None] & columns & jax.random.bernoulli(happens, probability)
-    return jnp.where(inside[..., None], jax.random.uniform(noise, pixels.shape) * 255, pixels)
+    # Three values from the bits of one number, since to draw them takes most of the time.
+    bits = jax.random.bits(noise, (*pixels.shape[:2], 1), jnp.uint32)
+    values = (bits >> jnp.asarray([0, 8, 16], jnp.uint32)) & 255
+    inside = (rows[:, None] & columns)[..., None]
+    return jnp.where(inside, values.astype(pixels.dtype), pixels)
 
 
 def _centres(count: int) -> Float[Array, "count"]:

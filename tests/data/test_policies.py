@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
+from step_setup import HEAD_ONLY, SmallSetup, make_batch
 
 from jaxtl.config import Augment
 from jaxtl.data import augmentation, policies
@@ -151,6 +152,16 @@ def test_images_one_by_one_on_a_cpu_are_those_of_all_at_once(photograph):
         images, keys
     )
     np.testing.assert_allclose(one_by_one, at_once, atol=0.01)
+
+
+@pytest.mark.slow
+def test_one_and_eight_devices_draw_the_same_operations():
+    config = Augment(policy="rand", blur=(0.1, 1.0), rotation=10.0)
+    losses = []
+    for devices in (1, 8):
+        setup = SmallSetup(HEAD_ONLY, devices, augmentation=config, optimizer="sgd", lr=0.01)
+        losses.append([float(sums.loss) for sums in setup.run([make_batch(), make_batch(1, 5)])])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 @pytest.mark.slow
