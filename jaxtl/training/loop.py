@@ -32,6 +32,7 @@ from jaxtl.training.parallel import lagging, replicate, shard
 from jaxtl.training.phase import PhaseRun, begin_phase
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
+from jaxtl.training.report import Page
 from jaxtl.training.saving import Saver, warn_not_saved
 from jaxtl.training.shared_run import RunCheckpoints, RunLog
 from jaxtl.training.stopping import Stop, stop_signals
@@ -56,6 +57,7 @@ class Training:
         devices: the devices, as for `shard`, of all hosts.
         store: the store of frozen activations.
         trace: the trace of some of its steps.
+        page: the page that shows it.
     """
 
     config: Config
@@ -72,6 +74,7 @@ class Training:
     devices: Sequence[jax.Device]
     store: FeatureStore
     trace: Trace
+    page: Page
 
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(self.network, jax.local_devices())
@@ -90,7 +93,7 @@ class Training:
         """Trains what is left of the run; returns, or raises, once everything is on disk.
 
         Returns:
-            The validation of the run's result.
+            The validation of the run's result, with log probabilities.
 
         Raises:
             Interrupted: a signal asked the run to stop; it is saved and can be continued, unless
@@ -104,7 +107,9 @@ class Training:
                     if index > self.progress.phase:
                         self.progress = self.progress.next_phase()
                     self._phase(index, stop)
-                evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
+                evaluation = self.evaluator.evaluate(
+                    self.variables, Feed(self.val_data), stop, keep_probabilities=True
+                )
             except Interrupted:
                 # An error here is the one to report: the run is not saved.
                 hosts.together(self._close)
@@ -286,6 +291,8 @@ class Training:
         hosts.together(write)
         self.progress = progress
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
+        if hosts.is_first():
+            self.page.after_epoch()
         hosts.together(stop.check)
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:

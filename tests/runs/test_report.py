@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from jaxtl.runs.report import write_report
 
 from jaxtl.config import Config
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import MetricsLog
-from jaxtl.runs.report import write_report
 
 CLASSES = ("<b>&", "$x_$ or $\\frac$", "naïve")
 # Rows are classes: 6 of 7 are correct, 1 of 2, and 0 of 1; nothing is classified as the last class.
