@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 400, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 20, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 8, 20, 34
 _MOST_DOTS = 60  # of a line whose points are marked
 
 
@@ -86,6 +86,8 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
     values = MaxNLocator(4).tick_values(min(ys), max(ys)).tolist()
+    if max(ys) <= 1 < values[-1]:  # nothing is above a fraction of 1
+        values = [*(value for value in values if value < 1), 1.0]
     y_low, y_high = values[0], values[-1]
     bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
 
@@ -111,8 +113,8 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
         title,
         _summary(title, finite),
         [(across(x), f"{x:g}") for x in epochs if x_low <= x <= x_high],
-        [(up(y), f"{y:,.6g}") for y in values],
-        [(across(x), name) for x, name in marks if x_low <= x <= x_high],
+        [(up(y), f"{y:,.4g}") for y in values],
+        [(across(max(x, x_low)), name) for x, name in marks if x <= x_high],
         drawn,
     )
 

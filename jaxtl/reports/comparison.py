@@ -15,7 +15,7 @@ from jaxtl.reports.page import template, write
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
 
-_COLOURS = 8
+_COLOURS = range(2, 9)  # of lines; the first is grey
 _NOT_GIVEN = "-"
 
 
@@ -64,7 +64,7 @@ def write_comparison(paths: Sequence[Path], to: Path) -> Path:
     configs = [leaves(run.config()) for run in runs]
     logs = [read_metrics(run.metrics) if run.metrics.exists() else [] for run in runs]
     compared = [
-        _compared(name, 1 + index % _COLOURS, run.metadata(), rows)
+        _compared(name, _COLOURS[index % len(_COLOURS)], run.metadata(), rows)
         for index, (name, run, rows) in enumerate(zip(names, runs, logs, strict=True))
     ]
     page = template("comparison.html").render(

@@ -12,11 +12,8 @@ from jaxtl.models import Network, Variables, merge, output_spec, split
 
 def last_maps(network: Network, image_size: int) -> str:
     """The stage after the last one that returns feature maps."""
-    names = network.stage_names
-    with_maps = [
-        after for after in names[1:] if len(output_spec(network, image_size, after).shape) == 4
-    ]
-    return with_maps[-1]
+    backwards = reversed(network.stage_names)
+    return next(s for s in backwards if len(output_spec(network, image_size, s).shape) == 4)
 
 
 def grad_cam(

@@ -191,10 +191,9 @@ def _about(config: Config, metadata: RunMetadata) -> dict[str, str]:
 
 def _settings(config: Config) -> list[tuple[str, str, bool]]:
     """Each key of the config with its value, and whether the config had to say it."""
-    required = [
-        {key: getattr(p, key) for key in ("name", "train", "epochs")} for p in config.phases
-    ]
-    default = leaves(Config.model_validate({"phases": tuple(required)}))
+    required = ("name", "train", "epochs")
+    phases = tuple({key: getattr(phase, key) for key in required} for phase in config.phases)
+    default = leaves(Config.model_validate({"phases": phases}))
     said = [f"phases.{phase.name}.{key}" for phase in config.phases for key in ("train", "epochs")]
     return [
         (key, f"{value}", key in said or default.get(key) != value)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 _SIDE = 128  # pixels
-_STRONGEST = 0.6  # of the colours that lie over an image
+_OPACITY = 0.6  # of the colours that lie over an image
 
 
 def thumbnail(pixels: UInt8[np.ndarray, "side side 3"]) -> str:
@@ -23,7 +23,7 @@ def thumbnail(pixels: UInt8[np.ndarray, "side side 3"]) -> str:
 def overlay(
     pixels: UInt8[np.ndarray, "side side 3"], weights: Float[np.ndarray, "height width"]
 ) -> str:
-    """A thumbnail with colours over it, the stronger the larger the weight there.
+    """A thumbnail with colours over it, brighter where the weight is larger.
 
     Args:
         pixels: RGB, 0..255.
@@ -33,14 +33,12 @@ def overlay(
 
     image = Image.fromarray(pixels)
     image.thumbnail((_SIDE, _SIDE))
-    smooth = Image.fromarray(weights.astype(np.float32)).resize(
-        image.size, Image.Resampling.BICUBIC
-    )
-    alpha = np.clip(np.asarray(smooth), 0, 1)[..., None]
-    colours = colormaps["inferno"](alpha[..., 0])[..., :3] * 255
+    coarse = Image.fromarray(weights.astype(np.float32))
+    smooth = np.clip(coarse.resize(image.size, Image.Resampling.BICUBIC), 0, 1)
+    colours = colormaps["inferno"](smooth)[..., :3] * 255
     # Grey below the colours, so that they mean the weights alone.
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
-    mixed = grey + _STRONGEST * (colours - grey)
+    mixed = grey + _OPACITY * (colours - grey)
     return _uri(Image.fromarray(mixed.astype(np.uint8)), "JPEG", quality=80)
 
 
