@@ -85,7 +85,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
-    values = MaxNLocator(4).tick_values(min(ys), max(ys)).tolist()
+    values = [float(y) for y in MaxNLocator(4).tick_values(min(ys), max(ys))]
     if max(ys) <= 1 < values[-1]:  # nothing is above a fraction of 1
         values = [*(value for value in values if value < 1), 1.0]
     y_low, y_high = values[0], values[-1]
@@ -97,7 +97,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
     def up(y: float) -> float:
         return round(bottom - (y - y_low) / (y_high - y_low) * (bottom - _TOP), 1)
 
-    epochs = MaxNLocator(6, integer=True).tick_values(x_low, x_high).tolist()
+    epochs = [float(x) for x in MaxNLocator(6, integer=True).tick_values(x_low, x_high)]
     drawn = [
         Drawn(
             line.name,

@@ -50,7 +50,8 @@ def curves(rows: Sequence[Row]) -> tuple[list[Chart], list[Chart]]:
     splits = list(dict.fromkeys(row["split"] for row in rows))
     columns = dict.fromkeys(key for row in rows for key in row)
     named = [*_RESULTS, *(key for key in columns if key not in _RESULTS)]
-    results, machine = [], []
+    results: list[Chart] = []
+    machine: list[Chart] = []
     for column in named:
         if column in ("phase", "epoch", "step", "split"):
             continue

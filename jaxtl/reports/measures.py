@@ -13,7 +13,7 @@ _COOLEST, _HOTTEST = 0.05, 20.0
 
 
 class Proportion(NamedTuple):
-    """A fraction with its 95 % interval, all in 0..1."""
+    """A fraction with its 95% interval, all in 0..1."""
 
     value: float
     low: float

@@ -140,7 +140,7 @@ def _tiles(
     yield (
         f"{said} accuracy",
         f"{accuracy:.2%}",
-        f"{correct:,} of {images:,} images; 95 % interval {low:.1%} to {high:.1%}",
+        f"{correct:,} of {images:,} images; 95% interval {low:.1%} to {high:.1%}",
     )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None:

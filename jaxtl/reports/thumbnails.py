@@ -10,6 +10,8 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 _SIDE = 128  # pixels
+_RIGHT, _WRONG = (128, 128, 128), (224, 96, 16)  # on light ground and on dark
+_FAINTEST = 0.4
 _OPACITY = 0.6  # of the colours that lie over an image
 
 
@@ -43,11 +45,15 @@ def overlay(
 
 
 def heat_map(counts: Int[np.ndarray, "classes classes"]) -> str:
-    """The fraction of each row in each column, as the opacity of one pixel, in a `data:` URI."""
+    """A pixel for each entry, grey on the diagonal and orange off it, in a `data:` URI.
+
+    The opacity grows with the part of the row, by its square root; a single image is seen.
+    """
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # The square root, so that a single image of a hundred is seen.
-    alpha = np.round(255 * np.sqrt(fractions)).astype(np.uint8)
-    return _uri(Image.fromarray(np.stack([np.full_like(alpha, 128), alpha], -1), "LA"), "PNG")
+    alpha = np.where(counts > 0, _FAINTEST + (1 - _FAINTEST) * np.sqrt(fractions), 0)
+    colours = np.where(np.eye(len(counts), dtype=bool)[..., None], _RIGHT, _WRONG)
+    pixels = np.concatenate([colours, np.round(255 * alpha)[..., None]], axis=-1)
+    return _uri(Image.fromarray(pixels.astype(np.uint8), "RGBA"), "PNG")
 
 
 def _uri(image: Image.Image, form: str, **options: int) -> str:

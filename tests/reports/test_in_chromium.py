@@ -58,7 +58,7 @@ def browser():
 def pages(small, tmp_path_factory):
     """The page of a run on digits, and one that compares two."""
     folder = tmp_path_factory.mktemp("pages")
-    config = small_run.settings({"train": {"head/.*": 1.0}}, {"train": {"top/.*": 1.0}})
+    config = small_run.settings({"train": {"head/.*": 1.0}})
     small_run.run(config, folder / "run")
     compared = [logged_run(folder / name, 0.1, [0.5, 0.6]) for name in ("a", "b")]
     return {

@@ -250,7 +250,7 @@ def test_names_are_text_and_never_markup(page):
 
 def test_the_page_gives_the_result(page):
     assert "70.00%" in page
-    assert "7 of 10 images; 95 % interval 39.7% to 89.2%" in page  # Wilson's, by hand
+    assert "7 of 10 images; 95% interval 39.7% to 89.2%" in page  # Wilson's, by hand
     assert "<b>0.5000</b>" in page
 
 
