@@ -76,6 +76,12 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     return flags
 
 
+def add_tta(flags: argparse.ArgumentParser) -> None:
+    """Adds `--tta`."""
+    text = "average the probabilities of each image and of its mirror images"
+    flags.add_argument("--tta", action="store_true", help=text)
+
+
 def add_processes(flags: argparse.ArgumentParser) -> None:
     """Adds the flags of a command that can be one of several processes."""
     several = flags.add_argument_group(

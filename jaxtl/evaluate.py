@@ -16,6 +16,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = cli.parser("jaxtl.evaluate", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     flags.add_argument("--data", metavar="SOURCE", help="other images with the same classes")
+    cli.add_tta(flags)
     given = flags.parse_args(arguments)
 
     from rich.table import Table
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.training.predictor import load_run
 
     out = console()
-    predictor = load_run(given.run)
+    predictor = load_run(given.run, tta=given.tta)
     if given.data is None:
         source = predictor.images("val")
     else:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxtl import cli
+
+if TYPE_CHECKING:  # the command answers --help at once
+    from jaxtl.exporting.export import Exported
 
 _HELP = """Writes a trained run as one file that runs without jaxtl.
 
@@ -16,6 +20,7 @@ are resized. The suffix decides:
   .stablehlo   for jax.export on CPUs, NVIDIA GPUs and TPUs
   .keras       for Keras 3
   .tflite      for TensorFlow Lite
+  .md          the model card alone: data, accuracy with intervals, limits
 The file is measured in its own runtime on the run's validation images before it is there."""
 
 
@@ -27,11 +32,32 @@ def main(arguments: Sequence[str]) -> int:
     flags.add_argument(
         "--int8", action="store_true", help="weights and feature maps of eight bits (.onnx)"
     )
+    flags.add_argument(
+        "--push", metavar="hf:USER/NAME", help="upload the file, its JSON and the model card"
+    )
     given = flags.parse_args(arguments)
 
-    from jaxtl.exporting.export import export_run
+    from jaxtl.exporting import export, push
 
-    done = export_run(given.run, given.to, int8=given.int8)
+    export.check_path(given.to, int8=given.int8)  # before anything is created
+    repository = push.create_repository(given.push) if given.push else None
+    if given.to.suffix == export.CARD:
+        export.write_card(given.run, given.to)
+        print(f"{given.to}: written")
+        files = {"README.md": given.to}
+    else:
+        done = export.export_run(given.run, given.to, int8=given.int8)
+        _say(done)
+        files = {path.name: path for path in (done.path, done.about)}
+        if repository:
+            files["README.md"] = export.card_of(given.run).encode()
+    if repository:
+        print(f"uploaded: {push.upload(repository, files)}")
+    return 0
+
+
+def _say(done: Exported) -> None:
+    """Prints how accurate a file is, and what runs it."""
     names = {
         "run": "the run",
         "float": f"float32 in {done.runtime}",
@@ -42,7 +68,6 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{names[key]}: accuracy {accuracy:.4f} ({sums.top1}/{sums.images} correct)")
     print(f"probabilities differ by at most {done.difference:.2g}")
     print(f"{done.path}: {done.bytes / 1e6:.1f} MB, described in {done.about}; run: {done.line}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     flags.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image or a folder")
     flags.add_argument("--format", choices=("table", "csv", "json"), default="table")
     flags.add_argument("--top", type=int, default=5, metavar="K", help="classes to show [5]")
+    cli.add_tta(flags)
     given = flags.parse_args(arguments)
     if given.top < 1:
         raise UserError(f"--top is at least 1, not {given.top}")
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.training.predictor import load_run
 
     paths = image_files(given.paths)
-    predictor = load_run(given.run)
+    predictor = load_run(given.run, tta=given.tta)
     probabilities = predictor.predict(paths)
     guesses = [
         [(predictor.classes[index], float(row[index])) for index in np.argsort(-row)[: given.top]]

@@ -14,10 +14,10 @@ from jaxtl.config.phases import Phase, everything
 from jaxtl.data.loader import Batch
 from jaxtl.forecast.macs import count_macs
 from jaxtl.models import Network, batch_statistics, split
+from jaxtl.training.inference import make_predict_step
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import replicate, shard
 from jaxtl.training.phase import begin_phase
-from jaxtl.training.step import make_predict_step
 from jaxtl.training.trainable import select_trainable
 
 _FEWEST_CALLS, _MOST_CALLS, _SECONDS = 3, 100, 2.0  # to time one program

@@ -58,6 +58,8 @@ class Data(Checked):
         val_fraction: the fraction of each class kept for validation where the source has no split.
         seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
+        balanced: show each class equally often, in as many images an epoch as there are. Images of
+            a small class come several times; all images of a class come equally often over epochs.
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
         memory_gb: decoded images are kept in memory when those of a split (training, validation)
@@ -73,6 +75,7 @@ class Data(Checked):
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    balanced: bool = False
     resize: Literal["stretch", "crop"] = "stretch"
     memory_gb: NotNegative = 2.0
     on_bad_image: Literal["error", "skip"] = "error"
@@ -92,15 +95,23 @@ class Augment(Checked):
     Attributes:
         shear: the largest shear angle, in degrees (Keras `shear_range`).
         zoom: each axis is scaled by its own factor from [1 - zoom, 1 + zoom] (Keras `zoom_range`).
+        rotation: the largest angle of a rotation about the centre, in degrees (Keras
+            `rotation_range`).
+        translation: the largest shift along each axis, as a fraction of the side (Keras
+            `height_shift_range` and `width_shift_range`).
         horizontal_flip, vertical_flip: mirror half of the images.
         crop_scale: random resized crop: the smallest and the largest fraction of the area that is
             kept; the aspect ratio is drawn from [3/4, 4/3] (Szegedy et al. 2015, arXiv:1409.4842).
         brightness, contrast, saturation: each is scaled by a factor from [1 - v, 1 + v].
         hue: the largest turn of the colour circle, as a fraction of it, at most 0.5.
+        erasing: the probability that a rectangle of 2 % to 33 % of the area becomes noise (random
+            erasing, Zhong et al. 2017, arXiv:1708.04896).
     """
 
     shear: NotNegative = 0.0
     zoom: Fraction = 0.0
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    translation: Fraction = 0.0
     horizontal_flip: bool = False
     vertical_flip: bool = False
     crop_scale: tuple[Positive, Annotated[float, Field(gt=0, le=1)]] | None = None
@@ -108,6 +119,7 @@ class Augment(Checked):
     contrast: NotNegative = 0.0
     saturation: NotNegative = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @pydantic.field_validator("crop_scale")
     @classmethod

@@ -82,6 +82,18 @@ class Phase(Checked):
         step_epochs: the epochs of the phase after which `step` lowers the learning rate.
         warmup_epochs: the learning rate rises linearly over this many epochs.
         label_smoothing: the fraction of each label that is spread over all classes.
+        mixup, cutmix: mix each image with another one of its batch, and their labels with the same
+            weights: `mixup` adds them up (Zhang et al. 2018, arXiv:1710.09412), `cutmix` pastes a
+            rectangle (Yun et al. 2019, arXiv:1905.04899). The weights are drawn from Beta(a, a)
+            with this number as a; 0 switches it off, and with both each image draws one. The
+            frozen stages run in every step then.
+        class_weights: what the loss of each image is multiplied by, for classes of different sizes:
+            a number for each class by name, or `auto` for N / (C n), with n of the N training
+            images in one of the C classes (scikit-learn's `balanced`). The loss of a batch is
+            divided by the sum of the weights of its images.
+        focal: the exponent of the focal loss, which multiplies the loss of an image whose class has
+            the probability p by (1 - p) to this power (Lin et al. 2017, arXiv:1708.02002); 0
+            switches it off.
         batch_norm: what the BatchNorms of trained stages do: `frozen` (scale and shift learn, the
             statistics stay) or `train` (normalise by the batch, across devices, and move the
             statistics).
@@ -108,6 +120,10 @@ class Phase(Checked):
     step_epochs: tuple[Positive, ...] = ()
     warmup_epochs: NotNegative = 0.0
     label_smoothing: Fraction = 0.0
+    class_weights: Literal["auto"] | dict[str, Positive] | None = None
+    focal: NotNegative = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
     batch_norm: Literal["frozen", "train"] = "frozen"
     batch_norm_momentum: Fraction | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
@@ -138,6 +154,11 @@ class Phase(Checked):
                 f"step_epochs {self.step_epochs} do not ascend between the warm-up and the end of "
                 f"the {self.epochs} epochs"
             )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        return bool(self.mixup or self.cutmix)
 
     def for_batches_of(self, images: int) -> Phase:
         """The same phase, with the learning rate that it has for batches of so many images.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Key, Num
 
 from jaxtl.config.config_file import Augment
 
@@ -29,9 +29,14 @@ _DRAWS = (
     "contrast",
     "saturation",
     "hue",
+    "rotation",
+    "translation",
+    "erasing",
 )
 # Szegedy et al. 2015, arXiv:1409.4842, section 6: the aspect ratio lies in [3/4, 4/3].
 _LARGEST_RATIO = 4 / 3
+# Zhong et al. 2017, arXiv:1708.04896, section 4.2: the area, and the bounds of the aspect ratio.
+_ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), 1 / 0.3
 
 
 class Geometry(NamedTuple):
@@ -42,6 +47,8 @@ class Geometry(NamedTuple):
         box: the height and width of that box, as fractions of height and width.
         shear: the angle, in degrees.
         zoom: the scale of columns and that of rows (Keras' zx and zy); above 1 things get smaller.
+        rotation: the angle, in degrees.
+        translation: the shift along rows and columns, as fractions of height and width.
         flip: whether rows and whether columns are mirrored.
     """
 
@@ -49,17 +56,20 @@ class Geometry(NamedTuple):
     box: Float[Array, "2"]
     shear: Float[Array, ""]
     zoom: Float[Array, "2"]
+    rotation: Float[Array, ""]
+    translation: Float[Array, "2"]
     flip: Bool[Array, "2"]
 
 
 def augment(
-    images: UInt8[Array, "batch height width 3"], keys: Key[Array, " batch"], config: Augment
+    images: Num[Array, "batch height width 3"], keys: Key[Array, " batch"], config: Augment
 ) -> Float[Array, "batch height width 3"]:
     """Changes each image at random, as its key says; to be called inside `jit`.
 
-    The order is: random resized crop, shear and zoom, flips, all in one interpolation; then
-    brightness, contrast, saturation and hue, each clipped to the range of pixels. Without any of
-    these this is only a cast, and with flips alone no pixel is interpolated.
+    The order is: random resized crop, rotation, translation, shear and zoom, flips, all in one
+    interpolation; then brightness, contrast, saturation and hue, each clipped to the range of
+    pixels; then erasing. Without any of these this is only a cast, and with flips alone no pixel is
+    interpolated.
 
     Args:
         images: RGB, 0..255.
@@ -77,10 +87,10 @@ def _keys(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
 
 
 def _augment_one(
-    image: UInt8[Array, "height width 3"], key: Key[Array, ""], config: Augment
+    image: Num[Array, "height width 3"], key: Key[Array, ""], config: Augment
 ) -> Float[Array, "height width 3"]:
     pixels = image.astype(jnp.float32)
-    if config.crop_scale or config.shear or config.zoom:
+    if any((config.crop_scale, config.shear, config.zoom, config.rotation, config.translation)):
         height, width, _ = pixels.shape
         geometry = draw_geometry(key, config)
         pixels = warp(pixels, inverse_affine(geometry, height, width))
@@ -90,6 +100,8 @@ def _augment_one(
         pixels = jnp.where(columns, pixels[:, ::-1], pixels)
     if config.brightness or config.contrast or config.saturation or config.hue:
         pixels = _jitter_colours(pixels / 255, key, config) * 255
+    if config.erasing:
+        pixels = _erase(pixels, _keys(key)["erasing"], config.erasing)
     return pixels
 
 
@@ -118,17 +130,23 @@ def draw_geometry(key: Key[Array, ""], config: Augment) -> Geometry:
     if config.zoom:
         low, high = 1 - config.zoom, 1 + config.zoom
         zoom = jax.random.uniform(keys["zoom"], (2,), minval=low, maxval=high)
+    rotation, translation = jnp.zeros(()), jnp.zeros(2)
+    if most := config.rotation:
+        rotation = jax.random.uniform(keys["rotation"], minval=-most, maxval=most)
+    if most := config.translation:
+        translation = jax.random.uniform(keys["translation"], (2,), minval=-most, maxval=most)
     rows = jax.random.bernoulli(keys["vertical_flip"]) & config.vertical_flip
     columns = jax.random.bernoulli(keys["horizontal_flip"]) & config.horizontal_flip
-    return Geometry(corner, box, shear, zoom, jnp.stack([rows, columns]))
+    flip = jnp.stack([rows, columns])
+    return Geometry(corner, box, shear, zoom, rotation, translation, flip)
 
 
 def inverse_affine(geometry: Geometry, height: int, width: int) -> Float[Array, "3 3"]:
     """The matrix from (row, column, 1) of a pixel in the result to its place in the image.
 
-    Coordinates are those of pixel centres: 0 is the centre of the first pixel. Shear and zoom are
-    those of Keras' `ImageDataGenerator`, about the centre. A place in the result is mirrored, then
-    zoomed, then sheared, and then put into the box that was cropped.
+    Coordinates are those of pixel centres: 0 is the centre of the first pixel. Rotation, shift,
+    shear and zoom are those of Keras' `ImageDataGenerator`, about the centre. A place in the result
+    is mirrored, then zoomed, sheared, shifted and rotated, and put into the box that was cropped.
     """
     centre = jnp.asarray([(height - 1) / 2, (width - 1) / 2])
     angle = jnp.deg2rad(geometry.shear)
@@ -139,11 +157,16 @@ def inverse_affine(geometry: Geometry, height: int, width: int) -> Float[Array, 
             [-jnp.sin(angle) * zoom_rows, zoom_columns],
         ]
     )
+    turn = jnp.deg2rad(geometry.rotation)
+    rotation = jnp.asarray([[jnp.cos(turn), jnp.sin(turn)], [-jnp.sin(turn), jnp.cos(turn)]])
     mirror = jnp.where(geometry.flip, -1.0, 1.0)
-    linear = geometry.box[:, None] * shear_and_zoom * mirror
+    # Sums of products, since some devices round matrix products.
+    turned = jnp.sum(rotation[:, :, None] * shear_and_zoom, axis=1)
+    linear = geometry.box[:, None] * turned * mirror
     size = jnp.asarray([height, width])
+    shift = geometry.box * jnp.sum(rotation * (geometry.translation * size), axis=1)
     box_centre = (geometry.corner + geometry.box / 2) * size - 0.5
-    offset = box_centre - jnp.sum(linear * centre, axis=1)
+    offset = box_centre + shift - jnp.sum(linear * centre, axis=1)
     return jnp.concatenate(
         [jnp.concatenate([linear, offset[:, None]], axis=1), jnp.asarray([[0.0, 0.0, 1.0]])]
     )
@@ -169,6 +192,31 @@ def warp(
         return jax.scipy.ndimage.map_coordinates(channel, places, order=1, mode="nearest")
 
     return jax.vmap(resample, in_axes=2, out_axes=2)(pixels)
+
+
+def _erase(
+    pixels: Float[Array, "height width 3"], key: Key[Array, ""], probability: float
+) -> Float[Array, "height width 3"]:
+    """Puts noise into a rectangle that lies within the image."""
+    happens, area, ratio, corner, noise = jax.random.split(key, 5)
+    least, most = _ERASED_AREA
+    area = jax.random.uniform(area, minval=least, maxval=most)
+    # With a larger ratio the rectangle would be longer than the image.
+    bound = jnp.minimum(jnp.log(_ERASED_RATIO), -jnp.log(area))
+    ratio = jnp.exp(jax.random.uniform(ratio, minval=-bound, maxval=bound))
+    box = jnp.stack([jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)])
+    first = jax.random.uniform(corner, (2,)) * (1 - box)
+    rows, columns = (
+        (places >= start) & (places < start + side)
+        for places, start, side in zip(map(_centres, pixels.shape[:2]), first, box, strict=True)
+    )
+    inside = rows[:, None] & columns & jax.random.bernoulli(happens, probability)
+    return jnp.where(inside[..., None], jax.random.uniform(noise, pixels.shape) * 255, pixels)
+
+
+def _centres(count: int) -> Float[Array, "count"]:
+    """Those of pixels, as fractions of a side."""
+    return (jnp.arange(count) + 0.5) / count
 
 
 def _jitter_colours(

@@ -55,6 +55,8 @@ class Loader:
         batch_size: images a batch.
         seed: seeds the shuffling, at least 0.
         shuffle: draw a new order for every epoch; otherwise the order is that of the source.
+        balanced: draw each class equally often, in as many images as the source has, see
+            `balanced_order`; otherwise every image comes once an epoch.
         memory_bytes: how many bytes decoded images may take.
         retry_seconds: how long to try again where an image cannot be read.
         part: (h, H) for the h-th of H equal parts of every batch, as one of H hosts reads it. The
@@ -77,6 +79,7 @@ class Loader:
         shuffle: bool,
         memory_bytes: float,
         retry_seconds: float = 0,
+        balanced: bool = False,
         part: tuple[int, int] = (0, 1),
     ):
         self.source = source
@@ -89,6 +92,7 @@ class Loader:
         self._resize = resize
         self._seed = seed
         self._shuffle = shuffle
+        self._balanced = balanced
         self._retry_seconds = retry_seconds
         self._fits = len(source) * image_size * image_size * 3 <= memory_bytes
         self._decoded: UInt8[np.ndarray, "images size size 3"] | None = None
@@ -193,6 +197,8 @@ class Loader:
         """
         if not self._shuffle:
             return np.arange(self._images.start, self._images.stop)
+        if self._balanced:
+            return balanced_order(self.source.labels, self._seed, epoch)
         return np.random.RandomState([self._seed, epoch]).permutation(len(self))
 
     def _decode_all(
@@ -241,6 +247,31 @@ class Loader:
             raise ReadError(f"{name}: {error}") from error
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
+
+
+def balanced_order(
+    labels: Int32[np.ndarray, "images"], seed: int, epoch: int
+) -> Int64[np.ndarray, "images"]:
+    """The images of an epoch, in which the classes that have images come equally often, to one.
+
+    The images of a class come one after the other in an order that is drawn anew each time that all
+    of them have come, so over epochs they come equally often.
+
+    Args:
+        labels: the class of each image.
+        seed: at least 0.
+        epoch: at least 0. The order depends on nothing else.
+    """
+    classes, chosen = np.unique(labels), []
+    for place, label in enumerate(classes):
+        images = np.flatnonzero(labels == label)
+        # Places are dealt out to one class after the other, over all epochs.
+        begin, end = (-((place - n * len(labels)) // len(classes)) for n in (epoch, epoch + 1))
+        rounds = range(begin // len(images), -(-end // len(images)))
+        drawn = [np.random.RandomState([seed, label, n]).permutation(images) for n in rounds]
+        skipped = begin - rounds.start * len(images)
+        chosen.append(np.concatenate(drawn)[skipped : skipped + end - begin])
+    return np.random.RandomState([seed, epoch]).permutation(np.concatenate(chosen))
 
 
 def _filled_up(array: np.ndarray, length: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,11 +38,17 @@ class Format(NamedTuple):
     line: str
     dtype: str | None = "float32"
 
-    def check_installed(self, path: Path) -> None:
-        """Refuses a file whose runtime is not there.
 
-        Raises:
-            UserError: a module is missing; the message says what installs it.
-        """
-        if missing := [name for name in self.needs if importlib.util.find_spec(name) is None]:
-            raise UserError(f"{path.name} needs {' and '.join(missing)}: {self.install}")
+def check_installed(name: str, needs: Sequence[str], install: str) -> None:
+    """Refuses what takes packages that are not there.
+
+    Args:
+        name: what takes them.
+        needs: the modules.
+        install: what installs them.
+
+    Raises:
+        UserError: a module is missing; the message says what installs it.
+    """
+    if missing := [module for module in needs if importlib.util.find_spec(module) is None]:
+        raise UserError(f"{name} needs {' and '.join(missing)}: {install}")

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtl.data.sources import Subset
 from jaxtl.errors import UserError
 from jaxtl.exporting import keras, onnx, stablehlo, tflite
-from jaxtl.exporting.classifier import Classify, Format
-from jaxtl.files import sync, sync_entry, unfinished, write_json
+from jaxtl.exporting.card import model_card
+from jaxtl.exporting.classifier import Classify, Format, check_installed
+from jaxtl.files import sync, sync_entry, unfinished, write_json, write_whole
 from jaxtl.metrics import NONE, Sums, score
 from jaxtl.training.predictor import Predictor
 
@@ -55,6 +56,9 @@ FORMATS: Mapping[str, Format] = {
     ),
 }
 """The kinds of files by suffix."""
+
+CARD = ".md"
+"""The suffix of a model card."""
 
 _CALIBRATION_IMAGES = 256
 _TOLERANCE, _TOLERANCE_INT8 = 0.001, 0.01  # of the accuracy; one image is allowed in any case
@@ -100,8 +104,9 @@ def export_run(directory: Path, path: Path, *, int8: bool = False) -> Exported:
             the format cannot express the network, or the file is not as accurate as the run.
         OSError: the file cannot be written; nothing is left of it.
     """
-    kind = _format(path, int8)
-    kind.check_installed(path)
+    check_path(path, int8=int8)
+    kind = FORMATS[path.suffix]
+    check_installed(path.name, kind.needs, kind.install)
     predictor = Predictor(directory, dtype=kind.dtype)
     size = predictor.config.model.image_size
     about = path.with_name(f"{path.name}.json")
@@ -128,16 +133,46 @@ def export_run(directory: Path, path: Path, *, int8: bool = False) -> Exported:
     return found
 
 
-def _format(path: Path, int8: bool) -> Format:
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path} does not end in one of {', '.join(FORMATS)}")
+def card_of(directory: Path) -> str:
+    """The model card of a run, see `model_card`; it is called as the directory.
+
+    Raises:
+        UserError: huggingface_hub is missing, there is no run, or its data changed.
+    """
+    check_installed("a model card", ("huggingface_hub",), "pip install 'jaxtl[hf]'")
+    return model_card(Predictor(directory), directory.resolve().name)
+
+
+def write_card(directory: Path, path: Path) -> None:
+    """Writes the model card of a run.
+
+    Args:
+        directory: the run directory.
+        path: the file, which must not exist.
+
+    Raises:
+        UserError: the path is impossible, or as `card_of`.
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    check_path(path)
+    write_whole(path, card_of(directory).encode())
+
+
+def check_path(path: Path, *, int8: bool = False) -> None:
+    """Refuses a path that nothing can be exported to.
+
+    Raises:
+        UserError: its suffix is neither in `FORMATS` nor `CARD`, it exists, it has no folder, or
+            its format has no eight bits.
+    """
+    if path.suffix not in (*FORMATS, CARD):
+        raise UserError(f"{path} does not end in one of {', '.join(FORMATS)}, {CARD}")
     if int8 and path.suffix != ".onnx":
         raise UserError(f"--int8 is for .onnx files, not for {path.name}; leave it out")
     if path.exists():
         raise UserError(f"{path} exists; name another file, or delete it first")
     if not path.parent.is_dir():
         raise UserError(f"there is no folder {path.parent} to write {path.name} to")
-    return FORMATS[path.suffix]
 
 
 def _calibration_images(predictor: Predictor) -> np.ndarray:

@@ -30,11 +30,11 @@ from jaxtl.runs.progress import Progress
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.optimizer import Hyperparameters, hyperparameters
+from jaxtl.training.inference import make_score_step
+from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import replicate, shard
 from jaxtl.training.phase import BegunPhase, begin_phase
 from jaxtl.training.setup import result_of
-from jaxtl.training.step import make_score_step
 from jaxtl.training.stopping import Stop
 from jaxtl.training.trainable import Trainable
 
@@ -197,13 +197,17 @@ class HeadTraining:
 
     def _begin(self, index: int, train: Feed, runs_per_batch: int) -> BegunPhase:
         configs = [run.variation.config for run in self.runs]
-        each = [hyperparameters(c.scaled_phases[index], c.seed, c.data.seed) for c in configs]
+        source, phase = train.loader.source, configs[0].phases[index]
+        weights = weights_of_classes(phase, source.labels, source.classes)
+        each = [
+            hyperparameters(c.scaled_phases[index], c.seed, c.data.seed, weights) for c in configs
+        ]
         return begin_phase(
             self.network,
             self.trainables[index],
-            configs[0].phases[index],
+            phase,
             self.trunk | self.heads,
-            Hyperparameters(*map(np.stack, zip(*each, strict=True))),
+            jax.tree.map(lambda *arrays: np.stack(arrays), *each),
             steps_per_epoch=train.loader.steps_per_epoch,
             devices=self.devices,
             step=[run.progress.step for run in self.runs],

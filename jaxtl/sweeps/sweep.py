@@ -119,7 +119,7 @@ def _families(
             except UserError as error:
                 without_data += [(variation, error) for variation in group]
                 continue
-            check_plan(config, len(data.train), jax.local_devices())
+            check_plan(config, data.train, jax.local_devices())
             network, trainables = plan_run(config, len(data.train.classes))
         except UserError as error:
             raise UserError(f"variation {group[0].name}: {error}") from error

@@ -123,7 +123,7 @@ def _plan_features(group: Family) -> list[_Planned]:
     train, val = (setup.loader(part, config, shuffle=False) for part in group.data)
     plans: list[_Planned] = []
     for phase in config.phases:
-        planned = plan(config, row, len(train), epochs=phase.epochs, runs=runs)
+        planned = plan(config, row, len(train), epochs=phase.epochs, runs=runs, mixes=phase.mixes)
         plans.append((planned, config, train, config.augment))
     # All of them have to fit on the disk together; phases with as many views share theirs.
     beside = sum({planned.views: planned.size for planned, *_ in plans}.values())

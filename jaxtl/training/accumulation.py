@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
 
 from jaxtl.data.loader import Batch
 from jaxtl.metrics import Sums
 from jaxtl.models import Variables
 from jaxtl.training.parallel import AXIS
 
+T = TypeVar("T")
 _PIXELS_AT_A_TIME = 8 * 224 * 224  # on a CPU
 
 Gradients = tuple[Variables, Variables, Sums]
@@ -36,11 +37,11 @@ def pieces_on_cpu(features: jax.ShapeDtypeStruct) -> int:
 
 
 def sum_over_pieces(
-    gradients_of: Callable[[Variables, Batch, Array], Gradients],
+    gradients_of: Callable[[Variables, Batch, T], Gradients],
     pieces: int,
     statistics: Variables,
     batch: Batch,
-    keys: Array,
+    draws: T,
 ) -> Gradients:
     """Adds up the gradients of the pieces of one device's part of a batch.
 
@@ -49,23 +50,23 @@ def sum_over_pieces(
     no others on any device leaves the statistics as they are.
 
     Args:
-        gradients_of: a function of statistics, images and their keys, whose gradients are sums over
-            valid images.
+        gradients_of: a function of statistics, images and what is drawn for them, whose gradients
+            are sums over valid images.
         pieces: their number K, at least 1. Where the images do not divide by it, some pieces have
             one that does not count.
         statistics: the batch statistics that train.
         batch: one device's part of a batch.
-        keys: one random key for each image.
+        draws: arrays with an entry for each image.
     """
     if pieces == 1:
-        return gradients_of(statistics, batch, keys)
+        return gradients_of(statistics, batch, draws)
     count = len(batch.labels)
     places = jnp.arange(-(-count // pieces) * pieces).reshape(-1, pieces).T
     taken, filled = jnp.minimum(places, count - 1), places < count
-    split, split_keys = jax.tree.map(lambda array: jnp.asarray(array)[taken], (batch, keys))
+    split, split_draws = jax.tree.map(lambda array: jnp.asarray(array)[taken], (batch, draws))
     split = split._replace(valid=split.valid & filled)
 
-    def add_piece(total: Gradients, piece: tuple[Batch, Array]) -> tuple[Gradients, None]:
+    def add_piece(total: Gradients, piece: tuple[Batch, T]) -> tuple[Gradients, None]:
         before, *sums = total
         after, *more = gradients_of(before, *piece)
         if before:
@@ -74,7 +75,7 @@ def sum_over_pieces(
         gradients, metrics = jax.tree.map(jnp.add, tuple(sums), tuple(more))
         return (after, gradients, metrics), None
 
-    first = jax.tree.map(lambda array: array[0], (split, split_keys))
+    first = jax.tree.map(lambda array: array[0], (split, split_draws))
     _, *shapes = jax.eval_shape(gradients_of, statistics, *first)
     zeros = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), tuple(shapes))
-    return lax.scan(add_piece, (statistics, *zeros), (split, split_keys))[0]
+    return lax.scan(add_piece, (statistics, *zeros), (split, split_draws))[0]

@@ -13,8 +13,8 @@ from jaxtl.metrics import NONE, Evaluation, Sums, score
 from jaxtl.models import Network, Variables, split
 from jaxtl.training import hosts
 from jaxtl.training.feature_cache import Feed
+from jaxtl.training.inference import NO_FLIP, Flip, make_predict_step
 from jaxtl.training.parallel import lagging, shard
-from jaxtl.training.step import make_predict_step
 from jaxtl.training.stopping import Stop
 
 
@@ -24,10 +24,13 @@ class Evaluator:
     Args:
         network: the structure of a network with a head.
         devices: the devices, as for `shard`, of this process.
+        flips: how images are mirrored; of several the probabilities are averaged.
     """
 
-    def __init__(self, network: Network, devices: Sequence[jax.Device]):
-        self._devices = devices
+    def __init__(
+        self, network: Network, devices: Sequence[jax.Device], flips: Sequence[Flip] = (NO_FLIP,)
+    ):
+        self._devices, self._flips = devices, flips
         self._graph = split(network)[0]
         self._steps: dict[tuple, Callable[..., jax.Array]] = {}
 
@@ -42,7 +45,11 @@ class Evaluator:
         key = (feed.stage, feed.dtype)
         if key not in self._steps:
             self._steps[key] = make_predict_step(
-                self._graph, devices=self._devices, start=feed.stage, cached=feed.dtype
+                self._graph,
+                devices=self._devices,
+                start=feed.stage,
+                cached=feed.dtype,
+                flips=self._flips,
             )
         step = self._steps[key]
         batches = feed.epoch(0)

@@ -26,9 +26,9 @@ from jaxtl.data.loader import Batch, Loader
 from jaxtl.models import Network, Variables, output_spec, split, stage_of
 from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore, Filling, sha256_of, sha256_of_code
+from jaxtl.training.inference import make_feature_step
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory
 from jaxtl.training.parallel import lagging, on_cpu, replicate, shard
-from jaxtl.training.step import make_feature_step
 
 _MOST_VIEWS = 8  # the most that `views="auto"` chooses
 _SECONDS_BETWEEN_LOOKS = 0.2  # at an array that another process fills
@@ -111,6 +111,7 @@ def plan(
     views: int | None = None,
     beside: int = 0,
     several_hosts: bool = False,
+    mixes: bool = False,
 ) -> Plan:
     """Decides how many views the images have, and whether activations are cached.
 
@@ -127,9 +128,14 @@ def plan(
         beside: the size in bytes of other activations that must stay on the disk as well.
         several_hosts: whether other hosts train with this one. They send each other activations
             that fit into memory.
+        mixes: whether the phase mixes images.
     """
     row_bytes = int(np.prod(row.shape)) * jnp.dtype(config.cache.dtype).itemsize
     why = ""
+    if mixes:
+        views = 0 if config.views == "auto" else config.views
+        why = "images are mixed anew in every step; the frozen stages run in each"
+        return Plan(views, False, False, why)
     if views is None:
         views, why = _views(config, epochs, row_bytes * images)
     if views == 0:

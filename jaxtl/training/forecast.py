@@ -20,11 +20,11 @@ from jaxtl.forecast.table import caption, forecast_table
 from jaxtl.forecast.target import Target, check_compiler, devices, target
 from jaxtl.models import Network, output_spec, split
 from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan, has_parameters, plan
-from jaxtl.training.optimizer import hyperparameters
-from jaxtl.training.parallel import abstract
+from jaxtl.training.inference import make_feature_step, make_predict_step
+from jaxtl.training.optimizer import check_schedule, hyperparameters
+from jaxtl.training.parallel import abstract, check_batch_size
 from jaxtl.training.phase import first_state, phase_step
-from jaxtl.training.setup import check_plan, plan_run
-from jaxtl.training.step import make_feature_step, make_predict_step
+from jaxtl.training.setup import plan_run
 from jaxtl.training.trainable import Trainable, partition
 
 
@@ -78,7 +78,7 @@ def training_programs(
     """Compiles the training step of each phase alone; arguments and errors are `compile_for`'s."""
     check_compiler(described)
     on = devices(described)
-    check_plan(config, train_images, on)
+    _check(config, train_images, on)
     network, trainables = plan_run(config, classes)
     phases = zip(config.phases, trainables, strict=True)
     return tuple(
@@ -115,13 +115,19 @@ def forecast(
     images: tuple[int, int],
 ) -> tuple[PhaseForecast, ...]:
     """As `compile_for`, for given devices; `images` are those of training and validation."""
-    check_plan(config, images[0], on)
+    _check(config, images[0], on)
     network, trainables = plan_run(config, classes)
     phases = zip(config.phases, trainables, strict=True)
     return tuple(
         _Steps(config, network, trainable, phase, described, on, images).forecast()
         for phase, trainable in phases
     )
+
+
+def _check(config: Config, images: int, on: Sequence[jax.Device]) -> None:
+    check_batch_size(config, on)
+    for phase in config.phases:
+        check_schedule(phase, -(-images // config.data.batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +171,7 @@ class _Steps:
         decide = partial(
             plan, self.config, row, epochs=self.phase.epochs, several_hosts=several_hosts
         )
-        train = decide(self.images[0])
+        train = decide(self.images[0], mixes=self.phase.mixes)
         val = decide(self.images[1], views=1, beside=train.size)
         return train, val
 
@@ -191,7 +197,9 @@ class _Steps:
             augmentation=self.config.augment,
             cached=row.dtype if planned.cached else None,
         )
-        hyper = hyperparameters(phase, 0, 0)
+        classes = self.network.num_classes or 0
+        weights = None if phase.class_weights is None else np.ones(classes, np.float32)
+        hyper = hyperparameters(phase, 0, 0, weights)
         begin = partial(first_state, trainable, phase, steps_per_epoch=steps_per_epoch, step=0)
         variables = split(self.network)[1]
         state = jax.eval_shape(begin, variables, hyper)

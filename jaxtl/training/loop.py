@@ -27,7 +27,7 @@ from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
-from jaxtl.training.optimizer import hyperparameters
+from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import lagging, replicate, shard
 from jaxtl.training.phase import PhaseRun, begin_phase
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
@@ -174,7 +174,9 @@ class Training:
         phase, trainable = self.config.scaled_phases[index], self.trainables[index]
         train, val = self._feeds(phase, trainable, stop)
         view_seed = self.config.data.seed if train.views else self.config.seed
-        hyper = hyperparameters(phase, self.config.seed, view_seed)
+        source = self.train_data.source
+        weights = weights_of_classes(phase, source.labels, source.classes)
+        hyper = hyperparameters(phase, self.config.seed, view_seed, weights)
         step, state, frozen, hyper = begin_phase(
             self.network,
             trainable,
@@ -227,7 +229,7 @@ class Training:
         decide = functools.partial(
             plan, self.config, row, epochs=phase.epochs, several_hosts=hosts.several()
         )
-        train = decide(len(self.train_data))
+        train = decide(len(self.train_data), mixes=phase.mixes)
         self.out.print(f"{phase.name}: {train.why}")
         val = decide(len(self.val_data), views=1, beside=train.size)
         feeds = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ class Hyperparameters(NamedTuple):
         label_smoothing: the fraction of each label that is spread over all classes.
         seed: seeds dropout, and views that are drawn anew every epoch.
         view_seed: seeds the finite views of each image.
+        class_weights: the weight of the images of each class; None if all have the same.
     """
 
     lr: Float[Array | np.ndarray, ""]
@@ -35,9 +36,12 @@ class Hyperparameters(NamedTuple):
     label_smoothing: Float[Array | np.ndarray, ""]
     seed: Int[Array | np.ndarray, ""]
     view_seed: Int[Array | np.ndarray, ""]
+    class_weights: Float[Array | np.ndarray, "classes"] | None = None
 
 
-def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
+def hyperparameters(
+    phase: Phase, seed: int, view_seed: int, class_weights: np.ndarray | None = None
+) -> Hyperparameters:
     """The hyperparameters of a phase, as arrays of the types that a step is compiled for."""
     return Hyperparameters(
         lr=np.asarray(phase.lr, np.float32),
@@ -45,7 +49,34 @@ def hyperparameters(phase: Phase, seed: int, view_seed: int) -> Hyperparameters:
         label_smoothing=np.asarray(phase.label_smoothing, np.float32),
         seed=np.asarray(seed, np.int32),
         view_seed=np.asarray(view_seed, np.int32),
+        class_weights=class_weights,
     )
+
+
+def weights_of_classes(
+    phase: Phase, labels: Int[np.ndarray, "images"], classes: Sequence[str]
+) -> Float[np.ndarray, "classes"] | None:
+    """The weight of each class in the loss of a phase; None if all have the same.
+
+    Args:
+        phase: the phase, for its `class_weights`.
+        labels: the classes of the training images.
+        classes: the names of the classes.
+
+    Raises:
+        UserError: the weights are not those of exactly these classes.
+    """
+    given = phase.class_weights
+    if given is None:
+        return None
+    if given == "auto":
+        counts = np.bincount(labels, minlength=len(classes))
+        return (len(labels) / (len(classes) * np.maximum(counts, 1))).astype(np.float32)
+    if set(given) != set(classes):
+        odd = min(set(given) ^ set(classes))
+        wrong = "has no weight" if odd in classes else "is not a class of these images"
+        raise UserError(f"class_weights of {phase.name}: {odd!r} {wrong}; give one for each class")
+    return np.asarray([given[name] for name in classes], np.float32)
 
 
 def check_schedule(phase: Phase, steps_per_epoch: int) -> None:

@@ -131,8 +131,9 @@ def check_batch_size(config: Config, devices: Sequence[jax.Device]) -> None:
     """Refuses a global batch size that devices, or pieces of a batch, cannot share evenly.
 
     Raises:
-        UserError: it is no multiple of the number of devices, or `accumulate` splits the part of a
-            device into more pieces than it has images; the message names numbers that fit.
+        UserError: it is no multiple of the number of devices, or the part of a device has fewer
+            images than `accumulate` pieces, or cannot be mixed in pairs; the message names numbers
+            that fit.
     """
     count, batch_size = len(devices), config.data.batch_size
     lower = batch_size // count * count
@@ -147,6 +148,11 @@ def check_batch_size(config: Config, devices: Sequence[jax.Device]) -> None:
             raise UserError(
                 f"accumulate={phase.accumulate} of {phase.name} splits the {each} images of a "
                 f"device into more pieces; take --cfg.phases.{phase.name}.accumulate={each} or less"
+            )
+        if phase.mixes and each % 2:
+            raise UserError(
+                f"{phase.name} mixes pairs of images, and a device has {each} of each batch; take "
+                f"--cfg.data.batch_size={batch_size + count}"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxtl.config import Augment
 from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.data.sources import ArraySource, Source, open_splits
@@ -21,6 +23,7 @@ from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed
+from jaxtl.training.inference import NO_FLIP, Flip
 from jaxtl.training.parallel import replicate
 
 
@@ -30,6 +33,8 @@ class Predictor:
     Args:
         directory: the directory of the run.
         dtype: `float32` or `bfloat16`: the type of the feature maps; None for that of the run.
+        tta: test-time augmentation: average the probabilities of an image and of its mirror images,
+            by the flips that the run trained with.
 
     Attributes:
         classes: the names of the classes, in the order of the probabilities.
@@ -37,10 +42,11 @@ class Predictor:
         metadata: data, weights, versions and result of the run.
 
     Raises:
-        UserError: there is no run, it is damaged, or it has no checkpoint yet.
+        UserError: there is no run, it is damaged, or it has no checkpoint yet; or with `tta`, it
+            trained without flips.
     """
 
-    def __init__(self, directory: str | Path, *, dtype: str | None = None):
+    def __init__(self, directory: str | Path, *, dtype: str | None = None, tta: bool = False):
         run = RunDirectory(Path(directory))
         self.config = run.config()
         self.metadata = run.metadata()
@@ -62,7 +68,8 @@ class Predictor:
             number = newest.result_number(run.phase(newest.phase))
             variables = checkpoints.variables(number, shapes)
         self._variables = replicate(variables, self._devices)
-        self._evaluator = Evaluator(network, self._devices)
+        flips = _flips(self.config.augment) if tta else [NO_FLIP]
+        self._evaluator = Evaluator(network, self._devices, flips)
 
     @property
     def network(self) -> Network:
@@ -150,16 +157,28 @@ class Predictor:
         )
 
 
-def load_run(directory: str | Path) -> Predictor:
+def load_run(directory: str | Path, *, tta: bool = False) -> Predictor:
     """Loads a trained run from its directory alone.
 
     Args:
         directory: the directory that `--workdir` named.
+        tta: test-time augmentation, see `Predictor`.
 
     Raises:
-        UserError: there is no run, it is damaged, or it has no checkpoint yet.
+        UserError: as `Predictor`.
     """
-    return Predictor(directory)
+    return Predictor(directory, tta=tta)
+
+
+def _flips(config: Augment) -> list[Flip]:
+    """All mirror images that training made, the image itself first."""
+    rows, columns = (
+        (False, True)[: 1 + made] for made in (config.vertical_flip, config.horizontal_flip)
+    )
+    flips = list(itertools.product(rows, columns))
+    if flips == [NO_FLIP]:
+        raise UserError("the run trained without flips, so --tta has nothing to average")
+    return flips
 
 
 def _unlabelled(images: Sequence[str | Path] | np.ndarray) -> Source:

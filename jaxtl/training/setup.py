@@ -33,7 +33,7 @@ from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import Training
-from jaxtl.training.optimizer import check_schedule
+from jaxtl.training.optimizer import check_schedule, weights_of_classes
 from jaxtl.training.parallel import all_devices, check_batch_size
 from jaxtl.training.profiling import Trace, check_planned
 from jaxtl.training.report import Page
@@ -76,7 +76,7 @@ def train(
     begun = time.perf_counter()
     if hosts.several():
         check_same_everywhere(config, run_metadata(config, data))
-    hosts.together(lambda: check_plan(config, len(data.train), all_devices()))
+    hosts.together(lambda: check_plan(config, data.train, all_devices()))
     steps_per_epoch = -(-len(data.train) // config.data.batch_size)
     planned = steps_per_epoch * sum(phase.epochs for phase in config.phases)
     hosts.together(lambda: check_planned(profile, planned))
@@ -106,12 +106,12 @@ def train(
     return result
 
 
-def check_plan(config: Config, images: int, devices: Sequence[jax.Device]) -> None:
-    """Refuses batches and schedules that do not fit the devices or the training images.
+def check_plan(config: Config, images: Source, devices: Sequence[jax.Device]) -> None:
+    """Refuses batches, schedules and weights that do not fit the devices or the training images.
 
     Args:
         config: the config of a run.
-        images: the number of training images.
+        images: the training images.
         devices: all devices that train.
 
     Raises:
@@ -119,7 +119,8 @@ def check_plan(config: Config, images: int, devices: Sequence[jax.Device]) -> No
     """
     check_batch_size(config, devices)
     for phase in config.phases:
-        check_schedule(phase, -(-images // config.data.batch_size))
+        check_schedule(phase, -(-len(images) // config.data.batch_size))
+        weights_of_classes(phase, images.labels, images.classes)
 
 
 def choose_workdir(config: Config, data: Splits, name: str, new: bool, out: Console) -> Path:
@@ -350,6 +351,7 @@ def loader(source: Source, config: Config, *, shuffle: bool) -> Loader:
         batch_size=config.data.batch_size,
         seed=config.seed,
         shuffle=shuffle,
+        balanced=shuffle and config.data.balanced,
         memory_bytes=config.data.memory_gb * 1e9,
         retry_seconds=config.data.retry_seconds,
         part=(jax.process_index(), jax.process_count()),

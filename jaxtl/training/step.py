@@ -1,4 +1,4 @@
-"""Compiles the steps: training, prediction, scoring, and the pass over the frozen stages."""
+"""Compiles the training steps."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from jaxtyping import Array, Float, Int
 from jaxtl.config import Augment, Phase
 from jaxtl.data.augmentation import augment
 from jaxtl.data.loader import Batch
-from jaxtl.metrics import Sums, correct_top_k, cross_entropy
-from jaxtl.models import Context, Variables, merge, split, stage_of
+from jaxtl.data.mixing import mix, partners
+from jaxtl.metrics import Sums
+from jaxtl.models import Context, Variables, merge, split
 from jaxtl.training.accumulation import Gradients, pieces_on_cpu, sum_over_pieces
 from jaxtl.training.averaging import add_to_average, moving
+from jaxtl.training.inference import frozen_stages, run_axes, sums_of, view_keys
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, data_parallel, on_cpu
 from jaxtl.training.trainable import Trainable, partition
-
-_PIXELS_AT_A_TIME = 2 * 224 * 224  # on a CPU
 
 
 class TrainState(NamedTuple):
@@ -40,6 +40,19 @@ class TrainState(NamedTuple):
     step: Int[Array, "*runs"]
     variables: Variables
     optimizer: optax.OptState
+
+
+class Draws(NamedTuple):
+    """What a step draws for each image.
+
+    Attributes:
+        keys: a random key, for dropout.
+        mixed: where images are mixed, the class of the other image, and the weight of the image's
+            own, 0.5 to 1, of which the other has the rest.
+    """
+
+    keys: Array
+    mixed: tuple[Array, Array] | None = None
 
 
 TrainStep = Callable[..., tuple[TrainState, Sums]]
@@ -73,9 +86,7 @@ def make_train_step(
         donates the state. The chunk holds S sharded batches; the sums (S,) are their metrics.
         Inputs are images or activations or, with a table of activations, row numbers in it.
     """
-    gradients_of = _batch_gradients(
-        graph, trainable, phase.accumulate, augmentation, cached, devices
-    )
+    gradients_of = _batch_gradients(graph, trainable, phase, augmentation, cached, devices)
 
     def train_step(
         frozen: Variables,
@@ -86,9 +97,9 @@ def make_train_step(
     ) -> tuple[TrainState, Sums]:
         before, optimizer_state = moving(state.variables, state.optimizer)
         parameters, statistics = partition(before, trainable.multipliers)
-        keys = _dropout_keys(hyper.seed, state.step, len(batch.labels))
+        batch, draws = _drawn(phase, augmentation, hyper, state.step, batch)
         statistics, gradients, sums = gradients_of(
-            frozen, parameters, statistics, table, hyper, batch, keys
+            frozen, parameters, statistics, table, hyper, batch, draws
         )
         gradients = lax.psum(gradients, AXIS)
         everything = partition(frozen | parameters, trainable.labels)[0]
@@ -106,7 +117,7 @@ def make_train_step(
 def _batch_gradients(
     graph: nnx.GraphDef,
     trainable: Trainable,
-    accumulate: int,
+    phase: Phase,
     augmentation: Augment,
     cached: jax.typing.DTypeLike | None,
     devices: Sequence[jax.Device],
@@ -116,7 +127,8 @@ def _batch_gradients(
     Its loss is the sum over the valid images of the part, divided by the number of valid images on
     all devices. So the gradients of all devices, and of all pieces, add up to that of the mean.
     """
-    frozen_stages = _frozen_stages(graph, trainable.frontier, augmentation, devices)
+    left = Augment() if phase.mixes else augmentation
+    run_frozen = frozen_stages(graph, trainable.frontier, left, devices)
 
     def gradients_of(
         frozen: Variables,
@@ -125,38 +137,40 @@ def _batch_gradients(
         table: Array | None,
         hyper: Hyperparameters,
         batch: Batch,
-        keys: Array,
+        draws: Draws,
     ) -> Gradients:
-        count = lax.psum(jnp.sum(batch.valid), AXIS)
+        count = lax.psum(_total_weight(batch, draws, hyper.class_weights), AXIS)
 
         def features_of(batch: Batch) -> Array:
             if cached is None:
-                return frozen_stages(frozen | parameters | statistics, hyper.view_seed, batch)
+                return run_frozen(frozen | parameters | statistics, hyper.view_seed, batch)
             inputs = jnp.asarray(batch.inputs)
             return (inputs if table is None else table[inputs]).astype(cached)
 
-        def of_piece(statistics: Variables, batch: Batch, keys: Array) -> Gradients:
+        def of_piece(statistics: Variables, batch: Batch, draws: Draws) -> Gradients:
             features, labels, valid = features_of(batch), *map(jnp.asarray, batch[1:3])
-            context = Context(keys, valid)
-            if trainable.statistics and accumulate > 1:  # a piece may have nothing but padding
+            context = Context(draws.keys, valid)
+            if (
+                trainable.statistics and phase.accumulate > 1
+            ):  # a piece may have nothing but padding
                 empty = lax.psum(jnp.sum(valid), AXIS) == 0
-                context = Context(keys, valid | empty)  # which no NaN may come from
+                context = Context(draws.keys, valid | empty)  # which no NaN may come from
 
             def loss_fn(parameters: Variables) -> tuple[Array, tuple[Array, Variables]]:
                 network = merge(graph, frozen | statistics | parameters)
                 logits = network(features, start=trainable.frontier, context=context)
-                losses = cross_entropy(logits, labels, hyper.label_smoothing)
+                losses = _losses(logits, labels, draws, hyper, phase.focal)
                 updated_statistics = partition(split(network)[1], trainable.statistics)[0]
                 return jnp.sum(losses, where=valid) / count, (logits, updated_statistics)
 
             gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
             (_, (logits, updated)), gradients = gradient_fn(parameters)
-            return updated, gradients, _sums(logits, labels, valid)
+            return updated, gradients, sums_of(logits, labels, valid)
 
-        pieces = accumulate
+        pieces = phase.accumulate
         if on_cpu(devices) and not trainable.statistics:
             pieces = max(pieces, pieces_on_cpu(jax.eval_shape(features_of, batch)))
-        return sum_over_pieces(of_piece, pieces, statistics, batch, keys)
+        return sum_over_pieces(of_piece, pieces, statistics, batch, draws)
 
     return gradients_of
 
@@ -206,7 +220,7 @@ def _over_runs(
         state: TrainState,
         batch: Any,
     ) -> tuple[TrainState, Sums]:
-        axes = _run_axes(frozen, stage)
+        axes = run_axes(frozen, stage)
         frozen = {path: fold(v) if axes[path] == 0 else v for path, v in frozen.items()}
         seed, view_seed, done = (
             array[::runs_per_batch] for array in (hyper.seed, hyper.view_seed, state.step)
@@ -222,136 +236,55 @@ def _over_runs(
     return step
 
 
-def _run_axes(variables: Variables, stage: str) -> dict[str, int | None]:
-    """The axis of runs of each variable: only those of `stage` have one."""
-    return {path: 0 if stage_of(path) == stage else None for path in variables}
+def _drawn(
+    phase: Phase,
+    augmentation: Augment,
+    hyper: Hyperparameters,
+    step: Array,
+    batch: Batch,
+) -> tuple[Batch, Draws]:
+    """What a step draws for the images of a device; they are augmented if it mixes them."""
+    keys = _dropout_keys(hyper.seed, step, len(batch.labels))
+    if not phase.mixes:
+        return batch, Draws(keys)
+    inputs, labels, valid = map(jnp.asarray, batch[:3])
+    images: Any = augment(inputs, view_keys(hyper.view_seed, batch), augmentation)
+    own = jax.vmap(partial(jax.random.fold_in, data=1))(keys)
+    images, weights = mix(images, own, valid, mixup=phase.mixup, cutmix=phase.cutmix)
+    return batch._replace(inputs=images), Draws(keys, (partners(labels), weights))
 
 
-def make_predict_step(
-    graph: nnx.GraphDef,
-    *,
-    devices: Sequence[jax.Device],
-    start: str | None = None,
-    cached: jax.typing.DTypeLike | None = None,
-) -> Callable[..., Array]:
-    """Compiles inference, data parallel over `devices`.
-
-    Args:
-        graph: the structure from `models.split`; all BatchNorms use their running statistics.
-        devices: the devices, as for `shard`.
-        start: the stage at which activations come in; None for images.
-        cached: the type of these activations.
-
-    Returns:
-        A function of all variables, a table of activations or None, and sharded inputs (D, B / D,
-        ...), which are row numbers if there is a table. It returns log probabilities (D, B / D, C).
-    """
-
-    def predict_step(
-        variables: Variables, table: Array | None, inputs: Array
-    ) -> Float[Array, "batch classes"]:
-        inputs = inputs if table is None else table[inputs]
-        if start is None:
-            logits = _in_pieces(merge(graph, variables), (inputs,), devices)
-        else:
-            logits = merge(graph, variables)(inputs.astype(cached), start=start)
-        return jax.nn.log_softmax(logits)
-
-    return data_parallel(predict_step, devices, in_axes=(None, None, 0))
+def _total_weight(batch: Batch, draws: Draws, class_weights: Any) -> Array:
+    """What the losses of a device's images are divided by, summed over all devices."""
+    if class_weights is None:
+        return jnp.sum(batch.valid)
+    targets = _targets(jnp.asarray(batch.labels), draws, len(class_weights))
+    return jnp.sum(targets @ class_weights, where=batch.valid)
 
 
-def make_score_step(
-    graph: nnx.GraphDef,
-    stage: str,
-    *,
-    cached: jax.typing.DTypeLike,
-    devices: Sequence[jax.Device],
-) -> Callable[..., Sums]:
-    """Compiles the validation of N runs at once on cached activations.
-
-    Args:
-        graph: the structure from `models.split`; all BatchNorms use their running statistics.
-        stage: the stage at which the activations come in; its variables have a leading axis of
-            runs.
-        cached: the type of the activations.
-        devices: the devices, as for `shard`.
-
-    Returns:
-        A function of all variables, a table of activations, and a sharded chunk of S batches whose
-        inputs are row numbers in the table. It returns the metrics (S, N) of each batch.
-    """
-
-    def score_step(variables: Variables, table: Array, batch: Batch) -> Sums:
-        inputs, labels, valid = map(jnp.asarray, batch[:3])
-        logits = merge(graph, variables)(table[inputs].astype(cached), start=stage)
-        return lax.psum(_sums(logits, labels, valid), AXIS)
-
-    def score_steps(variables: Variables, table: Array, chunk: Batch) -> Sums:
-        step = jax.vmap(score_step, (_run_axes(variables, stage), None, None))
-        return lax.map(lambda batch: step(variables, table, batch), chunk)
-
-    return data_parallel(score_steps, devices, in_axes=(None, None, 0), out_axes=None)
+def _targets(labels: Array, draws: Draws, classes: int) -> Float[Array, "batch classes"]:
+    """The weight of each class in the label of each image: one class, or the two of a mixture."""
+    targets = jax.nn.one_hot(labels, classes)
+    if draws.mixed is None:
+        return targets
+    others, weights = draws.mixed
+    weights = weights[:, None]
+    return weights * targets + (1 - weights) * jax.nn.one_hot(others, classes)
 
 
-def make_feature_step(
-    graph: nnx.GraphDef, stop: str, *, augmentation: Augment, devices: Sequence[jax.Device]
-) -> Callable[[Variables, Int[Array, ""], Batch], Array]:
-    """Compiles the frozen stages of a network, data parallel over `devices`.
-
-    Args:
-        graph: the structure from `models.split`; all BatchNorms use their running statistics.
-        stop: the stage to stop before.
-        augmentation: the augmentation that makes a view of each image.
-        devices: the devices, as for `shard`.
-
-    Returns:
-        A function of all variables, the seed of the views and a sharded batch of images. It returns
-        the output of the last stage that runs (D, B / D, ...).
-    """
-    step = _frozen_stages(graph, stop, augmentation, devices)
-    return data_parallel(step, devices, in_axes=(None, None, 0))
-
-
-def _frozen_stages(
-    graph: nnx.GraphDef, stop: str, augmentation: Augment, devices: Sequence[jax.Device]
-) -> Callable[[Variables, Any, Batch], Array]:
-    """The step of `make_feature_step` on one device, not compiled."""
-
-    def feature_step(variables: Variables, view_seed: Array, batch: Batch) -> Array:
-        def run(images: Array, keys: Array) -> Array:
-            return merge(graph, variables)(augment(images, keys, augmentation), stop=stop)
-
-        images, keys = jnp.asarray(batch.inputs), _view_keys(view_seed, batch)
-        return _in_pieces(run, (images, keys), devices)
-
-    return feature_step
-
-
-def _in_pieces(
-    function: Callable[..., Array], arrays: tuple[Array, ...], devices: Sequence[jax.Device]
-) -> Array:
-    """Applies a function to a batch of images; on a CPU to a few images at a time.
-
-    The maps between the layers then fit in the CPU's cache
-    (docs/decisions/0008-a-few-images-at-a-time.md).
-    """
-    count, height, width = arrays[0].shape[:3]
-    piece = count
-    if on_cpu(devices):
-        most = max(1, _PIXELS_AT_A_TIME // (height * width))
-        piece = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
-    if piece == count:
-        return function(*arrays)
-    pieces = [array.reshape(-1, piece, *array.shape[1:]) for array in arrays]
-    done = lax.map(lambda piece: function(*piece), tuple(pieces))
-    return done.reshape(count, *done.shape[2:])
-
-
-def _view_keys(seed: Int[Array | np.ndarray, ""], batch: Batch) -> Array:
-    """The key of each image's view, which depends only on seed, image and view."""
-    key = jax.random.split(jax.random.key(seed))[0]
-    image_keys = jax.vmap(partial(jax.random.fold_in, key))(batch.indices)
-    return jax.vmap(jax.random.fold_in)(image_keys, batch.views)
+def _losses(
+    logits: Array, labels: Array, draws: Draws, hyper: Hyperparameters, focal: float
+) -> Float[Array, "batch"]:
+    """The loss of each image, times its weight."""
+    targets = _targets(labels, draws, logits.shape[-1])
+    weighted = optax.smooth_labels(targets, hyper.label_smoothing)
+    if hyper.class_weights is not None:
+        weighted = weighted * hyper.class_weights
+    losses = optax.softmax_cross_entropy(logits, weighted)
+    if not focal:
+        return losses
+    certainty = jnp.sum(targets * jax.nn.softmax(logits), axis=-1)
+    return (1 - certainty) ** focal * losses
 
 
 def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) -> Array:
@@ -359,13 +292,6 @@ def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) ->
     key = jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
     positions = lax.axis_index(AXIS) * batch + jnp.arange(batch)
     return jax.vmap(partial(jax.random.fold_in, key))(positions)
-
-
-def _sums(logits: Array, labels: Array, valid: Array) -> Sums:
-    """The metrics of the valid images; the loss is without label smoothing, as in validation."""
-    top1, top5 = correct_top_k(logits, labels)
-    counts = (jnp.sum(chosen & valid) for chosen in (top1, top5, valid))
-    return Sums(jnp.sum(cross_entropy(logits, labels), where=valid), *counts)
 
 
 def _update(

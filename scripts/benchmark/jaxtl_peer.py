@@ -23,11 +23,11 @@ from jaxtl.data.packing import pack
 from jaxtl.data.sources import Source, open_all
 from jaxtl.models import output_spec, split
 from jaxtl.training.feature_cache import Feed
+from jaxtl.training.inference import make_feature_step, make_predict_step
 from jaxtl.training.optimizer import hyperparameters
 from jaxtl.training.parallel import lagging, replicate, shard
 from jaxtl.training.phase import begin_phase
 from jaxtl.training.setup import loader, plan_run, pretrained
-from jaxtl.training.step import make_feature_step, make_predict_step
 
 NETWORK = "mobilenet_v2"
 _STEPS_PER_EPOCH = 6  # of the seed job, whole batches

@@ -27,8 +27,17 @@ def keys():
     return jax.random.split(jax.random.key(0), 6)
 
 
-def geometry(corner=(0, 0), box=(1, 1), shear=0.0, zoom=(1, 1), flip=(False, False)):
-    floats = (jnp.asarray(value, jnp.float32) for value in (corner, box, shear, zoom))
+def geometry(
+    corner=(0, 0),
+    box=(1, 1),
+    shear=0.0,
+    zoom=(1, 1),
+    rotation=0.0,
+    translation=(0, 0),
+    flip=(False, False),
+):
+    values = corner, box, shear, zoom, rotation, translation
+    floats = (jnp.asarray(value, jnp.float32) for value in values)
     return Geometry(*floats, flip=jnp.asarray(flip))
 
 
@@ -59,18 +68,37 @@ def test_nothing_asked_for_is_only_a_cast(images, keys):
 
 @pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("shear", "zx", "zy"), [(20, 1, 1), (-35, 1, 1), (0, 0.7, 1.3), (0, 1.4, 0.8), (25, 1.2, 0.9)]
+    ("shear", "zx", "zy", "theta", "shift"),
+    [
+        (20, 1, 1, 0, (0, 0)),
+        (-35, 1, 1, 0, (0, 0)),
+        (0, 0.7, 1.3, 0, (0, 0)),
+        (0, 1.4, 0.8, 0, (0, 0)),
+        (0, 1, 1, 30, (0, 0)),
+        (0, 1, 1, 0, (0.25, -0.1)),
+        (25, 1.2, 0.9, -50, (-0.2, 0.15)),
+    ],
 )
 @pytest.mark.parametrize("size", [12, 13])
-def test_shear_and_zoom_are_those_of_keras(monkeypatch, shear, zx, zy, size):
+def test_the_affine_changes_are_those_of_keras(monkeypatch, shear, zx, zy, theta, shift, size):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     from keras.src.legacy.preprocessing.image import apply_affine_transform
 
     image = np.random.default_rng(1).uniform(0, 255, (size, size, 3)).astype(np.float32)
     expected = apply_affine_transform(
-        image, shear=shear, zx=zx, zy=zy, row_axis=0, col_axis=1, channel_axis=2
+        image,
+        theta=theta,
+        tx=shift[1] * size,
+        ty=shift[0] * size,
+        shear=shear,
+        zx=zx,
+        zy=zy,
+        row_axis=0,
+        col_axis=1,
+        channel_axis=2,
     )
-    matrix = inverse_affine(geometry(shear=shear, zoom=(zx, zy)), size, size)
+    drawn = geometry(shear=shear, zoom=(zx, zy), rotation=theta, translation=shift)
+    matrix = inverse_affine(drawn, size, size)
     np.testing.assert_allclose(warp(image, matrix), expected, atol=0.01)
 
 
@@ -169,9 +197,40 @@ def test_switching_one_change_on_leaves_the_draws_of_the_others():
     np.testing.assert_array_equal(alone.shear, together.shear)
 
 
+def test_rotations_and_shifts_fill_their_ranges():
+    drawn = draws(Augment(rotation=30.0, translation=0.2))
+    for values, most in ((drawn.rotation, 30), (drawn.translation[:, 0], 0.2)):
+        assert -most <= values.min() < -0.99 * most
+        assert 0.99 * most < values.max() <= most
+    assert abs(np.corrcoef(np.asarray(drawn.translation).T)[0, 1]) < 0.1
+
+
+def test_erasing_puts_noise_into_one_rectangle_of_its_fraction_of_the_images():
+    side, count = 40, 300
+    black = np.zeros((count, side, side, 3), np.uint8)
+    result = changed(black, jax.random.split(jax.random.key(3), count), erasing=0.5)
+    noise = (result > 0).any(-1)
+    areas = []
+    for image, erased in zip(result, noise, strict=True):
+        if not erased.any():
+            continue
+        rows, columns = np.flatnonzero(erased.any(1)), np.flatnonzero(erased.any(0))
+        box = np.ix_(range(rows[0], rows[-1] + 1), range(columns[0], columns[-1] + 1))
+        assert erased[box].all()
+        assert erased.sum() == erased[box].size
+        assert 80 < image[erased].mean() < 175  # uniform over 0..255
+        areas.append(erased.mean())
+    assert 0.4 < len(areas) / count < 0.6
+    assert 0.01 < min(areas) < 0.05
+    assert 0.28 < max(areas) < 0.36
+
+
 EVERYTHING = {
     "shear": 20.0,
     "zoom": 0.2,
+    "rotation": 20.0,
+    "translation": 0.1,
+    "erasing": 0.5,
     "horizontal_flip": True,
     "vertical_flip": True,
     "crop_scale": (0.5, 1.0),

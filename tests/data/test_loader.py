@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxtl.data.decoding import decode
-from jaxtl.data.loader import Loader
+from jaxtl.data.loader import Loader, balanced_order
 from jaxtl.data.sources import ArraySource, open_all
 from jaxtl.errors import UserError
 
@@ -255,3 +255,26 @@ def test_hosts_read_every_image_once_an_epoch_in_an_order_of_seed_and_epoch(
         assert values(parts[0]) == values(batches(0, hosts, 1, **options))
         assert values(parts[0]) != values(batches(0, hosts, 2, **options))
         assert values(parts[0]) != values(batches(0, hosts, 1, seed=1, **options))
+
+
+@pytest.mark.parametrize("counts", [(50, 7, 3), (1, 20), (5, 5, 5, 0, 5)])
+def test_balanced_epochs_have_each_class_and_over_time_each_image_equally_often(counts):
+    labels = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
+    labels = np.random.default_rng(0).permutation(labels)
+    there, epochs = [n for n in counts if n], 2 * 3 * 7 * 5
+    shown = np.zeros(len(labels), int)
+    for epoch in range(epochs):
+        order = balanced_order(labels, 3, epoch)
+        assert len(order) == len(labels)
+        of_class = np.bincount(labels[order], minlength=len(counts))[np.array(counts) > 0]
+        assert of_class.max() - of_class.min() <= 1
+        shown += np.bincount(order, minlength=len(labels))
+    for label, count in enumerate(counts):
+        times = shown[labels == label]
+        if count:
+            assert times.max() - times.min() <= 1
+            assert abs(times.sum() - epochs * len(labels) / len(there)) <= 1
+    first, second = (balanced_order(labels, 3, epoch) for epoch in (0, 1))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, balanced_order(labels, 3, 0))
+    assert not np.array_equal(first, balanced_order(labels, 4, 0))

@@ -1,14 +1,22 @@
-"""A run becomes a file that is as accurate as it, or none."""
+"""A run becomes a file that is as accurate as it, or none, and a card, and goes to a hub."""
 
 import hashlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
+from sklearn.metrics import recall_score
 from small_run import run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "weights"))
+
+from file_server import refused_address
+from hub_server import COMMIT, Hub, serving
 
 import jaxtl
 from jaxtl import export as command
@@ -142,7 +150,126 @@ def test_it_is_refused_in_one_line(case, digits, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
 
 
-def test_a_missing_package_is_named_with_what_installs_it(digits, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'jaxtl\[onnx\]'"):
-        export_run(digits, tmp_path / "a.onnx")
+MISSING = {
+    "onnxruntime": (["--to", "a.onnx"], r"a.onnx needs onnxruntime: pip install 'jaxtl\[onnx\]'"),
+    "huggingface_hub": (["--to", "README.md"], r"a model card needs .*'jaxtl\[hf\]'"),
+}
+
+
+@pytest.mark.parametrize("package", MISSING)
+def test_a_missing_package_is_named_with_what_installs_it(
+    package, digits, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    flags, words = MISSING[package]
+    code, said = ended(capsys, "--run", digits, *flags)
+    assert (code, said.err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
+    assert re.search(words, said.err)
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """A function that sets the hub and the token of the client, which is imported anew."""
+
+    def client(address, token):
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setenv("HF_TOKEN", token)
+        for module in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+            monkeypatch.delitem(sys.modules, module)
+
+    return client
+
+
+@pytest.fixture
+def server():
+    with serving(Hub({})) as server:
+        yield server
+
+
+def wilson(correct, images):
+    """The interval by its closed form (Wilson 1927)."""
+    z, p = 1.959964, correct / images
+    middle = (p + z * z / (2 * images)) / (1 + z * z / images)
+    half = z * (p * (1 - p) / images + z * z / (4 * images**2)) ** 0.5 / (1 + z * z / images)
+    return f"{middle - half:.4f} to {middle + half:.4f}"
+
+
+def test_the_card_has_accuracy_recalls_and_intervals_and_no_folder_of_this_machine(
+    digits, tmp_path, capsys
+):
+    path = tmp_path / "README.md"
+    code, said = ended(capsys, "--run", digits, "--to", path)
+    assert (code, said.out) == (0, f"{path}: written\n"), said.err
+    predictor = jaxtl.load_run(digits)
+    found = predictor.evaluate(predictor.images("val"))
+    correct = int((found.labels == found.predicted).sum())
+
+    text = path.read_text()
+    _, front, body = text.split("---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["pipeline_tag"] == "image-classification"
+    (entry,) = about["model-index"]
+    assert entry["name"] == "digits"
+    (result,) = entry["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(correct / 359, abs=5e-5)
+    assert f"| {correct / 359:.4f} | {wilson(correct, 359)} | {correct} of 359 |" in body
+
+    rows = re.findall(r"^\| (\d) \| ([\d.]+) \| (.*) \| (\d+) of (\d+) \|$", body, re.MULTILINE)
+    assert [row[0] for row in rows] == [str(digit) for digit in range(10)]
+    recalls = recall_score(found.labels, found.predicted, average=None)
+    for (_, recall, interval, right, images), expected in zip(rows, recalls, strict=True):
+        assert float(recall) == pytest.approx(expected, abs=5e-5)
+        assert interval == wilson(int(right), int(images))
+    assert sum(int(row[4]) for row in rows) == 359
+    assert str(digits.parent) not in text
+    assert "`trunk.h5`" in text
+
+
+def test_the_file_its_json_and_the_card_are_uploaded_to_a_private_repository(
+    digits, tmp_path, capsys, client, server
+):
+    client(server.address, server.token)
+    path = tmp_path / "digits.onnx"
+    code, said = ended(capsys, "--run", digits, "--to", path, "--push", "hf:me/digits")
+    assert code == 0, said.err
+    assert said.out.splitlines()[-1].endswith(f"/me/digits/commit/{COMMIT}")
+    files = server.repositories["me/digits"]
+    assert sorted(files) == ["README.md", "digits.onnx", "digits.onnx.json"]
+    assert files["digits.onnx"] == path.read_bytes()
+    assert json.loads(files["digits.onnx.json"])["classes"][3] == "3"
+    assert b"model-index" in files["README.md"]
+    (asked,) = server.created
+    assert asked.get("private") is True or asked.get("visibility") == "private"
+
+
+REFUSED_UPLOADS = {
+    "a wrong token": ("", "hf_wrong", "hf:me/digits", "does not accept the token; log in by"),
+    "no hub": (refused_address(), "hf_right", "hf:me/digits", "hf:me/digits: .*refused"),
+    "no repository": ("", "hf_right", "me/digits", "--push takes hf:USER/NAME, not me/digits"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_UPLOADS)
+def test_an_upload_that_cannot_be_is_refused_in_one_line_before_the_export(
+    case, digits, tmp_path, capsys, client, server
+):
+    address, token, target, words = REFUSED_UPLOADS[case]
+    client(address or server.address, token)
+    code, said = ended(capsys, "--run", digits, "--to", tmp_path / "a.onnx", "--push", target)
+    assert code == 2
+    assert said.err.count("\n") == 1
+    assert re.search(words, said.err)
+    assert not list(tmp_path.glob("a.onnx*"))
+    assert server.repositories == {}
+
+
+def test_no_repository_is_created_for_a_path_that_cannot_be(
+    digits, tmp_path, capsys, client, server
+):
+    client(server.address, server.token)
+    code, said = ended(capsys, "--run", digits, "--to", tmp_path / "a.pb", "--push", "hf:me/digits")
+    assert (code, server.created) == (2, [])
+    assert "does not end in one of" in said.err

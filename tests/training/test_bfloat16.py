@@ -17,8 +17,8 @@ from step_setup import (
 from step_setup import SmallSetup as Setup
 
 from jaxtl.models import build, merge, split
+from jaxtl.training.inference import make_predict_step
 from jaxtl.training.parallel import shard
-from jaxtl.training.step import make_predict_step
 
 HALF = jnp.bfloat16
 

@@ -5,10 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.utils.class_weight import compute_class_weight
 
 from jaxtl.config import Phase
 from jaxtl.errors import UserError
-from jaxtl.training.optimizer import check_schedule, hyperparameters, optimizer, schedule
+from jaxtl.training.optimizer import (
+    check_schedule,
+    hyperparameters,
+    optimizer,
+    schedule,
+    weights_of_classes,
+)
 from jaxtl.training.trainable import Trainable
 
 PATHS = ("stem/kernel", "top/kernel", "top/bias", "head/kernel")
@@ -244,3 +251,21 @@ def test_steps_divide_the_rate_by_ten():
     settings = phase(lr=0.4, schedule="step", step_epochs=(3, 6.5), warmup_epochs=2)
     found = [rate(settings, 10, s) for s in (9, 19, 20, 29, 31, 64, 66, 99)]
     assert found == pytest.approx([0.2, 0.4, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004])
+
+
+def test_automatic_weights_of_classes_are_those_of_scikit_learn():
+    labels = np.repeat(np.arange(3, dtype=np.int32), (50, 7, 3))
+    weights = weights_of_classes(phase(class_weights="auto"), labels, "abc")
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
+def test_given_weights_are_those_of_exactly_the_classes():
+    labels = np.zeros(3, np.int32)
+    right, classes = {"dog": 2.0, "cat": 1.0}, ("cat", "dog")
+    found = weights_of_classes(phase(class_weights=right), labels, classes)
+    assert found.tolist() == [1.0, 2.0]
+    wrong = {"'dog' has no weight": {"cat": 1.0}, "'cow' is not a class": right | {"cow": 1.0}}
+    for message, given in wrong.items():
+        with pytest.raises(UserError, match=message):
+            weights_of_classes(phase(class_weights=given), labels, classes)

@@ -14,9 +14,11 @@ from step_setup import SmallSetup as Setup
 from jaxtl.config import Augment, Config, Data, Phase
 from jaxtl.errors import UserError
 from jaxtl.models import merge
+from jaxtl.training import inference as inference_module
 from jaxtl.training import step as step_module
-from jaxtl.training.parallel import check_batch_size, replicate, shard
-from jaxtl.training.step import make_feature_step, make_predict_step
+from jaxtl.training.inference import make_feature_step, make_predict_step
+from jaxtl.training.optimizer import hyperparameters
+from jaxtl.training.parallel import AXIS, check_batch_size, replicate, shard
 
 PHASE = Phase(name="p", train=HEAD_ONLY, epochs=1)
 
@@ -135,7 +137,7 @@ def test_a_few_images_at_a_time_give_the_features_of_the_whole_batch(monkeypatch
 
     def features(images_at_a_time):
         pixels = images_at_a_time * batch.inputs[0, ..., 0].size
-        monkeypatch.setattr(step_module, "_PIXELS_AT_A_TIME", pixels)
+        monkeypatch.setattr(inference_module, "_PIXELS_AT_A_TIME", pixels)
         step = make_feature_step(setup.graph, "head", augmentation=RANDOM, devices=setup.devices)
         seed = replicate(np.int32(4), setup.devices)
         arguments = setup.variables, seed, shard(batch, setup.devices)
@@ -244,3 +246,113 @@ def test_multi_transform_is_what_holds_frozen_parameters():
     assert isinstance(setup.transform, optax.GradientTransformation)
     for path, label in setup.trainable.labels.items():
         assert np.any(updates[path]) == (label != "frozen"), path
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.4}, {"cutmix": 1.0, "batch_norm": "train"}])
+def test_mixing_does_not_depend_on_devices_or_pieces(settings):
+    batches = [make_batch(0), make_batch(1, images=11)]
+
+    def after(devices, **more):
+        more |= settings | {"augmentation": Augment(horizontal_flip=True), "optimizer": "sgd"}
+        setup = Setup(MIDDLE, devices, **more)
+        return setup.run(batches), setup.state.variables
+
+    sums, variables = after(1)
+    others = [after(8)] if "batch_norm" in settings else [after(8), after(1, accumulate=4)]
+    for other_sums, other_variables in others:
+        for mine, theirs in zip(sums, other_sums, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4)
+        chex.assert_trees_all_close(variables, other_variables, rtol=1e-3, atol=1e-5)
+    plain = Setup(MIDDLE, 1, augmentation=Augment(horizontal_flip=True)).run(batches)
+    assert abs(plain[0].loss - sums[0].loss) > 1e-3
+
+
+def test_a_mixed_step_goes_down_the_gradient_of_both_labels():
+    setup = Setup(HEAD_ONLY, 1, optimizer="sgd", momentum=0.0, lr=1.0, mixup=1.0)
+    batch, kernel = make_batch(), setup.variables["head/kernel"]
+    hyper = jax.device_get(setup.hyper)
+    drawn = jax.vmap(
+        lambda given: step_module._drawn(setup.phase, Augment(), hyper, jnp.int32(0), given),
+        axis_name=AXIS,
+    )(jax.tree.map(lambda array: jnp.asarray(array)[None], batch))
+    mixtures, draws = jax.tree.map(lambda array: array[0], drawn)
+    weights = np.asarray(draws.mixed[1])[:, None]
+    one_hot = np.eye(CLASSES)[batch.labels]
+    targets = weights * one_hot + (1 - weights) * one_hot.reshape(-1, 2, CLASSES)[:, ::-1].reshape(
+        one_hot.shape
+    )
+    images = batch.inputs.astype(np.float32)
+    swapped = images.reshape(-1, 2, *images.shape[1:])[:, ::-1].reshape(images.shape)
+    expected = weights[..., None, None] * images + (1 - weights[..., None, None]) * swapped
+    np.testing.assert_allclose(mixtures.inputs, expected, rtol=1e-4, atol=1e-3)
+    features = setup.features(jnp.asarray(expected))
+    probabilities = jax.nn.softmax(features @ kernel + setup.variables["head/bias"])
+    gradient = features.T @ (probabilities - targets) / BATCH
+    setup.run([batch])
+    np.testing.assert_allclose(
+        setup.state.variables["head/kernel"], kernel - gradient, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_of_mirror_images_the_probabilities_are_averaged():
+    setup = Setup(HEAD_ONLY, 2)
+    images = make_batch().inputs
+    inputs = shard(images, setup.devices)
+    flips = [(False, False), (False, True), (True, False), (True, True)]
+    step = make_predict_step(setup.graph, devices=setup.devices, flips=flips)
+    plain = make_predict_step(setup.graph, devices=setup.devices)
+    expected = np.mean(
+        [
+            np.exp(plain(setup.variables, None, shard(view, setup.devices)))
+            for view in (images, images[:, :, ::-1], images[:, ::-1], images[:, ::-1, ::-1])
+        ],
+        axis=0,
+    )
+    averaged = np.exp(step(setup.variables, None, inputs))
+    np.testing.assert_allclose(averaged, expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(averaged - np.exp(plain(setup.variables, None, inputs))).max() > 1e-3
+
+
+def test_an_odd_number_of_images_on_a_device_cannot_be_mixed():
+    phase = PHASE.model_copy(update={"cutmix": 1.0})
+    check_batch_size(Config(phases=(phase,), data=Data(batch_size=8)), jax.devices()[:4])
+    with pytest.raises(UserError, match="a device has 1 of each batch"):
+        check_batch_size(Config(phases=(phase,), data=Data(batch_size=8)), jax.devices()[:8])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_classes_are_those_of_pytorch(smoothing):
+    """`CrossEntropyLoss(weight, label_smoothing)` divides by the sum of the labels' weights."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(9, CLASSES)).astype(np.float32)
+    labels, weights = rng.integers(0, CLASSES, 9), rng.uniform(0.2, 3, CLASSES).astype(np.float32)
+    hyper = hyperparameters(PHASE.model_copy(update={"label_smoothing": smoothing}), 0, 0, weights)
+    draws = step_module.Draws(jnp.zeros(9))
+    losses = step_module._losses(jnp.asarray(logits), jnp.asarray(labels), draws, hyper, 0.0)
+    loss = torch.nn.CrossEntropyLoss(torch.from_numpy(weights), label_smoothing=smoothing)
+    expected = loss(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert losses.sum() / weights[labels].sum() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_weighted_step_goes_down_the_gradient_of_the_weighted_mean():
+    weights = np.linspace(0.3, 2, CLASSES).astype(np.float32)
+    batch, kernels = make_batch(images=11), []
+    for devices in (1, 4):
+        setup = Setup(HEAD_ONLY, devices, optimizer="sgd", momentum=0.0, lr=1.0, focal=2.0)
+        setup.hyper = replicate(hyperparameters(setup.phase, 3, 4, weights), setup.devices)
+        kernel, bias = (jnp.array(setup.variables[f"head/{name}"]) for name in ("kernel", "bias"))
+        features, labels = setup.features(batch.inputs[:11]), batch.labels[:11]
+
+        def mean(kernel, features=features, labels=labels, bias=bias):
+            logs = jax.nn.log_softmax(features @ kernel + bias)[np.arange(11), labels]
+            return (
+                jnp.sum(weights[labels] * (1 - jnp.exp(logs)) ** 2 * -logs) / weights[labels].sum()
+            )
+
+        expected = kernel - jax.grad(mean)(kernel)
+        setup.run([batch])
+        kernels.append(np.asarray(setup.state.variables["head/kernel"]))
+        np.testing.assert_allclose(kernels[-1], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(*kernels, rtol=1e-5, atol=1e-6)

@@ -7,10 +7,10 @@ from step_setup import BATCH, CLASSES, HEAD_ONLY, MIDDLE, Setup, make_batch, ope
 
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import ArraySource
-from jaxtl.training import step as steps
+from jaxtl.training import inference
 from jaxtl.training.feature_cache import Feed
+from jaxtl.training.inference import make_predict_step
 from jaxtl.training.parallel import replicate, shard
-from jaxtl.training.step import make_predict_step
 
 FEATURES = 1280
 UP_FROM_14 = {"(head|top|block_1[4-6])/.*": 1.0}
@@ -20,7 +20,7 @@ ROWS = np.arange(BATCH, dtype=np.int32)
 @pytest.fixture(autouse=True)
 def whole_batches(monkeypatch):
     """XLA counts the body of a loop once, so no batch goes through in pieces here."""
-    monkeypatch.setattr(steps, "_PIXELS_AT_A_TIME", 10**9)
+    monkeypatch.setattr(inference, "_PIXELS_AT_A_TIME", 10**9)
 
 
 def forward(setup, inputs, **options):

@@ -1,9 +1,11 @@
-"""A model hub on the loopback interface, with as much of its protocol as a download needs."""
+"""A model hub on the loopback interface: its protocol for downloads and small uploads."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +26,8 @@ class Hub:
         moves_to: the commit that `main` is at once a config was sent; None to leave it.
         asked: the method, repository and file of every request for a file.
         revisions_asked: the revision in each of these.
+        token: what uploads have to come with.
+        created: what the creation of each repository asked for.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -34,6 +38,8 @@ class Hub:
     revisions: dict[str, str] = field(default_factory=lambda: {"main": COMMIT, COMMIT: COMMIT})
     moves_to: str | None = None
     revisions_asked: list[str] = field(default_factory=list)
+    token: str = "hf_right"
+    created: list[dict] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
@@ -67,6 +73,44 @@ class Hub:
                 if file == "config.json" and self.moves_to:
                     self.revisions["main"] = self.moves_to
 
+    def take(self, request: BaseHTTPRequestHandler) -> None:
+        """Answers the requests of an upload: creation, look at the card, kinds of files, commit."""
+        body = request.rfile.read(int(request.headers["Content-Length"]))
+        if self.silent:
+            self.closing.wait(10)
+        elif request.headers.get("Authorization") != f"Bearer {self.token}":
+            self._refuse(request, 401, "")
+        elif request.path == "/api/repos/create":
+            asked = json.loads(body)
+            self.created.append(asked)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.repositories.setdefault(name, {})
+            self._answer(request, {"url": f"{self.address}/{name}"})
+        elif request.path == "/api/validate-yaml":
+            self._answer(request, {"errors": [], "warnings": []})
+        elif "/preupload/" in request.path:
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self._answer(request, {"files": files})
+        else:
+            _, _, _, owner, name, _, _ = request.path.split("/")
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.repositories[f"{owner}/{name}"][line["value"]["path"]] = content
+            commit = f"{self.address}/{owner}/{name}/commit/{COMMIT}"
+            self._answer(request, {"success": True, "commitUrl": commit, "commitOid": COMMIT})
+
+    def _answer(self, request: BaseHTTPRequestHandler, content: dict) -> None:
+        text = json.dumps(content).encode()
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(text)))
+        request.end_headers()
+        request.wfile.write(text)
+
     def _refuse(self, request: BaseHTTPRequestHandler, status: int, code: str) -> None:
         request.send_response(status)
         request.send_header("X-Error-Code", code)
@@ -83,6 +127,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
             hub.answer(self)
 
         do_HEAD = do_GET
+
+        def do_POST(self) -> None:
+            hub.take(self)
 
         def log_message(self, *_: object) -> None:
             pass

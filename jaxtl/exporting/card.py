@@ -1,0 +1,148 @@
+"""A model card: what a run is, how good it is, and what it is not good for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scipy.stats import binomtest
+
+from jaxtl.metrics import class_results, confusion
+from jaxtl.training.predictor import Predictor
+from jaxtl.weights import hub
+
+_TEXT = """# {name}
+
+An image classifier of {classes} classes: {network}, trained by jaxtl {version}. It takes RGB images
+of {size} x {size} pixels ({resize}). A file that is exported has a JSON beside it, with the names
+of the classes in the order of the probabilities and the result of the file itself.
+
+## Data
+
+`{data}`: {train} images to train on and {val} to validate on{skipped}.
+SHA-256 of their fingerprints: training `{train_sha256}`, validation `{val_sha256}`.
+
+## Results
+
+On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
+
+| accuracy | interval | correct |
+|---|---|---|
+| {accuracy} |
+
+| class | recall | interval | correct |
+|---|---|---|---|
+{rows}
+
+## Limits
+
+- The best epoch was chosen by these validation images, so the accuracy on new images of the same
+  kind tends to be a little lower.
+- The intervals hold for images drawn independently from what the validation images are drawn from,
+  and say nothing of other cameras, places or times.
+- Every image gets one of these classes, also one that shows none of them.
+
+## Weights and licence
+
+{weights}
+"""
+
+
+def model_card(predictor: Predictor, name: str) -> str:
+    """The card of a run, as the README.md of a repository on the Hugging Face hub.
+
+    Measures the run on its validation images.
+
+    Args:
+        predictor: the run.
+        name: what the model is called.
+
+    Returns:
+        Markdown, with front matter in YAML as the hub defines it.
+
+    Raises:
+        UserError: the images cannot be read, or have changed.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    metadata, config = predictor.metadata, predictor.config
+    found = predictor.evaluate(predictor.images("val"))
+    correct, images = int(found.sums.top1), int(found.sums.images)
+    data = _public(metadata.source)
+    source = metadata.weights.source if metadata.weights else ""
+    front = ModelCardData(
+        model_name=name,
+        library_name="jaxtl",
+        pipeline_tag="image-classification",
+        tags=["jax", config.model.name],
+        base_model=_repository(source),
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=data,
+                dataset_name=data,
+                dataset_split="validation",
+                metric_type="accuracy",
+                metric_value=round(correct / images, 4),
+            )
+        ],
+    )
+    counts = confusion(found.labels, found.predicted, len(predictor.classes))
+    results = zip(predictor.classes, class_results(counts), strict=True)
+    text = _TEXT.format(
+        name=name,
+        classes=len(predictor.classes),
+        network=config.model.name,
+        version=metadata.versions.get("jaxtl", "of an unknown version"),
+        size=config.model.image_size,
+        resize={"stretch": "stretched to that shape", "crop": "scaled, the square in the middle"}[
+            config.data.resize
+        ],
+        data=data,
+        train=metadata.data.train.images,
+        val=metadata.data.val.images,
+        skipped=f"; {metadata.skipped_images} were unreadable" if metadata.skipped_images else "",
+        train_sha256=metadata.data.train.sha256,
+        val_sha256=metadata.data.val.sha256,
+        accuracy=_cells(correct, images),
+        rows="\n".join(
+            f"| {_escaped(title)} | {_cells(result.correct, result.images)} |"
+            for title, result in results
+        ),
+        weights=_weights(predictor),
+    )
+    return f"---\n{front.to_yaml()}\n---\n\n{text}"
+
+
+def _cells(correct: int, images: int) -> str:
+    """A fraction, its interval (Wilson 1927, JASA 22:209), and what it is of."""
+    if not images:
+        return "- | - | 0 of 0"
+    low, high = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    return f"{correct / images:.4f} | {low:.4f} to {high:.4f} | {correct} of {images}"
+
+
+def _weights(predictor: Predictor) -> str:
+    record = predictor.metadata.weights
+    if record is None:
+        return "The run began with random weights. The licence of its data applies."
+    return (
+        f"The run began with `{_public(record.source)}`, SHA-256 `{record.sha256}`. Their licence "
+        "and that of the data apply; jaxtl does not know them: add `license` above."
+    )
+
+
+def _repository(source: str) -> str | None:
+    """The repository on the hub that weights are from, which tells their licence."""
+    if not hub.names_repository(source):
+        return None
+    return source.removeprefix(hub.PREFIX).partition("@")[0]
+
+
+def _public(source: str) -> str:
+    """A source without the folders of this machine: `tfds:pets`, or the last part of a path."""
+    return source if re.match(r"[a-z]+:(?!/)", source) else Path(source).name
+
+
+def _escaped(title: str) -> str:
+    return re.sub(r"([\\|`*_<\[])", r"\\\1", title)

