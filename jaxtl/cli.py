@@ -36,6 +36,7 @@ COMMANDS = {
         "--run runs/pets new.jpg folder/ --format csv",
     ),
     "sweep": ("train the variations of a config", "--cfg sweep_heads.py --workdir runs/heads"),
+    "lr_find": ("find a learning rate", "--cfg mnv2.py --phase head"),
     "compare": ("measure networks on your own images", "--data images --budget ms=20"),
     "check": ("find bad, leaked and duplicate images", "--data images"),
     "export": ("write a run as one file for other runtimes", "--run runs/pets --to pets.onnx"),
@@ -48,6 +49,7 @@ COMMANDS = {
 def main() -> None:
     """The console script `jaxtl`, and `python -m jaxtl`: `jaxtl NAME` is `python -m jaxtl.NAME`."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    name = name if name.startswith("-") else name.replace("-", "_")
     if name in COMMANDS:
         del sys.argv[1]
         runpy.run_module(f"jaxtl.{name}", run_name="__main__", alter_sys=True)

@@ -18,6 +18,7 @@ COMMANDS = {
     "predict",
     "report",
     "sweep",
+    "lr_find",
     "compare",
     "convert",
     "export",

@@ -1,0 +1,46 @@
+"""Finds a learning rate: `python -m jaxtl.lr_find --cfg mnv2.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtl import cli
+
+_HELP = """Finds a learning rate for a phase of a config.
+
+It trains the phase for a hundred steps, each at a higher learning rate, and suggests the one at
+which the loss falls fastest. Phases before it are trained first. Nothing is kept but the curve.
+Any key of the config can be set by a flag, as in jaxtl.train."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Reads the flags and prints the suggestion; returns the exit code."""
+    flags = cli.parser("jaxtl.lr_find", _HELP)
+    flags.add_argument("--cfg", required=True, metavar="FILE", help="the config, such as mnv2.py")
+    flags.add_argument("--phase", metavar="NAME", help="the phase [the first]")
+    flags.add_argument(
+        "--plot", type=Path, default=Path("lr_find.svg"), metavar="FILE", help="[lr_find.svg]"
+    )
+    given, rest = flags.parse_known_args(arguments)
+
+    from jaxtl.config.config_file import load
+    from jaxtl.console import console
+    from jaxtl.training.cluster import warn_if_several
+    from jaxtl.training.lr_range import range_test, write_curve
+    from jaxtl.training.setup import open_data
+
+    warn_if_several("jaxtl.lr_find")
+    out, config = console(), load(given.cfg, cli.overrides(rest))
+    name = given.phase or config.phases[0].name
+    found = range_test(config, open_data(config), name, out)
+    write_curve(given.plot, found, f"{Path(given.cfg).name}, phase {name}")
+    out.print(
+        f"the loss falls fastest at a learning rate of {found.suggestion:.2g}: "
+        f"--cfg.phases.{name}.lr={found.suggestion:.2g}  ({given.plot})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
