@@ -18,7 +18,7 @@ from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits, skipped
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
-from jaxtl.metrics import Evaluation, Sums
+from jaxtl.metrics import Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import (
@@ -30,13 +30,13 @@ from jaxtl.runs.directory import (
 )
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
-from jaxtl.runs.report import write_report
 from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
-from jaxtl.training.loop import Training
+from jaxtl.training.loop import AfterEpoch, Training
 from jaxtl.training.optimizer import check_schedule, weights_of_classes
 from jaxtl.training.parallel import all_devices, check_batch_size
 from jaxtl.training.profiling import Trace, check_planned
+from jaxtl.training.report import Page
 from jaxtl.training.shared_run import (
     NoLog,
     RunLog,
@@ -55,7 +55,12 @@ _NAMED = 1000  # skipped images in `run.json`, whose size is limited where it is
 
 
 def train(
-    config: Config, data: Splits, workdir: Path, out: Console, profile: range = range(0)
+    config: Config,
+    data: Splits,
+    workdir: Path,
+    out: Console,
+    profile: range = range(0),
+    after_epoch: AfterEpoch | None = None,
 ) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
@@ -65,6 +70,7 @@ def train(
         workdir: the run directory: a new one, or that of a run of the same config and data.
         out: the terminal.
         profile: the steps to trace into the run directory, counted from 0; none by default.
+        after_epoch: called after each epoch, once it is saved; what it raises ends the run.
 
     Returns:
         Steps, best epoch of the last phase, and validation metrics of the result.
@@ -86,6 +92,7 @@ def train(
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened, profile)
+        training.after_epoch = after_epoch
         evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
 
@@ -93,7 +100,7 @@ def train(
             run.finish(result)
             if training.trace.missing:
                 out.print("no step was traced: the run ended before --profile began")
-            draw_report(run, evaluation, out)
+            training.page.at_the_end(evaluation, data.val, training.variables)
 
         hosts.from_first(finish)
     sums = evaluation.sums
@@ -231,18 +238,6 @@ def result_of(progress: Progress, sums: Sums, num_classes: int) -> dict[str, flo
     return {"step": progress.step, "best_epoch": best_epoch, **metrics}
 
 
-def draw_report(run: RunDirectory, evaluation: Evaluation, out: Console) -> None:
-    """Draws `report.html`. An error here only prints a message, since the result is saved."""
-    try:
-        write_report(run, evaluation)
-    except Exception as error:  # a drawing library may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        out.print(
-            f"{run.report} could not be drawn ({reason}); to try again: "
-            f"python -m jaxtl.evaluate --run {run.path} --report"
-        )
-
-
 def _open(
     run: RunDirectory,
     config: Config,
@@ -297,6 +292,7 @@ def _open(
         trace=hosts.together(
             lambda: Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first())
         ),
+        page=Page(run, config, network, trainables, len(data.train), out),
     )
 
 
