@@ -30,6 +30,7 @@ COMMANDS = {
         "--cfg mnv2.py --cfg.data.source=images --workdir runs/pets",
     ),
     "evaluate": ("measure a trained run", "--run runs/pets --data more-images"),
+    "report": ("draw the page of a run, or compare runs", "runs/a runs/b --to compared.html"),
     "predict": (
         "classify images with a trained run",
         "--run runs/pets new.jpg folder/ --format csv",

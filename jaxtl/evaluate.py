@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxtl import cli
-from jaxtl.errors import UserError
 
 _HELP = """Measures a trained run: loss, accuracy, and how each class fares.
 
@@ -18,21 +16,14 @@ def main(arguments: Sequence[str]) -> int:
     flags = cli.parser("jaxtl.evaluate", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     flags.add_argument("--data", metavar="SOURCE", help="other images with the same classes")
-    flags.add_argument(
-        "--report", action="store_true", help="draw report.html in the run directory again"
-    )
     cli.add_tta(flags)
     given = flags.parse_args(arguments)
-    if given.report and given.data is not None:
-        raise UserError("--report is about the run's own validation images; leave --data out")
 
     from rich.table import Table
 
     from jaxtl.console import console, metrics_text
     from jaxtl.data.sources import found_line, open_all
     from jaxtl.metrics import class_results, confusion
-    from jaxtl.runs.directory import RunDirectory
-    from jaxtl.runs.report import write_report
     from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
 
@@ -59,10 +50,6 @@ def main(arguments: Sequence[str]) -> int:
     out.print(table)
     means = evaluation.sums.means(len(predictor.classes))
     out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.images} correct)")
-    if given.report:
-        run = RunDirectory(Path(given.run))
-        write_report(run, evaluation)
-        out.print(str(run.report))
     return 0
 
 

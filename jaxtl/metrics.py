@@ -47,11 +47,14 @@ class Evaluation:
         sums: the exact sums over every image once.
         labels: the true classes, in the order of the source.
         predicted: the predicted classes.
+        log_probabilities: natural logarithms of the probabilities, (images, classes); None if
+            nobody asked for them.
     """
 
     sums: Sums
     labels: Int[np.ndarray, "images"]
     predicted: Int[np.ndarray, "images"]
+    log_probabilities: Float[np.ndarray, "images classes"] | None = None
 
 
 def quality(accuracy: float, loss: float) -> tuple[float, float]:

@@ -16,8 +16,8 @@ Any other key of the config can be set by a flag, as in jaxtl.train.
 
 Runs that only train a head, on features that fit in memory, and differ only in learning rate,
 weight decay, label smoothing or seed, train together in groups, each in one program. The best run
-of each group gets a report.html; `python -m jaxtl.evaluate --run DIR --report` draws that of any
-other run.
+of each group gets a report.html; `python -m jaxtl.report DIR` draws that of any other
+run.
 
 A run that fails does not end the sweep: the others train, the table at the end says what failed
 and why, and the exit code is 1.

@@ -155,6 +155,7 @@ class RunDirectory:
             )
         # A run that died before its first checkpoint leaves these behind.
         own = {self._config, self._run, self.metrics, self.checkpoints, self.tensorboard}
+        own.add(self.report)
         if any(not is_unfinished(path) for path in set(self.path.iterdir()) - own):
             raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
 

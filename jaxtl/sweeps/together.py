@@ -33,6 +33,7 @@ from jaxtl.training import setup
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, Plan, open_feed, plan
 from jaxtl.training.parallel import replicate
+from jaxtl.training.report import Page
 from jaxtl.training.stopping import Stop, stop_signals
 from jaxtl.training.trainable import Trainable, partition
 
@@ -97,7 +98,7 @@ def train_together(
             return
         training.train(stop)
         metadata = setup.run_metadata(configs[0], group.data)
-        _write_runs(training, metadata.model_copy(update={"weights": weights}), workdir)
+        _write_runs(training, group, metadata.model_copy(update={"weights": weights}), workdir)
         done(training.runs)
         stop.check()
 
@@ -202,7 +203,9 @@ def _head_paths(network: Network) -> list[str]:
     return [path for path in split(network)[1] if stage_of(path) == network.stage_names[-1]]
 
 
-def _write_runs(training: HeadTraining, metadata: RunMetadata, workdir: Path) -> None:
+def _write_runs(
+    training: HeadTraining, group: Family, metadata: RunMetadata, workdir: Path
+) -> None:
     """Writes the variables of all runs, and then the directory of each that did not diverge.
 
     Only the best run of the group gets a report: 64 reports would take longer than all the rest.
@@ -216,20 +219,25 @@ def _write_runs(training: HeadTraining, metadata: RunMetadata, workdir: Path) ->
     config = training.runs[0].variation.config
     origin = setup.origin_of(metadata.weights, training.network, config)
     full = config.checkpoint.full
-    group = Group.write(folder, training.trunk, training.heads, origin, full=full)
+    written = Group.write(folder, training.trunk, training.heads, origin, full=full)
     with counter(training.out, "writing the run directories", len(training.runs)) as show:
         for index, result in results.items():
             run = training.runs[index]
             with replacing(workdir / run.variation.name) as part:
                 complete = metadata.model_copy(update={"result": result})
-                _write_run(RunDirectory(part), run, complete, group, index)
+                _write_run(RunDirectory(part), run, complete, written, index)
             show(index + 1)
     best = max(results, key=lambda i: quality(results[i]["accuracy"], results[i]["loss"]))
     head = {path: value[best] for path, value in training.heads.items()}
     variables = replicate(training.trunk | head, jax.local_devices())
     evaluator = Evaluator(training.network, jax.local_devices())
     directory = RunDirectory(workdir / training.runs[best].variation.name)
-    setup.draw_report(directory, evaluator.evaluate(variables, training.feeds[-1]), training.out)
+    evaluation = evaluator.evaluate(variables, training.feeds[-1], keep_probabilities=True)
+    config, data = training.runs[best].variation.config, group.data
+    page = Page(
+        directory, config, training.network, group.trainables, len(data.train), training.out
+    )
+    page.at_the_end(evaluation, data.val, variables)
 
 
 def _write_run(

@@ -60,13 +60,22 @@ class Evaluator:
         for batch, output in lagging(outputs):
             yield batch, np.asarray(output).reshape(len(batch.labels), -1)
 
-    def evaluate(self, variables: Variables, feed: Feed, stop: Stop | None = None) -> Evaluation:
+    def evaluate(
+        self,
+        variables: Variables,
+        feed: Feed,
+        stop: Stop | None = None,
+        *,
+        keep_probabilities: bool = False,
+    ) -> Evaluation:
         """Classifies every image of a feed once, on one host where each reads a part of it.
 
         Args:
             variables: the variables of the network, on all devices.
             feed: the images or activations, in the order of their source.
             stop: asks to stop between two batches, or while images are read.
+            keep_probabilities: keep the probabilities of all classes too: four bytes for each image
+                and class.
 
         Returns:
             The same on every host.
@@ -77,18 +86,31 @@ class Evaluator:
         sums, parts = NONE, []
         for batch, log_probabilities in self.log_probabilities(variables, feed, stop):
             sums += score(log_probabilities, batch.labels, batch.valid)
-            parts.append((batch.labels, log_probabilities.argmax(axis=1), batch.valid))
+            best = log_probabilities.argmax(axis=1)
+            kept = (log_probabilities,) if keep_probabilities else ()
+            parts.append((batch.labels, best, batch.valid, *kept))
         gather = hosts.gather if feed.loader.parts > 1 else _alone
         loss, *counts = gather(np.array(sums, np.float64)).sum(axis=0).tolist()
         # Host by host, each with its part of every batch, becomes batch by batch.
-        labels, predicted, valid = (
-            np.moveaxis(gather(np.stack(part)), 0, 1).ravel() for part in zip(*parts, strict=True)
+        labels, predicted, valid, *logs = (
+            _in_order(gather(np.stack(part))) for part in zip(*parts, strict=True)
         )
-        return Evaluation(Sums(loss, *map(int, counts)), labels[valid], predicted[valid])
+        return Evaluation(
+            Sums(loss, *map(int, counts)),
+            labels[valid],
+            predicted[valid],
+            logs[0][valid] if keep_probabilities else None,
+        )
 
 
 def _alone(array: np.ndarray) -> np.ndarray:
     return array[None]
+
+
+def _in_order(gathered: np.ndarray) -> np.ndarray:
+    """From (hosts, batches, images, ...) to (all images, ...), batch by batch."""
+    by_batch = np.moveaxis(gathered, 0, 1)
+    return by_batch.reshape(-1, *gathered.shape[3:])
 
 
 def _in_step(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:

@@ -33,6 +33,7 @@ from jaxtl.training.parallel import lagging, replicate, shard
 from jaxtl.training.phase import PhaseRun, begin_phase, plan_inputs
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
+from jaxtl.training.report import Page
 from jaxtl.training.saving import Saver, warn_not_saved
 from jaxtl.training.shared_run import RunCheckpoints, RunLog
 from jaxtl.training.stopping import Stop, stop_signals
@@ -59,6 +60,7 @@ class Training:
         devices: the devices, as for `shard`, of all hosts.
         store: the store of frozen activations.
         trace: the trace of some of its steps.
+        page: the page that shows it.
         after_epoch: called with the number of epochs so far, of all phases, and the accuracy of the
             validation.
     """
@@ -77,6 +79,7 @@ class Training:
     devices: Sequence[jax.Device]
     store: FeatureStore
     trace: Trace
+    page: Page
     after_epoch: AfterEpoch | None = None
 
     def __post_init__(self) -> None:
@@ -96,7 +99,7 @@ class Training:
         """Trains what is left of the run; returns, or raises, once everything is on disk.
 
         Returns:
-            The validation of the run's result.
+            The validation of the run's result, with log probabilities.
 
         Raises:
             Interrupted: a signal asked the run to stop; it is saved and can be continued, unless
@@ -110,7 +113,9 @@ class Training:
                     if index > self.progress.phase:
                         self.progress = self.progress.next_phase()
                     self._phase(index, stop)
-                evaluation = self.evaluator.evaluate(self.variables, Feed(self.val_data), stop)
+                evaluation = self.evaluator.evaluate(
+                    self.variables, Feed(self.val_data), stop, keep_probabilities=True
+                )
             except Interrupted:
                 # An error here is the one to report: the run is not saved.
                 hosts.together(self._close)
@@ -323,6 +328,8 @@ class Training:
             progress = self._average_best(run, progress, stop)
         self.progress = progress
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
+        if hosts.is_first():
+            self.page.after_epoch()
         hosts.together(stop.check)
         if self.after_epoch is not None:
             self.after_epoch(run.past_epochs + progress.epoch, val["accuracy"])

@@ -99,12 +99,13 @@ class Predictor:
         return source
 
     def evaluate(self, source: Source) -> Evaluation:
-        """Classifies every image of a labelled source once.
+        """Classifies every image of a labelled source once; the log probabilities come along.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
         """
-        return self._evaluator.evaluate(self._variables, Feed(self.loader(source)))
+        feed = Feed(self.loader(source))
+        return self._evaluator.evaluate(self._variables, feed, keep_probabilities=True)
 
     def predict(
         self,

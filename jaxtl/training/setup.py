@@ -18,7 +18,7 @@ from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits, skipped
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
-from jaxtl.metrics import Evaluation, Sums
+from jaxtl.metrics import Sums
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import (
@@ -30,13 +30,13 @@ from jaxtl.runs.directory import (
 )
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
-from jaxtl.runs.report import write_report
 from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import AfterEpoch, Training
 from jaxtl.training.optimizer import check_schedule, weights_of_classes
 from jaxtl.training.parallel import all_devices, check_batch_size
 from jaxtl.training.profiling import Trace, check_planned
+from jaxtl.training.report import Page
 from jaxtl.training.shared_run import (
     NoLog,
     RunLog,
@@ -100,7 +100,7 @@ def train(
             run.finish(result)
             if training.trace.missing:
                 out.print("no step was traced: the run ended before --profile began")
-            draw_report(run, evaluation, out)
+            training.page.at_the_end(evaluation, data.val, training.variables)
 
         hosts.from_first(finish)
     sums = evaluation.sums
@@ -238,18 +238,6 @@ def result_of(progress: Progress, sums: Sums, num_classes: int) -> dict[str, flo
     return {"step": progress.step, "best_epoch": best_epoch, **metrics}
 
 
-def draw_report(run: RunDirectory, evaluation: Evaluation, out: Console) -> None:
-    """Draws `report.html`. An error here only prints a message, since the result is saved."""
-    try:
-        write_report(run, evaluation)
-    except Exception as error:  # a drawing library may raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        out.print(
-            f"{run.report} could not be drawn ({reason}); to try again: "
-            f"python -m jaxtl.evaluate --run {run.path} --report"
-        )
-
-
 def _open(
     run: RunDirectory,
     config: Config,
@@ -304,6 +292,7 @@ def _open(
         trace=hosts.together(
             lambda: Trace(run.path / "profile", profile, done=progress.step, here=hosts.is_first())
         ),
+        page=Page(run, config, network, trainables, len(data.train), out),
     )
 
 

@@ -88,7 +88,7 @@ def test_a_complete_run_is_continued(trained, place):
 
 
 def test_evaluate_prints_the_class(trained, place):
-    ended = run(place, "jaxtl.evaluate", "--run", "run", "--report", LC_ALL="C.UTF-8")
+    ended = run(place, "jaxtl.evaluate", "--run", "run", LC_ALL="C.UTF-8")
     assert ended.returncode == 0, ended.stderr.decode(errors="replace")
     assert CLASS.encode() in ended.stdout
 

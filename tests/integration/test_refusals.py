@@ -65,11 +65,7 @@ CASES = {
         1,
         ["'purple'", "blue, green, red"],
     ),
-    "a report on other images": (
-        ("jaxtl.evaluate", "--run", "whole", "--report", "--data", "data/val"),
-        1,
-        ["--report", "--data"],
-    ),
+    "a report of runs without a name": (("jaxtl.report", "whole", "whole"), 1, ["--to FILE"]),
     "predict a missing file": (
         ("jaxtl.predict", "--run", "whole", "data/val/red/99.png"),
         1,
@@ -101,7 +97,7 @@ CASES = {
         ["phase9 is damaged: its checkpoint is in phase 9"],
     ),
     "a report of damaged metrics": (
-        ("jaxtl.evaluate", "--run", "metrics", "--report"),
+        ("jaxtl.report", "metrics"),
         1,
         ["metrics/metrics.jsonl is damaged"],
     ),

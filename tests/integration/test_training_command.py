@@ -135,7 +135,7 @@ def test_the_report_shows_the_result(whole):
     report = (whole.path / "report.html").read_text()
     result = metadata(whole.path)["result"]
     assert f"{result['accuracy']:.2%}" in report
-    assert f"({round(result['accuracy'] * 18)} of 18)" in report
+    assert f"{round(result['accuracy'] * 18)} of 18 images" in report
     assert all(f"<td>{name}</td>" in report for name in ("blue", "green", "red"))
 
 

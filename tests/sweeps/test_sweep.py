@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from workplace import wait_until
 
-from jaxtl import convert, evaluate, load_run
+from jaxtl import convert, load_run, report
 from jaxtl.errors import UserError
 from jaxtl.models import build, split
 from jaxtl.runs.checkpoints import Checkpoints
@@ -156,12 +156,12 @@ def test_the_best_run_has_a_page_and_the_others_get_theirs_on_demand(swept):
     best, second, *_ = ranking
     drawn = (folder / best / "report.html").read_text()
     assert f"{ranking[best]['accuracy']:.2%}" in drawn
-    assert evaluate.main(["--run", str(folder / best), "--report"]) == 0
+    assert report.main([str(folder / best)]) == 0
     again = (folder / best / "report.html").read_text()
     assert classes(again) == classes(drawn)  # recall and precision, from its predictions
     page = folder / second / "report.html"
     assert not page.exists()
-    assert evaluate.main(["--run", str(page.parent), "--report"]) == 0
+    assert report.main([str(page.parent)]) == 0
     text = page.read_text()
     assert f"{ranking[second]['accuracy']:.2%}" in text
     assert f"loss {ranking[second]['loss']:.4f}" in text

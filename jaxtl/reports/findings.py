@@ -1,0 +1,109 @@
+"""What is learnt from the predictions for the validation images, once a run has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from jaxtl.config import Config
+from jaxtl.data.decoding import decode
+from jaxtl.data.sources import Source
+from jaxtl.metrics import Evaluation, Sums, confusion
+from jaxtl.models import Network, Variables
+from jaxtl.reports.gradcam import grad_cam
+from jaxtl.reports.measures import Calibration, calibration
+from jaxtl.reports.thumbnails import overlay, thumbnail
+
+_MISTAKES = 12
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image of which the network was sure, and wrong.
+
+    Attributes:
+        name: what the source calls it.
+        true, predicted: indices of classes.
+        confidence: the probability of the predicted class, 0..1.
+        image: the image as the network sees it, as a `data:` URI.
+        overlay: the same with the Grad-CAM of the predicted class.
+    """
+
+    name: str
+    true: int
+    predicted: int
+    confidence: float
+    image: str
+    overlay: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a page says of the predictions.
+
+    Attributes:
+        sums: the exact sums over the validation images.
+        counts: how many images of each class (row) were classified as each class (column).
+        calibration: how far the probabilities can be trusted.
+        mistakes: the most confident ones, the worst first.
+    """
+
+    sums: Sums
+    counts: Int[np.ndarray, "classes classes"]
+    calibration: Calibration
+    mistakes: tuple[Mistake, ...]
+
+
+def find(
+    config: Config, evaluation: Evaluation, source: Source, network: Network, variables: Variables
+) -> Findings:
+    """Draws the conclusions from a validation.
+
+    Args:
+        config: the config of the run.
+        evaluation: the validation of its result, with log probabilities.
+        source: the images, in the same order.
+        network, variables: what classified them.
+
+    Raises:
+        UserError: an image cannot be read any more.
+    """
+    logs = evaluation.log_probabilities
+    assert logs is not None, "an evaluation without log probabilities"
+    return Findings(
+        evaluation.sums,
+        confusion(evaluation.labels, evaluation.predicted, len(source.classes)),
+        calibration(logs, evaluation.labels),
+        _mistakes(config, evaluation, logs, source, network, variables),
+    )
+
+
+def _mistakes(
+    config: Config,
+    evaluation: Evaluation,
+    logs: np.ndarray,
+    source: Source,
+    network: Network,
+    variables: Variables,
+) -> tuple[Mistake, ...]:
+    wrong = np.flatnonzero(evaluation.predicted != evaluation.labels)
+    confidence = np.exp(logs[wrong, evaluation.predicted[wrong]])
+    worst = wrong[np.argsort(-confidence, kind="stable")[:_MISTAKES]]
+    if not len(worst):
+        return ()
+    size, resize = config.model.image_size, config.data.resize
+    images = np.stack([decode(source[int(index)], size, resize) for index in worst])
+    cams = grad_cam(network, variables, images, evaluation.predicted[worst])
+    return tuple(
+        Mistake(
+            source.describe(int(index)),
+            int(evaluation.labels[index]),
+            int(evaluation.predicted[index]),
+            float(np.exp(logs[index, evaluation.predicted[index]])),
+            thumbnail(image),
+            overlay(image, cam),
+        )
+        for index, image, cam in zip(worst, images, cams, strict=True)
+    )

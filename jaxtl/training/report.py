@@ -1,0 +1,145 @@
+"""Draws the page of a run: while it trains, at its end, and again later."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from jaxtl.config import Config, Phase
+from jaxtl.data.sources import Source
+from jaxtl.metrics import Evaluation
+from jaxtl.models import Network, Variables, batch_statistics, split, stage_of
+from jaxtl.reports import Findings, PlannedPhase, find, write_page
+from jaxtl.runs.directory import RunDirectory
+from jaxtl.training.optimizer import schedule
+from jaxtl.training.predictor import load_run
+from jaxtl.training.trainable import Trainable, select_trainable
+
+_RATES = 200  # of the learning rate of a phase, about
+
+
+class Page:
+    """The page of a run that trains. An error while it is drawn prints a line and ends nothing.
+
+    Args:
+        run: the run directory.
+        config: its config.
+        network: the structure of its network.
+        trainables: what trains, for each phase.
+        train_images: the number of images of an epoch.
+        out: the terminal.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: Config,
+        network: Network,
+        trainables: Sequence[Trainable],
+        train_images: int,
+        out: Console,
+    ):
+        self._run, self._config, self._network, self._out = run, config, network, out
+        self._trainables, self._train_images = trainables, train_images
+        self._failed = False
+
+    def after_epoch(self) -> None:
+        """Draws what the metrics say. After one error it draws nothing until the end of the run."""
+        if not self._failed:
+            self._draw()
+
+    def at_the_end(self, evaluation: Evaluation, source: Source, variables: Variables) -> None:
+        """Draws all there is to say of the result.
+
+        Args:
+            evaluation: the validation of the result, with log probabilities.
+            source: the images that it saw.
+            variables: the variables of the result.
+        """
+        self._draw(lambda: find(self._config, evaluation, source, self._network, variables))
+
+    @functools.cached_property
+    def _plan(self) -> list[PlannedPhase]:
+        return plan(self._config, self._network, self._trainables, self._train_images)
+
+    def _draw(self, finding: Callable[[], Findings] | None = None) -> None:
+        try:
+            write_page(self._run, self._plan, finding() if finding else None)
+        except Exception as error:  # whatever it is, the run goes on
+            self._failed = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._out.print(
+                f"{self._run.report} could not be drawn ({reason}); to try again: "
+                f"python -m jaxtl.report {self._run.path}"
+            )
+
+
+def draw_again(directory: Path, to: Path | None) -> Path:
+    """Validates a run again and draws its page from that.
+
+    Args:
+        directory: the run directory.
+        to: the file to write; None for that of the run.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: there is no run, it is damaged, it has no checkpoint yet, or the images that it
+            was validated on are not there any more.
+    """
+    predictor = load_run(directory)
+    config, network = predictor.config, predictor.network
+    source = predictor.images("val")
+    evaluation = predictor.evaluate(source)
+    trainables = [select_trainable(network, p.train, p.batch_norm) for p in config.phases]
+    run = RunDirectory(directory)
+    findings = find(config, evaluation, source, network, split(network)[1])
+    planned = plan(config, network, trainables, predictor.metadata.data.train.images)
+    return write_page(run, planned, findings, to)
+
+
+def plan(
+    config: Config, network: Network, trainables: Sequence[Trainable], train_images: int
+) -> list[PlannedPhase]:
+    """What each phase is to do, as its page shows it.
+
+    Args:
+        config: the config of the run.
+        network: the structure of its network.
+        trainables: what trains, for each phase.
+        train_images: the number of images of an epoch.
+    """
+    steps_per_epoch = -(-train_images // config.data.batch_size)
+    statistics = batch_statistics(network)
+    sizes: dict[str, dict[str, int]] = {}
+    for path, value in split(network)[1].items():
+        if path not in statistics:
+            sizes.setdefault(stage_of(path), {})[path] = value.size
+    ordered = [stage for stage in network.stage_names if stage in sizes]
+    return [
+        PlannedPhase(
+            phase.name,
+            trainable.frontier,
+            {
+                stage: sum(size for p, size in sizes[stage].items() if p in trainable.multipliers)
+                / sum(sizes[stage].values())
+                for stage in ordered
+            },
+            _learning_rates(phase, steps_per_epoch),
+        )
+        for phase, trainable in zip(config.scaled_phases, trainables, strict=True)
+    ]
+
+
+def _learning_rates(phase: Phase, steps_per_epoch: int) -> list[tuple[float, float]]:
+    """Epoch within the phase and learning rate, at some of its steps and at the last."""
+    steps = phase.epochs * steps_per_epoch
+    at = np.unique(np.append(np.arange(0, steps, max(steps // _RATES, 1)), steps - 1))
+    factors = np.broadcast_to(np.asarray(schedule(phase, steps_per_epoch)(at)), at.shape)
+    epochs = ((at + 1) / steps_per_epoch).tolist()
+    return list(zip(epochs, (phase.lr * factors).tolist(), strict=True))

@@ -1,0 +1,89 @@
+"""Intervals, classes, confusions and calibration against closed forms, scikit-learn and loops."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from sklearn.metrics import precision_recall_fscore_support
+
+from jaxtl.metrics import confusion
+from jaxtl.reports.measures import calibration, class_rows, most_confused, proportion
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 5, 300)
+LOGITS = 3 * (np.eye(6)[LABELS] + RNG.normal(size=(300, 6)))  # nothing is of the last class
+LOGS = log_softmax(LOGITS, axis=1)
+
+
+@pytest.mark.parametrize(("correct", "images"), [(0, 7), (7, 7), (352, 359), (1, 2)])
+def test_intervals_are_those_of_wilson(correct, images):
+    z, p = 1.959963984540054, correct / images
+    centre = (p + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z * math.sqrt(p * (1 - p) / images + z**2 / (4 * images**2)) / (1 + z**2 / images)
+    low, high = max(centre - half, 0), min(centre + half, 1)
+    assert proportion(correct, images) == pytest.approx((p, low, high), abs=1e-12)
+
+
+def test_classes_fare_as_scikit_learn_says():
+    predicted = LOGS.argmax(axis=1)
+    rows = class_rows(confusion(LABELS, predicted, 6))
+    expected = precision_recall_fscore_support(
+        LABELS, predicted, labels=range(6), zero_division=np.nan
+    )
+    found = [
+        [np.nan if p is None else p.value for p in (row.precision, row.recall)]
+        + [row.f1, row.images]
+        for row in rows
+    ]
+    np.testing.assert_allclose(found, np.transpose(expected))
+    assert rows[5].recall is None
+
+
+def test_a_class_that_is_neither_there_nor_predicted_has_no_results():
+    assert class_rows(np.diag([3, 0]))[1] == (0, None, None, None)
+
+
+def test_the_most_confused_pairs_come_first_and_right_ones_never():
+    counts = np.array([[90, 1, 3], [0, 80, 0], [2, 3, 70]])
+    pairs = [(0, 2, 3, 94), (2, 1, 3, 75), (2, 0, 2, 75), (0, 1, 1, 94)]
+    assert most_confused(counts, 10) == pairs
+    assert most_confused(counts, 2) == pairs[:2]
+
+
+def expected_error(logs):
+    """The expected calibration error, image by image."""
+    total = 0.0
+    for k in range(15):
+        inside = [
+            (math.exp(row.max()), row.argmax() == label)
+            for row, label in zip(logs, LABELS, strict=True)
+            if k / 15 < math.exp(row.max()) <= (k + 1) / 15
+        ]
+        total += abs(sum(p for p, _ in inside) - sum(right for _, right in inside))
+    return total / len(LABELS)
+
+
+def test_the_calibration_error_is_that_of_a_loop_over_the_images():
+    found = calibration(LOGS, LABELS)
+    assert found.error == pytest.approx(expected_error(LOGS))
+    assert found.images.sum() == 300
+    after = log_softmax(LOGITS / found.temperature, axis=1)
+    assert found.error_at_temperature == pytest.approx(expected_error(after))
+
+
+def test_no_other_temperature_has_less_loss():
+    def loss(temperature):
+        return -log_softmax(LOGITS / temperature, axis=1)[np.arange(300), LABELS].mean()
+
+    found = calibration(LOGS, LABELS)
+    assert found.loss == pytest.approx(loss(1))
+    least = min(map(loss, np.geomspace(0.05, 20, 2000)))
+    assert found.loss_at_temperature == pytest.approx(loss(found.temperature))
+    assert found.loss_at_temperature == pytest.approx(least, abs=1e-6)
+    assert found.loss_at_temperature < found.loss - 0.01
+
+
+def test_a_network_that_is_sure_and_right_has_no_calibration_error():
+    sure = log_softmax(1000 * np.eye(5)[LABELS], axis=1)
+    assert calibration(sure, LABELS).error == pytest.approx(0)

@@ -1,0 +1,277 @@
+"""The page of a run: complete in itself, correct, legible, and safe with any class name."""
+
+import html
+import itertools
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_network import small_network
+
+import jaxtl.reports
+from jaxtl.config import Config
+from jaxtl.data.sources import ArraySource
+from jaxtl.metrics import Evaluation, Sums
+from jaxtl.models import split
+from jaxtl.reports import PlannedPhase, find, write_page
+from jaxtl.runs.directory import RunDirectory, RunMetadata
+from jaxtl.runs.metrics_log import MetricsLog
+
+STYLE = Path(jaxtl.reports.__file__).parent / "templates" / "style.css"
+PLAN = [
+    PlannedPhase("head", "head", {"top": 0.0, "head": 1.0}, [(0.5, 0.1), (1.0, 0.1), (2.0, 0.1)]),
+    PlannedPhase("finetune", "top", {"top": 0.5, "head": 1.0}, [(0.5, 0.01), (1.0, 0.005)]),
+]
+CLASSES = ("<b>&", "$x_$ or $\\frac$", "naïve")
+# Rows are classes: 6 of 7 are correct, 1 of 2, and 0 of 1; nothing is classified as the last class.
+CONFUSION = np.array([[6, 1, 0], [1, 1, 0], [0, 1, 0]])
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and the text of table rows."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.rows = [], [], []
+        self.elements = {"img": [], "svg": [], "html": []}
+        self.in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag in self.elements:
+            self.elements[tag].append(dict(attrs))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag):
+        self.in_cell = self.in_cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.in_cell:
+            self.rows[-1][-1] += data
+
+
+def begun(path, classes):
+    """A run of these classes with the log of three epochs."""
+    run = RunDirectory(path)
+    run.path.mkdir()
+    phases = (
+        {"name": "head", "train": {"head/.*": 1.0}, "epochs": 2},
+        {"name": "finetune", "train": {"(top|head)/.*": 0.5}, "epochs": 2},
+    )
+    metadata = {
+        "classes": list(classes),
+        "source": "folder <i>& \udce9",
+        "weights": {
+            "source": "keras",
+            "file": "a.h5",
+            "sha256": "c0ffee",
+            "convention": "keras",
+            "head": "new",
+            "left_out": [],
+        },
+        "data": {
+            "train": {"images": 1234, "sha256": "1"},
+            "val": {"images": 10, "sha256": "2"},
+        },
+    }
+    run.begin(Config.model_validate({"phases": phases}), RunMetadata.model_validate(metadata))
+    log = MetricsLog(run.metrics, run.tensorboard, until=0)
+    steps = enumerate((("head", 1), ("head", 2), ("finetune", 1)), start=1)
+    for (step, (name, epoch)), part in itertools.product(steps, ("train", "val")):
+        metrics = {"loss": 1 / step, "accuracy": 0.5, "a_new_metric": 2.0}
+        log.write(name, epoch, step, part, metrics)
+    log.close()
+    return run
+
+
+def found_in(classes, counts):
+    """What is found in a validation with these confusions, at 32 pixels, by a random network."""
+    labels, predicted = (
+        np.repeat(side, counts.ravel()) for side in np.indices(counts.shape).reshape(2, -1)
+    )
+    images, top1 = len(labels), int(counts.trace())
+    logs = np.full((images, len(classes)), np.log(0.3 / (len(classes) - 1)))
+    logs[np.arange(images), predicted] = np.log(0.7)
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3)).astype(np.uint8)
+    network = small_network(num_classes=len(classes))
+    phases = ({"name": "head", "train": {"head/.*": 1.0}, "epochs": 2},)
+    return find(
+        Config.model_validate({"model": {"image_size": 32}, "phases": phases}),
+        Evaluation(Sums(images / 2, top1, images, images), labels, predicted, logs),
+        ArraySource("pixels", pixels, labels.astype(np.int32), tuple(classes)),
+        network,
+        split(network)[1],
+    )
+
+
+def written(path, classes, counts):
+    """The text of the page of a run whose validation has these confusions."""
+    page = write_page(begun(path, classes), PLAN, found_in(classes, counts))
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The text of a page with awkward names."""
+    return written(tmp_path_factory.mktemp("runs") / "a <i>run", CLASSES, CONFUSION)
+
+
+def labels_of_figures(page):
+    """The text that is drawn as text in the figures."""
+    return [html.unescape(text) for text in re.findall(r"<text [^>]*>([^<]*)</text>", page)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_text_in_the_figure_without_a_warning(tmp_path):
+    names = ("日本語", "القطة", "\N{CAT FACE} cat", "हिन्दी")
+    drawn = labels_of_figures(written(tmp_path / "run", names, np.eye(4, dtype=int)))
+    assert [drawn.count(name) for name in names] == [2] * 4
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_lose_their_middle_in_the_figure_alone(tmp_path):
+    names = [f"a name that goes on and on for more than a line, {n}" * 2 for n in range(5)]
+    page = written(tmp_path / "run", names, np.eye(5, dtype=int))
+    assert all(f"<td>{name}</td>" in page for name in names)
+    drawn = [text for text in labels_of_figures(page) if "…" in text]
+    assert sorted(drawn) == sorted([f"a name that …n a line, {n}" for n in range(5)] * 2)
+
+
+@pytest.mark.slow
+def test_of_many_classes_there_are_all_in_the_table_a_picture_and_the_worst_pairs(tmp_path):
+    names = [f"class {n}" for n in range(200)]
+    counts = 3 * np.eye(200, dtype=int)
+    counts[17, 4] = 40
+    page = written(tmp_path / "run", names, counts)
+    assert all(f"<td>{name}</td>" in page for name in names)
+    assert ["class 17", "class 4", "40 of 43"] in Reader(page).rows
+    assert "Confusions of 200 classes" in page
+    assert len(page) < 500_000  # bytes; twelve pairs of thumbnails come along
+
+
+def test_the_page_loads_nothing(page):
+    reader = Reader(page)
+    assert not {"script", "iframe", "object", "embed", "base"} & set(reader.tags)
+    links = [value for name, value in reader.attributes if name in ("src", "href", "xlink:href")]
+    assert links
+    assert all(value.startswith("data:") for value in links)
+    assert not any(name.startswith("on") for name, _ in reader.attributes)
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "http" not in re.sub('data:image[^"]*', "", page)
+
+
+def test_what_is_seen_is_also_said(page):
+    reader = Reader(page)
+    assert reader.elements["img"]
+    assert all(image.get("alt") for image in reader.elements["img"])
+    assert reader.elements["svg"]
+    for svg in reader.elements["svg"]:
+        assert svg["role"] == "img"
+        assert svg["aria-label"]
+    assert reader.elements["html"] == [{"lang": "en"}]
+    assert reader.tags.count("main") == reader.tags.count("h1") == 1
+
+
+def luminance(colour):
+    """Relative luminance of a colour 0..255, by WCAG 2.2."""
+    parts = [c / 255 for c in colour]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(first, second):
+    dark, light = sorted(map(luminance, (first, second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_have_the_contrast_that_wcag_asks_for(scheme):
+    light, dark = STYLE.read_text().split("@media (prefers-color-scheme: dark)")
+    colours = {
+        name: np.array([int(value[i : i + 2], 16) for i in (0, 2, 4)])
+        for name, value in re.findall(r"--([\w-]+): #(\w{6})", light if scheme == "light" else dark)
+    }
+    ground = colours["ground"]
+    strongest_cell = ground + 0.55 * (colours["accent"] - ground)
+    pairs = [
+        *itertools.product(("text", "soft"), ("ground", "raised")),
+        ("text", "frozen"),
+        ("on-accent", "accent"),
+    ]
+    ratios = {pair: contrast(*(colours[name] for name in pair)) for pair in pairs}
+    ratios["text", "cell"] = contrast(colours["text"], strongest_cell)
+    assert {pair: ratio for pair, ratio in ratios.items() if ratio < 4.5} == {}
+    lines = {n: contrast(colours[f"line-{n}"], ground) for n in range(1, 9)}
+    assert {n: ratio for n, ratio in lines.items() if ratio < 3} == {}
+
+
+def test_a_metric_that_the_page_does_not_know_is_drawn(page):
+    assert "<b>a new metric</b>" in page
+
+
+def test_a_run_that_trains_has_a_page_without_what_its_end_brings(tmp_path):
+    page = write_page(begun(tmp_path / "run", CLASSES), PLAN).read_text()
+    assert "not complete: phase finetune, epoch 1 of 2" in page
+    assert "loss (nats): train from 1 to 0.3333, val from 1 to 0.3333" in page
+    assert "Confusions" not in page
+    assert "50.00%" in page
+
+
+def test_the_chain_says_what_trains_and_where_the_frontier_is(page):
+    assert '<li class="frozen">top</li>' in page
+    assert '<li class="trained frontier"><b>frontier ▸ </b>head</li>' in page
+    assert '<li class="partly frontier"><b>frontier ▸ </b>top (partly)</li>' in page
+
+
+def test_the_wrong_images_are_shown_with_what_was_said_of_them(page):
+    reader = Reader(page)
+    assert len(reader.elements["img"]) == 2 * 3
+    alts = {image["alt"] for image in reader.elements["img"]}
+    assert "pixels[6]: <b>&, classified as $x_$ or $\\frac$" in alts
+    assert page.count("with 70.0%") == 3
+
+
+def test_names_are_text_and_never_markup(page):
+    reader = Reader(page)
+    assert "i" not in reader.tags
+    assert "<td><b>" not in page
+    assert html.escape("<b>&") in page
+    assert "<title>a &lt;i&gt;run</title>" in page
+
+
+def test_the_page_gives_the_result(page):
+    assert "70.00%" in page
+    assert "7 of 10 images; 95% interval 39.7% to 89.2%" in page  # Wilson's, by hand
+    assert "<b>0.5000</b>" in page
+
+
+def test_the_page_gives_precision_recall_and_f1_of_each_class(page):
+    rows = Reader(page).rows
+    start = rows.index(["class", "images", "precision", "recall", "F1"])
+    first, second, third = rows[start + 1 : start + 4]
+    assert [first[i] for i in (0, 1, 4)] == ["<b>&", "7", "85.7%"]
+    assert first[2].startswith("85.7%")
+    assert second[2].startswith("33.3%")
+    assert second[3].startswith("50.0%")
+    assert second[4] == "40.0%"
+    assert third[2] == "-"
+    assert third[3].startswith("0.0%")
+
+
+def test_the_page_says_what_the_run_was(page):
+    about = {row[0]: row[1] for row in Reader(page).rows if len(row) == 2}
+    assert about["network"] == "mobilenet_v2, width 1, 224 px"
+    assert about["weights"] == "keras c0ffee"
+    assert about["data"] == "folder <i>& \\udce9: 1,234 to train on, 10 to validate on"
+    assert about["phases.head.train"] == "[('head/.*', 1.0)]"
+    assert about["phases.finetune.epochs"] == "2"
+    assert "jax " in about["versions"]

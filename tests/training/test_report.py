@@ -1,0 +1,42 @@
+"""The page of a run is there while it trains, and an error in it ends nothing."""
+
+import re
+
+import pytest
+import small_run
+
+from jaxtl import report
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small")]
+
+CONFIG = small_run.settings({"train": {"head/.*": 1.0}, "epochs": 2})
+
+
+def test_a_page_is_written_during_training_completed_at_the_end_and_drawn_again(tmp_path):
+    page, seen = tmp_path / "run" / "report.html", []
+    out = small_run.watched("p0 2/2", lambda: seen.append(page.read_text()))
+    small_run.run(CONFIG, tmp_path / "run", out)
+    (during,) = seen
+    assert "not complete: phase p0, epoch 1 of 2" in during
+    assert "Calibration" not in during
+    complete = page.read_text()
+    assert "Calibration" in complete
+    assert "Grad-CAM" in complete
+    assert len(complete) < 2_000_000
+    assert report.main([str(tmp_path / "run"), "--to", str(tmp_path / "again.html")]) == 0
+    assert without_thumbnails((tmp_path / "again.html").read_text()) == without_thumbnails(complete)
+
+
+def test_a_page_that_cannot_be_drawn_is_said_twice_and_costs_nothing(tmp_path):
+    out = small_run.watched("p0 1/2", (tmp_path / "run" / "report.html").mkdir)
+    directory, checkpoints = small_run.run(CONFIG, tmp_path / "run", out)
+    said = out.file.getvalue()
+    assert said.count("report.html could not be drawn (IsADirectoryError") == 2
+    assert f"python -m jaxtl.report {tmp_path / 'run'}" in said
+    assert directory.metadata().result is not None
+    assert checkpoints.newest().epoch == 2
+
+
+def without_thumbnails(page):
+    """Bits of probabilities depend on the batch, hence those of a Grad-CAM."""
+    return re.sub(r"data:image/jpeg[^\"]*", "", page)
