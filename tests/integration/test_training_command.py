@@ -156,6 +156,7 @@ def test_a_finished_run_started_again_reports_its_result(whole, workplace):
     assert (whole.path / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_does_not_cost_the_result(whole, workplace):
     run = workplace.path / "no-report"
     shutil.copytree(whole.path, run)
@@ -202,6 +203,7 @@ def test_an_unfinished_run_is_continued_without_naming_it(workplace, small):
     assert len(list((workplace.path / "runs").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_class_folders_that_are_not_utf8_are_trained_on_to_the_end(workplace, tmp_path, small):
     data, run = tmp_path / "data", tmp_path / "run"
     write_images(data, each=4, seed=1)

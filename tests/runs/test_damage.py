@@ -149,7 +149,9 @@ def assert_nothing_other(run, copy, caplog):
     return "whole"
 
 
-@pytest.mark.parametrize("how", [flipped, cut, deleted])
+@pytest.mark.parametrize(
+    "how", [flipped, *(pytest.param(how, marks=pytest.mark.slow) for how in (cut, deleted))]
+)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_is_used(
     run, tmp_path, caplog, how
 ):

@@ -82,7 +82,9 @@ def read_damage(folder):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("work", [write, fill_the_disk, read_damage])
+@pytest.mark.parametrize(
+    "work", [pytest.param(write, marks=pytest.mark.slow), fill_the_disk, read_damage]
+)
 def test_ten_of_them_leave_nothing_open(work, tmp_path):
     assert_nothing_stays_open(work, tmp_path)
 

@@ -26,7 +26,9 @@ def after(batches, rules, devices=2, **options):
     return [float(s.loss) for s in sums], [int(s.images) for s in sums], setup
 
 
-@pytest.mark.parametrize("pieces", [4, 3])  # eight images a device: two in each piece, or up to 3
+@pytest.mark.parametrize(
+    "pieces", [4, pytest.param(3, marks=pytest.mark.slow)]
+)  # eight images a device: two in each piece, or up to 3
 @pytest.mark.parametrize("rules", [HEAD_ONLY, pytest.param(ALL, marks=pytest.mark.slow)])
 def test_accumulation_gives_the_step_of_the_whole_batch(rules, pieces):
     """With dropout, and with batches that do not fill up."""
@@ -110,6 +112,7 @@ def test_the_average_is_that_of_all_steps_with_weights_that_fall():
         np.testing.assert_array_equal(moved, plain.state.variables[path])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_run_of_an_average_is_continued_with_the_same_bits(tmp_path):
     phases = [{"train": HEAD_ONLY, "epochs": 3, "ema": 0.9, "accumulate": 2, "optimizer": "lamb"}]

@@ -132,7 +132,7 @@ def test_a_checkpoint_that_the_next_loss_shows_to_be_ruined_stays_only_if_it_was
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("on_nan", ["stop", "halve_lr"])
+@pytest.mark.parametrize("on_nan", ["stop", pytest.param("halve_lr", marks=pytest.mark.slow)])
 def test_a_phase_begins_anew_whose_only_checkpoint_is_ruined(tmp_path, monkeypatch, on_nan):
     """It was written before the validation that shows it, by a process that then ended."""
     data, path = {"source": "digits", "batch_size": 1504}, tmp_path / "run"

@@ -248,6 +248,7 @@ def test_multi_transform_is_what_holds_frozen_parameters():
         assert np.any(updates[path]) == (label != "frozen"), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"mixup": 0.4}, {"cutmix": 1.0, "batch_norm": "train"}])
 def test_mixing_does_not_depend_on_devices_or_pieces(settings):
     batches = [make_batch(0), make_batch(1, images=11)]

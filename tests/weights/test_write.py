@@ -326,7 +326,7 @@ def test_the_line_that_loads_a_file_makes_the_network_of_keras_with_its_weights(
     [
         slow("mobilenet_v2", 0.35, 100, None),
         slow("mobilenet_v2", 0.35, 100, CLASSES),
-        ("mobilenet_v2", 0.35, 32, None),
+        slow("mobilenet_v2", 0.35, 32, None),
         slow("mobilenet_v1", 0.25, 100, CLASSES),
         slow("resnet50", 1.0, 100, None),
         slow("inception_v3", 1.0, 101, None),
