@@ -24,8 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.console import console, metrics_text
     from jaxtl.data.sources import found_line, open_all
     from jaxtl.metrics import class_results, confusion
+    from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
 
+    warn_if_several("jaxtl.evaluate")
     out = console()
     predictor = load_run(given.run, tta=given.tta)
     if given.data is None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
-from jaxtl.errors import Interrupted
+from jaxtl.errors import Interrupted, UserError
 
-_HELP = """Trains the variations that a config's sweep() yields, one run directory each.
+_HELP = """Trains the variations that a config's sweep() yields, one run directory each; or, with
+--trials, those that its search(trial) suggests to Optuna, until there are so many.
 
 Any other key of the config can be set by a flag, as in jaxtl.train.
 
@@ -36,19 +37,37 @@ def main(arguments: Sequence[str]) -> int:
         metavar="DIR",
         help="where the run directories lie [runs/CONFIG-sweep-DATE-TIME]",
     )
+    flags.add_argument("--trials", type=int, metavar="N", help="search in so many trials")
+    flags.add_argument(
+        "--storage", metavar="URL", help="the database of a search [sqlite in the workdir]"
+    )
     given, rest = flags.parse_known_args(arguments)
 
     from jaxtl.console import console
     from jaxtl.sweeps.failure import failed
+    from jaxtl.sweeps.search import load_search, search
     from jaxtl.sweeps.sweep import sweep
     from jaxtl.sweeps.variations import load_sweep
+    from jaxtl.training.cluster import warn_if_several
 
-    variations = load_sweep(given.cfg, cli.overrides(rest))
+    warn_if_several("jaxtl.sweep")
+    overrides = cli.overrides(rest)
+    searches = load_search(given.cfg, overrides) is not None
+    if searches and given.trials is None:
+        raise UserError(f"{given.cfg} has a search(trial): give a number of them, --trials 30")
+    if not searches and (given.trials or given.storage):
+        raise UserError(f"{given.cfg} has no search(trial), which --trials and --storage are about")
     now = time.strftime("%Y%m%d-%H%M%S")
     workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-sweep-{now}"
     out = console()
-    out.print(f"{workdir}: to continue this sweep if it is stopped, name it with --workdir")
+    begun = "to continue this sweep if it is stopped, name it with --workdir"
     try:
+        if searches:
+            out.print(f"{workdir}: {begun}")
+            search(given.cfg, overrides, workdir, given.trials, given.storage, out)
+            return 0
+        variations = load_sweep(given.cfg, overrides)
+        out.print(f"{workdir}: {begun}")
         outcomes = sweep(variations, workdir, out)
     except Interrupted as stopped:
         out.print(f"stopped; to continue: the same command with --workdir {workdir}")

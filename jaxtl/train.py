@@ -37,7 +37,10 @@ def main(arguments: Sequence[str]) -> int:
         besides = (given.profile, given.coordinator, given.num_processes, given.process_id)
         if any(flag is not None for flag in besides):
             raise UserError("--compile-for trains nothing: leave out --profile and other processes")
-        return _compile_for(given.compile_for, given.cfg, rest)
+        from jaxtl.training.compiling import compile_and_print
+
+        compile_and_print(given.compile_for, given.cfg, cli.overrides(rest))
+        return 0
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
@@ -68,23 +71,6 @@ def main(arguments: Sequence[str]) -> int:
             f"stopped{saved}; to continue: the same command with --workdir {workdir}{instead}"
         )
         return stopped.exit_code
-    return 0
-
-
-def _compile_for(text: str, cfg: str, rest: Sequence[str]) -> int:
-    """Prints what each phase costs on accelerators."""
-    from jaxtl.forecast.target import check_compiler, prepare_environment, target
-
-    check_compiler(described := target(text))
-    prepare_environment()
-
-    from jaxtl.config.config_file import load
-    from jaxtl.console import console
-    from jaxtl.training.forecast import print_forecast
-    from jaxtl.training.setup import open_data
-
-    config = load(cfg, cli.overrides(rest))
-    print_forecast(config, open_data(config), described, console())
     return 0
 
 

@@ -1,5 +1,6 @@
 """What starts several processes: the flags that they get, and how their end is told."""
 
+import os
 import re
 import subprocess
 import sys
@@ -35,6 +36,36 @@ def test_the_slurm_file_is_a_script_with_flags_of_train(capsys):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     (command,) = re.findall(r"jaxtl\.train (.*)", script.read_text())
     assert set(re.findall(r"--[\w-]+(?= |$)", command)) <= flags_of_train(capsys)
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [
+        (0, 0, False),
+        (2, 0, False),
+        (143, 9, True),
+        *((code, restarts, restarts < 5) for code in (75, 134, 137) for restarts in (0, 4, 5)),
+    ],
+)
+def test_the_slurm_file_queues_what_was_killed_again_but_not_for_ever(
+    tmp_path, code, restarts, again
+):
+    for name, line in {"srun": f"exit {code}", "scontrol": 'echo "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    ended = subprocess.run(
+        ["bash", SCRIPTS / "slurm.sh"],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "SLURM_CPUS_PER_TASK": "1",
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(restarts),
+            "WORKDIR": "runs",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (code, "requeue 7\n" if again else "")
 
 
 def test_the_jobset_numbers_its_pods_and_names_the_first_as_coordinator(capsys):

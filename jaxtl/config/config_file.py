@@ -63,7 +63,7 @@ class Data(Checked):
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
         memory_gb: decoded images are kept in memory when those of a split (training, validation)
-            need no more, in 1e9 bytes.
+            need no more, in 1e9 bytes; of validation, a host keeps those that it classifies.
         on_bad_image: `error` ends a run at an image that cannot be used, before training starts
             where the header shows it; `skip` decodes every image before training starts, and
             leaves out those that fail. An image that cannot be read is an error with both.
@@ -104,6 +104,11 @@ class Augment(Checked):
             kept; the aspect ratio is drawn from [3/4, 4/3] (Szegedy et al. 2015, arXiv:1409.4842).
         brightness, contrast, saturation: each is scaled by a factor from [1 - v, 1 + v].
         hue: the largest turn of the colour circle, as a fraction of it, at most 0.5.
+        policy: operations drawn for each image from a published list, after those above that move
+            pixels and before those that change colours: `trivial` one of any strength
+            (TrivialAugment, Müller and Hutter 2021, arXiv:2103.10158), `rand` two of strength 9 of
+            30 (RandAugment, Cubuk et al. 2020, arXiv:1909.13719).
+        blur: the smallest and the largest standard deviation of a Gaussian blur, in pixels.
         erasing: the probability that a rectangle of 2 % to 33 % of the area becomes noise (random
             erasing, Zhong et al. 2017, arXiv:1708.04896).
     """
@@ -119,13 +124,15 @@ class Augment(Checked):
     contrast: NotNegative = 0.0
     saturation: NotNegative = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    policy: Literal["trivial", "rand"] | None = None
+    blur: tuple[Positive, Positive] | None = None
     erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    @pydantic.field_validator("crop_scale")
+    @pydantic.field_validator("crop_scale", "blur")
     @classmethod
     def _ascending(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
         if scale is not None and scale[0] > scale[1]:
-            raise ValueError("the smallest fraction comes first")
+            raise ValueError("the smaller one comes first")
         return scale
 
 

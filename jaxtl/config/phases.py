@@ -71,6 +71,9 @@ class Phase(Checked):
         weight_decay: decay of the trained kernels (never of biases or BatchNorms), decoupled from
             the gradients but in `lars`.
         clip_norm: the largest global norm of the trained gradients.
+        sam_rho: sharpness-aware minimisation: follow the gradient at the point this far up the
+            slope, in the Euclidean norm of all trained parameters, such as 0.05 (SAM, Foret et al.
+            2020, arXiv:2010.01412). A step takes two gradients. None follows the gradient itself.
         accumulate: the pieces that a device splits its part of a batch into, which it computes one
             after the other in less memory. The step is the same, but where BatchNorms train: there
             each piece is normalised by itself.
@@ -102,6 +105,9 @@ class Phase(Checked):
         patience: stop after this many epochs without a better validation result than the phase had
             before; None never stops.
         restore_best: end the phase with its best parameters rather than with its last.
+        average_best: end the phase with the average of its best epochs, at most so many, and of
+            these without each that makes the validation result worse: a greedy soup (Wortsman et
+            al. 2022, arXiv:2203.05482). None takes the best one.
     """
 
     place = "phases.{name}"
@@ -114,6 +120,7 @@ class Phase(Checked):
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 0.0
     clip_norm: Positive | None = None
+    sam_rho: Positive | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     schedule: Literal["constant", "cosine", "linear", "one_cycle", "step"] = "constant"
@@ -128,6 +135,7 @@ class Phase(Checked):
     batch_norm_momentum: Fraction | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
+    average_best: Annotated[int, Field(ge=2)] | None = None
 
     def model_post_init(self, context: Any) -> None:
         """Refuses settings that would have no effect."""
@@ -138,6 +146,8 @@ class Phase(Checked):
             )
         if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
             raise ValueError("batch_norm_momentum needs batch_norm='train'")
+        if self.average_best is not None and not self.restore_best:
+            raise ValueError("average_best needs restore_best")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} leaves nothing of the {self.epochs} epochs"

@@ -7,6 +7,8 @@ devices. `draw_geometry` turns a key into numbers, `inverse_affine` the numbers 
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Num
 
 from jaxtl.config.config_file import Augment
+from jaxtl.data.policies import POLICIES, change_values, draw_operations, movement
 
 # One key for each thing that is drawn, so that switching one on does not change the others. A new
 # entry goes last: a key depends on its place here, and augmented views must stay as they are.
@@ -32,6 +35,8 @@ _DRAWS = (
     "rotation",
     "translation",
     "erasing",
+    "policy",
+    "blur",
 )
 # Szegedy et al. 2015, arXiv:1409.4842, section 6: the aspect ratio lies in [3/4, 4/3].
 _LARGEST_RATIO = 4 / 3
@@ -66,9 +71,10 @@ def augment(
 ) -> Float[Array, "batch height width 3"]:
     """Changes each image at random, as its key says; to be called inside `jit`.
 
-    The order is: random resized crop, rotation, translation, shear and zoom, flips, all in one
-    interpolation; then brightness, contrast, saturation and hue, each clipped to the range of
-    pixels; then erasing. Without any of these this is only a cast, and with flips alone no pixel is
+    The order is: random resized crop, rotation, translation, shear and zoom, flips and what moves
+    pixels in a policy, all in one interpolation; then what changes values in a policy; then
+    brightness, contrast, saturation and hue, each clipped to the range of pixels; then blur and
+    erasing. Without any of these this is only a cast, and with flips alone no pixel is
     interpolated.
 
     Args:
@@ -79,7 +85,20 @@ def augment(
     Returns:
         RGB, 0..255, float32.
     """
-    return jax.vmap(lambda image, key: _augment_one(image, key, config))(images, keys)
+
+    def one(image: Num[Array, "height width 3"], key: Key[Array, ""]) -> Array:
+        return _augment_one(image, key, config)
+
+    if not (config.policy or config.blur or config.erasing):
+        return jax.vmap(one)(images, keys)
+    # One image after the other, a CPU computes no operations but those that are drawn
+    # (docs/decisions/0062-policies-on-the-device.md).
+    return jax.lax.platform_dependent(
+        images,
+        keys,
+        cpu=lambda images, keys: jax.lax.map(lambda each: one(*each), (images, keys)),
+        default=jax.vmap(one),
+    )
 
 
 def _keys(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
@@ -90,16 +109,28 @@ def _augment_one(
     image: Num[Array, "height width 3"], key: Key[Array, ""], config: Augment
 ) -> Float[Array, "height width 3"]:
     pixels = image.astype(jnp.float32)
-    if any((config.crop_scale, config.shear, config.zoom, config.rotation, config.translation)):
-        height, width, _ = pixels.shape
-        geometry = draw_geometry(key, config)
-        pixels = warp(pixels, inverse_affine(geometry, height, width))
+    height, width, _ = pixels.shape
+    if config.policy:
+        policy = POLICIES[config.policy]
+        operations = draw_operations(_keys(key)["policy"], policy)
+        matrix = inverse_affine(draw_geometry(key, config), height, width)
+        for operation in operations:
+            moved = movement(operation, policy, height, width)
+            matrix = jnp.sum(matrix[:, :, None] * moved, axis=1)  # not rounded, as a product may be
+        pixels = warp(pixels, matrix)
+        for operation in operations:
+            pixels = change_values(pixels, operation, policy)
+    elif any((config.crop_scale, config.shear, config.zoom, config.rotation, config.translation)):
+        pixels = warp(pixels, inverse_affine(draw_geometry(key, config), height, width))
     elif config.horizontal_flip or config.vertical_flip:
         rows, columns = draw_geometry(key, config).flip
         pixels = jnp.where(rows, pixels[::-1], pixels)
         pixels = jnp.where(columns, pixels[:, ::-1], pixels)
     if config.brightness or config.contrast or config.saturation or config.hue:
         pixels = _jitter_colours(pixels / 255, key, config) * 255
+    if config.blur:
+        sigma = jax.random.uniform(_keys(key)["blur"], minval=config.blur[0], maxval=config.blur[1])
+        pixels = blur(pixels, sigma, config.blur[1])
     if config.erasing:
         pixels = _erase(pixels, _keys(key)["erasing"], config.erasing)
     return pixels
@@ -194,11 +225,46 @@ def warp(
     return jax.vmap(resample, in_axes=2, out_axes=2)(pixels)
 
 
+def blur(
+    pixels: Float[Array, "height width 3"], sigma: Float[Array, ""], most: float
+) -> Float[Array, "height width 3"]:
+    """Blurs an image by a Gaussian; outside of it the nearest edge is repeated.
+
+    Args:
+        pixels: an image, of any range of values.
+        sigma: the standard deviation, in pixels, above 0.
+        most: an upper bound of `sigma`; the Gaussian ends at three times that.
+    """
+    # Not `dm_pix.gaussian_blur`: on a CPU it takes five times as long, and it darkens the edges.
+    height, width, channels = pixels.shape
+    reach = math.ceil(3 * most)
+    weights = jnp.exp(-jnp.square(jnp.arange(-reach, reach + 1) / sigma) / 2)
+    weights /= jnp.sum(weights)
+    around = ((reach, reach), (reach, reach), (0, 0))
+    padded = jnp.pad(pixels, around, mode="edge").reshape(height + 2 * reach, -1)
+    rows = [weight * padded[first : first + height] for first, weight in enumerate(weights)]
+    # Without the barrier XLA would compute each row once more for each of its columns.
+    blurred = jax.lax.optimization_barrier(functools.reduce(jnp.add, rows))
+    columns = [
+        weight * blurred[:, channels * first : channels * (first + width)]
+        for first, weight in enumerate(weights)
+    ]
+    return functools.reduce(jnp.add, columns).reshape(pixels.shape)
+
+
 def _erase(
     pixels: Float[Array, "height width 3"], key: Key[Array, ""], probability: float
 ) -> Float[Array, "height width 3"]:
-    """Puts noise into a rectangle that lies within the image."""
-    happens, area, ratio, corner, noise = jax.random.split(key, 5)
+    """Puts noise into a rectangle that lies within the image, with a probability."""
+    happens, drawn = jax.random.split(key)
+    chosen = jax.random.bernoulli(happens, probability)
+    return jax.lax.cond(chosen, _with_noise, lambda pixels, _: pixels, pixels, drawn)
+
+
+def _with_noise(
+    pixels: Float[Array, "height width 3"], key: Key[Array, ""]
+) -> Float[Array, "height width 3"]:
+    area, ratio, corner, noise = jax.random.split(key, 4)
     least, most = _ERASED_AREA
     area = jax.random.uniform(area, minval=least, maxval=most)
     # With a larger ratio the rectangle would be longer than the image.
@@ -210,8 +276,11 @@ def _erase(
         (places >= start) & (places < start + side)
         for places, start, side in zip(map(_centres, pixels.shape[:2]), first, box, strict=True)
     )
-    inside = rows[:, None] & columns & jax.random.bernoulli(happens, probability)
-    return jnp.where(inside[..., None], jax.random.uniform(noise, pixels.shape) * 255, pixels)
+    # Three values from the bits of one number, since to draw them takes most of the time.
+    bits = jax.random.bits(noise, (*pixels.shape[:2], 1), jnp.uint32)
+    values = (bits >> jnp.asarray([0, 8, 16], jnp.uint32)) & 255
+    inside = (rows[:, None] & columns)[..., None]
+    return jnp.where(inside, values.astype(pixels.dtype), pixels)
 
 
 def _centres(count: int) -> Float[Array, "count"]:

@@ -46,7 +46,8 @@ class Loader:
 
     Every image comes exactly once an epoch. Images that fit into `memory_bytes` are decoded at the
     first use and kept; others are decoded on threads in every epoch. Both give the same batches,
-    bit for bit.
+    bit for bit. Several hosts which shuffle keep all images each, since any may come next; without
+    shuffling a host decodes those of its parts of the batches alone.
 
     Args:
         source: the images.
@@ -94,7 +95,9 @@ class Loader:
         self._shuffle = shuffle
         self._balanced = balanced
         self._retry_seconds = retry_seconds
-        self._fits = len(source) * image_size * image_size * 3 <= memory_bytes
+        order = np.arange(len(source))
+        self._kept = order if shuffle else np.concatenate([order[:0], *self._groups(order, 0)])
+        self._fits = len(self._kept) * image_size * image_size * 3 <= memory_bytes
         self._decoded: UInt8[np.ndarray, "images size size 3"] | None = None
 
     def __len__(self) -> int:
@@ -153,7 +156,8 @@ class Loader:
                 if self._decoded is None:
                     return
             for batch in self.rows(epoch, start_step, views=views):
-                images = self._decoded[batch.indices[batch.valid]]
+                places = np.searchsorted(self._kept, batch.indices[batch.valid])
+                images = self._decoded[places]
                 yield batch._replace(inputs=_filled_up(images, self.part_size))
         else:
             groups = self._groups(self._order(epoch), start_step)
@@ -204,13 +208,13 @@ class Loader:
     def _decode_all(
         self, stop: Callable[[], bool]
     ) -> UInt8[np.ndarray, "images size size 3"] | None:
-        """All images in the order of the source; None if `stop` ended it."""
-        decoded = np.empty((len(self), *self._shape), np.uint8)
+        """The images to keep, in the order of the source; None if `stop` ended it."""
+        decoded = np.empty((len(self._kept), *self._shape), np.uint8)
         done = 0
-        for image in self._stream(np.arange(len(self)), stop):
+        for image in self._stream(self._kept, stop):
             decoded[done] = image
             done += 1
-        return decoded if done == len(self) else None
+        return decoded if done == len(self._kept) else None
 
     def _stream(
         self, order: Int64[np.ndarray, " images"], stop: Callable[[], bool]

@@ -5,9 +5,9 @@
     checkpoints/steps/N/       the variables changed so far, the optimizer's state, the run's
                                progress, whose number is N, and a digest of each array
 
-Orbax keeps the two newest, and the best epoch that each of them may return to. Variables that never
-trained are only in `initial`. Runs of a sweep that trained together share one checkpoint outside
-their directories (see `groups.py`). Runs of version 0.2 can only be read.
+Orbax keeps the two newest, and the best epochs that each of them may return to. Variables that
+never trained are only in `initial`. Runs of a sweep that trained together share one checkpoint
+outside their directories (see `groups.py`). Runs of version 0.2 can only be read.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Checkpoints:
         contents = _Contents(
             progress=progress, variables=digests(variables), optimizer=digests(state)
         )
-        self._bests.numbers = {one.best_number for one in (progress, self._newest) if one}
+        self._bests.numbers = progress.kept | (self._newest.kept if self._newest else frozenset())
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave(variables),
             optimizer=ocp.args.StandardSave(state),
@@ -366,7 +366,7 @@ def _read(place: Path) -> _Contents:
 class _KeepNumbers(preservation_policy.PreservationPolicy):
     """Keeps the checkpoints of some numbers."""
 
-    numbers: Collection[int | None] = ()
+    numbers: Collection[int] = ()
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         return [info.step in self.numbers for info in checkpoints]

@@ -11,6 +11,8 @@ from jaxtl.config import Phase
 from jaxtl.metrics import NONE, Sums, quality
 
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+EpochResult = tuple[Count, float, float]
+"""The step at the end of an epoch, and its validation result: accuracy and loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Progress:
         stale: the number of epochs since the phase's best validation result, or since it began.
         best_step, best_epoch: when the phase had its best validation result; None before the first.
         best_accuracy, best_loss: the best validation result of the phase.
+        to_average: the best epochs of a phase that will average them, the best one first.
         lr_factor: the factor on the learning rate of the phase, 1 unless it diverged.
         halvings: how often a learning rate was halved since the run began.
     """
@@ -40,6 +43,7 @@ class Progress:
     best_epoch: Count | None = None
     best_accuracy: float = -1.0
     best_loss: float = float("inf")
+    to_average: tuple[EpochResult, ...] = ()
     lr_factor: float = 1.0
     halvings: Count = 0
 
@@ -61,14 +65,32 @@ class Progress:
         """The number of the checkpoint with the phase's best result; None before the first."""
         return None if self.best_step is None else 2 * self.best_step + 1
 
+    @property
+    def kept(self) -> frozenset[int]:
+        """The numbers of the checkpoints whose variables the phase may end with."""
+        steps = {step for step, *_ in self.to_average} | {self.best_step}
+        return frozenset(2 * step + 1 for step in steps if step is not None)
+
     def next_phase(self) -> Progress:
         """The progress at the start of the next phase."""
         return Progress(phase=self.phase + 1, step=self.step, halvings=self.halvings)
 
-    def after_epoch(self, accuracy: float, loss: float) -> Progress:
-        """The progress once the epoch's validation result is known."""
+    def after_epoch(self, accuracy: float, loss: float, average: int | None = None) -> Progress:
+        """The progress once the epoch's validation result is known.
+
+        Args:
+            accuracy, loss: the result.
+            average: how many epochs the phase will average at most; None for none.
+        """
+        results = (*self.to_average, (self.step, accuracy, loss))
+        ranked = sorted(results, key=lambda result: quality(*result[1:]), reverse=True)
         done = dataclasses.replace(
-            self, epoch=self.epoch + 1, batch=0, sums=NONE, stale=self.stale + 1
+            self,
+            epoch=self.epoch + 1,
+            batch=0,
+            sums=NONE,
+            stale=self.stale + 1,
+            to_average=tuple(ranked[: average or 0]),
         )
         if quality(accuracy, loss) <= quality(self.best_accuracy, self.best_loss):
             return done
@@ -79,6 +101,12 @@ class Progress:
             best_epoch=done.epoch,
             best_accuracy=accuracy,
             best_loss=loss,
+        )
+
+    def averaged(self, accuracy: float, loss: float) -> Progress:
+        """The progress once the variables of its last step are the average of the best epochs."""
+        return dataclasses.replace(
+            self, best_step=self.step, best_accuracy=accuracy, best_loss=loss, to_average=()
         )
 
     def finished(self, phase: Phase) -> bool:

@@ -1,7 +1,11 @@
-"""The exponential moving average of what trains, in place of which the optimizer moves a copy."""
+"""Averages of what trains: the moving one of the steps, and that of the best epochs.
+
+With a moving average, the optimizer moves a copy in place of the phase's variables.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -65,3 +69,32 @@ def add_to_average(
     weight = (1 - decay) / (1 - decay ** steps.astype(jnp.float32))
     average = optax.incremental_update(moved, average, weight)
     return average, Averaged(optimizer, moved, steps)
+
+
+Quality = tuple[float, float]
+
+
+def greedy_soup(
+    epochs: Sequence[Callable[[], Variables]],
+    best: Quality,
+    measure: Callable[[Variables], Quality],
+) -> tuple[Variables, Quality, list[int]]:
+    """Averages the best epochs, without each that makes the average so far worse.
+
+    Wortsman et al. 2022, arXiv:2203.05482, recipe 1.
+
+    Args:
+        epochs: read the variables of each epoch, the best one first.
+        best: how good the best one is (`metrics.quality`).
+        measure: returns how good variables are.
+
+    Returns:
+        The average, how good it is, and the indices of the epochs in it.
+    """
+    average, used = epochs[0](), [0]
+    for index, variables in enumerate(epochs[1:], start=1):
+        wider = optax.incremental_update(variables(), average, 1 / (len(used) + 1))
+        if (quality := measure(wider)) >= best:
+            average, best = wider, quality
+            used.append(index)
+    return average, best, used

@@ -1,4 +1,4 @@
-"""Joins the processes of a cluster, and says so when one of them is lost."""
+"""Joins the processes of a cluster, and says so when one is lost or a command uses just one."""
 
 from __future__ import annotations
 
@@ -92,6 +92,21 @@ def joined(
                 os._exit(_TRY_AGAIN)  # the watching process says the rest, after JAX's own words
             raise
         _leave()
+
+
+def warn_if_several(command: str) -> None:
+    """Says in one line that each process of a cluster would do all that a command does.
+
+    Args:
+        command: the name of a command that uses one process, such as `jaxtl.evaluate`.
+    """
+    detected = _detected()
+    if detected is not None and (count := detected.get_process_count()) > 1:
+        _log.warning(
+            "this is one of %d processes of a cluster, and %s uses one: each of them does all of "
+            "it, so start it in one alone (SLURM: srun --ntasks=1)",
+            *(count, command),
+        )
 
 
 def _check_devices() -> None:

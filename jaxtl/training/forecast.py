@@ -19,11 +19,11 @@ from jaxtl.forecast.program import Program, compile_program
 from jaxtl.forecast.table import caption, forecast_table
 from jaxtl.forecast.target import Target, check_compiler, devices, target
 from jaxtl.models import Network, output_spec, split
-from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan, has_parameters, plan
+from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan
 from jaxtl.training.inference import make_feature_step, make_predict_step
 from jaxtl.training.optimizer import check_schedule, hyperparameters
 from jaxtl.training.parallel import abstract, check_batch_size
-from jaxtl.training.phase import first_state, phase_step
+from jaxtl.training.phase import first_state, phase_step, plan_inputs
 from jaxtl.training.setup import plan_run
 from jaxtl.training.trainable import Trainable, partition
 
@@ -146,7 +146,7 @@ class _Steps:
         """Compiles and counts all of them."""
         count, limit, row = len(self.on), usable_memory(self.described), self._row()
         each = self.config.data.batch_size // count
-        train, val = self._plans(row)
+        train, val = self._plans()
         program, largest = largest_that_fits(partial(self._train, row, train), each, limit)
         steps = [self._bounded("training", each, program, largest and largest * count)]
         if self.images[1]:
@@ -158,22 +158,17 @@ class _Steps:
     def training(self) -> Program:
         """Compiles and counts the training step."""
         row = self._row()
-        return self._train(row, self._plans(row)[0], self.config.data.batch_size // len(self.on))
+        return self._train(row, self._plans()[0], self.config.data.batch_size // len(self.on))
 
     def _row(self) -> jax.ShapeDtypeStruct:
         return output_spec(self.network, self.config.model.image_size, self.trainable.frontier)
 
-    def _plans(self, row: jax.ShapeDtypeStruct) -> tuple[Plan, Plan]:
-        if not has_parameters(self.network, self.trainable.frontier):
-            none = Plan(0, False, False, "every stage with parameters trains")
-            return none, none
-        several_hosts = len({device.process_index for device in self.on}) > 1
-        decide = partial(
-            plan, self.config, row, epochs=self.phase.epochs, several_hosts=several_hosts
+    def _plans(self) -> tuple[Plan, Plan]:
+        return plan_inputs(
+            *(self.config, self.network, self.phase, self.trainable.frontier),
+            images=self.images,
+            several_hosts=len({device.process_index for device in self.on}) > 1,
         )
-        train = decide(self.images[0], mixes=self.phase.mixes)
-        val = decide(self.images[1], views=1, beside=train.size)
-        return train, val
 
     def _tried(self, name: str, each: int, build: Callable[[int], Program]) -> Forecast:
         return self._bounded(name, each, try_to_build(build, each), None)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import chex
 import jax
@@ -17,26 +17,29 @@ from jaxtl.config import Augment, Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
-from jaxtl.metrics import Evaluation, Sums, to_host
-from jaxtl.models import Network, Variables, output_spec
+from jaxtl.metrics import Evaluation, Sums, quality, to_host
+from jaxtl.models import Network, Variables
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
+from jaxtl.training.averaging import Quality, greedy_soup
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
-from jaxtl.training.feature_cache import Feed, FrozenPass, has_parameters, open_feed, plan
+from jaxtl.training.feature_cache import Feed, FrozenPass, open_feed
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import PhaseRun, begin_phase
+from jaxtl.training.phase import PhaseRun, begin_phase, plan_inputs
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
 from jaxtl.training.report import Page
 from jaxtl.training.saving import Saver, warn_not_saved
 from jaxtl.training.shared_run import RunCheckpoints, RunLog
 from jaxtl.training.stopping import Stop, stop_signals
-from jaxtl.training.trainable import Trainable
+from jaxtl.training.trainable import Trainable, partition
+
+AfterEpoch = Callable[[int, float], None]
 
 
 @dataclasses.dataclass
@@ -58,6 +61,8 @@ class Training:
         store: the store of frozen activations.
         trace: the trace of some of its steps.
         page: the page that shows it.
+        after_epoch: called with the number of epochs so far, of all phases, and the accuracy of the
+            validation.
     """
 
     config: Config
@@ -75,6 +80,7 @@ class Training:
     store: FeatureStore
     trace: Trace
     page: Page
+    after_epoch: AfterEpoch | None = None
 
     def __post_init__(self) -> None:
         self.evaluator = Evaluator(self.network, jax.local_devices())
@@ -219,19 +225,46 @@ class Training:
         result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
         self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
 
+    def _average_best(self, run: PhaseRun, progress: Progress, stop: Stop) -> Progress:
+        """Puts the average of the best epochs in place of the last one, if one is as good.
+
+        Until this is done, the run stands before the validation of its last epoch, and a run that
+        is stopped here does all of it again.
+        """
+        self.saver.save_bests(progress)
+
+        def variables_at(step: int) -> Variables:
+            if step == progress.step:
+                return run.state.variables
+            saved = self.checkpoints.changed(2 * step + 1, self.variables)
+            return replicate(partition(saved, run.state.variables)[0], self.devices)
+
+        def measure(variables: Variables) -> Quality:
+            sums = self.evaluator.evaluate(run.frozen | variables, run.val, stop).sums
+            means = sums.means(self.network.num_classes or 0)
+            return quality(means["accuracy"], means["loss"])
+
+        epochs = [functools.partial(variables_at, step) for step, *_ in progress.to_average]
+        best = quality(progress.best_accuracy, progress.best_loss)
+        average, (accuracy, minus_loss), used = greedy_soup(epochs, best, measure)
+        self.out.print(
+            f"{run.phase.name}: averages {len(used)} of its {len(epochs)} best epochs, "
+            + metrics_text({"loss": -minus_loss, "accuracy": accuracy}, "val_")
+        )
+        if len(used) == 1:
+            return dataclasses.replace(progress, to_average=())
+        run.state = run.state._replace(variables=average)
+        return progress.averaged(accuracy, -minus_loss)
+
     def _feeds(self, phase: Phase, trainable: Trainable, stop: Stop) -> tuple[Feed, Feed]:
         """The inputs of training and validation: images, or cached activations."""
         stage = trainable.frontier
-        if not has_parameters(self.network, stage):
-            views = 0 if self.config.views == "auto" else self.config.views
-            return Feed(self.train_data, views), Feed(self.val_data)
-        row = output_spec(self.network, self.config.model.image_size, stage)
-        decide = functools.partial(
-            plan, self.config, row, epochs=phase.epochs, several_hosts=hosts.several()
+        train, val = plan_inputs(
+            *(self.config, self.network, phase, stage),
+            images=(len(self.train_data), len(self.val_data)),
+            several_hosts=hosts.several(),
         )
-        train = decide(len(self.train_data), mixes=phase.mixes)
         self.out.print(f"{phase.name}: {train.why}")
-        val = decide(len(self.val_data), views=1, beside=train.size)
         feeds = []
         for planned, loader, augmentation in (
             (train, self.train_data, self.config.augment),
@@ -276,7 +309,7 @@ class Training:
             train = self.progress.sums.means(num_classes)
             val = evaluation.sums.means(num_classes)
             check_finite("validation", val["loss"], self.progress.step, phase.name)
-            progress = self.progress.after_epoch(val["accuracy"], val["loss"])
+            progress = self.progress.after_epoch(val["accuracy"], val["loss"], phase.average_best)
             train |= {"images_per_second": shown.images_per_second, "input_wait": waited}
             train |= device_use(
                 jax.local_devices(),
@@ -291,11 +324,15 @@ class Training:
                 self.log.write(phase.name, progress.epoch, progress.step, name, metrics)
 
         hosts.together(write)
+        if progress.finished(phase) and phase.average_best:
+            progress = self._average_best(run, progress, stop)
         self.progress = progress
         self._save(run, at_once=stop.is_set() or progress.finished(phase))
         if hosts.is_first():
             self.page.after_epoch()
         hosts.together(stop.check)
+        if self.after_epoch is not None:
+            self.after_epoch(run.past_epochs + progress.epoch, val["accuracy"])
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.

@@ -134,15 +134,16 @@ def schedule(phase: Phase, steps_per_epoch: int) -> optax.Schedule:
 
 def optimizer(
     phase: Phase, trainable: Trainable, steps_per_epoch: int, hyper: Hyperparameters
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a phase over all of a network's parameters.
 
     There is one group for each learning-rate multiplier, and `set_to_zero` for frozen parameters,
     which have no optimizer state and no decay. Clipping comes first, by the norm of all trained
-    gradients together; frozen gradients are zeros there.
+    gradients together; frozen gradients are zeros there. With `sam_rho` its update takes the
+    gradient as a function too (`grad_fn` of `optax.contrib.sam`).
 
     Args:
-        phase: the phase, for its optimizer, schedule and clipping.
+        phase: the phase, for its optimizer, schedule, clipping and `sam_rho`.
         trainable: what trains.
         steps_per_epoch: the number of steps in an epoch of the schedule.
         hyper: the learning rate and weight decay; they may be traced.
@@ -152,10 +153,15 @@ def optimizer(
         trainable.labels[path]: _group(phase, factor, multiplier, hyper)
         for path, multiplier in trainable.multipliers.items()
     }
-    grouped = optax.multi_transform({**groups, FROZEN: optax.set_to_zero()}, trainable.labels)
-    if phase.clip_norm is None:
-        return grouped
-    return optax.chain(optax.clip_by_global_norm(phase.clip_norm), grouped)
+    whole = optax.multi_transform({**groups, FROZEN: optax.set_to_zero()}, trainable.labels)
+    if phase.clip_norm is not None:
+        whole = optax.chain(optax.clip_by_global_norm(phase.clip_norm), whole)
+    if phase.sam_rho is not None:
+        # Not `optax.contrib.normalize`, which makes NaNs of gradients that are all zero.
+        direction = optax.normalize_by_update_norm(eps=1e-12)
+        uphill = optax.chain(direction, optax.sgd(phase.sam_rho))
+        whole = optax.contrib.sam(whole, uphill, opaque_mode=True)
+    return optax.with_extra_args_support(whole)
 
 
 def _group(

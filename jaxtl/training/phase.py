@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxtl.config import Augment, Phase
+from jaxtl.config import Augment, Config, Phase
 from jaxtl.data.loader import Batch
 from jaxtl.forecast.macs import count_macs
-from jaxtl.models import Network, Variables, stage_of
+from jaxtl.models import Network, Variables, output_spec, stage_of
 from jaxtl.runs.progress import Progress
 from jaxtl.training.averaging import begin_average
-from jaxtl.training.feature_cache import Feed
+from jaxtl.training.feature_cache import Feed, Plan, has_parameters, plan
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, on_cpu, replicate
 from jaxtl.training.profiling import InputWait
@@ -65,6 +65,35 @@ class PhaseRun:
             self.changed,
             returns_to_best=self.phase.restore_best,
         )
+
+
+def plan_inputs(
+    config: Config,
+    network: Network,
+    phase: Phase,
+    stage: str,
+    *,
+    images: tuple[int, int],
+    several_hosts: bool,
+) -> tuple[Plan, Plan]:
+    """Decides how training and validation images reach the stages of a phase that train.
+
+    Args:
+        config: the config of the run.
+        network: its network.
+        phase: one of its phases.
+        stage: the frontier of the phase.
+        images: the numbers of training and of validation images.
+        several_hosts: as for `plan`.
+    """
+    if not has_parameters(network, stage):
+        views = 0 if config.views == "auto" else config.views
+        why = "every stage with parameters trains"
+        return Plan(views, False, False, why), Plan(0, False, False, why)
+    row = output_spec(network, config.model.image_size, stage)
+    decide = functools.partial(plan, config, row, epochs=phase.epochs, several_hosts=several_hosts)
+    train = decide(images[0], mixes=phase.mixes)
+    return train, decide(images[1], views=1, beside=train.size)
 
 
 BegunPhase = tuple[TrainStep, TrainState, Variables, Hyperparameters]

@@ -59,7 +59,7 @@ class Recovery:
             Diverged: `error`, unless the config asks for this; what is saved is not ruined.
             UserError: it was done as often as it may be.
         """
-        self.saver.save_best(progress)
+        self.saver.save_bests(progress)
         newest, reason = self.saver.newest, str(error).partition(";")[0]
         halvings, factor = progress.halvings + 1, progress.lr_factor / 2
         if self.on_nan == "stop" or halvings > _MOST_HALVINGS:

@@ -34,7 +34,7 @@ class Position:
         state: what the phase changes.
         frozen: all other variables.
         changed: the paths of all variables that the run has changed so far.
-        returns_to_best: whether the phase ends with the variables of its best epoch.
+        returns_to_best: whether the phase ends with the variables of its best epochs.
     """
 
     progress: Progress
@@ -83,7 +83,7 @@ class Saver:
         self._interval = 60 * every_minutes
         self._begun = time.monotonic()
         self._saved_at = -math.inf
-        self._unsaved_best: Position | None = None
+        self._unsaved_bests: list[Position] = []
 
     def due(self) -> bool:
         """Whether training should not go on without a checkpoint."""
@@ -92,7 +92,7 @@ class Saver:
     def save(self, position: Position, *, at_once: bool) -> None:
         """Writes a checkpoint; not so soon after the last one, unless it is to be `at_once`.
 
-        A best epoch that the phase may return to stays in memory until the next checkpoint.
+        An epoch that the phase may end with stays in memory until the next checkpoint.
 
         Raises:
             Diverged: the variables are not finite; the best epoch is saved.
@@ -100,12 +100,13 @@ class Saver:
         """
         progress = position.progress
         if hosts.from_first(lambda: not at_once and self._saved_just_now()):
-            if position.returns_to_best and progress.best_step == progress.step:
+            if position.returns_to_best and progress.number in progress.kept:
                 # A copy, since the next step donates the arrays of the state.
                 copy = jax.tree.map(jnp.copy, position.state)
-                self._unsaved_best = dataclasses.replace(position, state=copy)
+                unsaved = dataclasses.replace(position, state=copy)
+                self._unsaved_bests = [*self._kept(progress), unsaved]
             return
-        self.save_best(progress)
+        self.save_bests(progress)
         if progress.begun and progress != self.newest:
             check_state(position.state, progress.step, position.phase)
             self._write(position)
@@ -113,15 +114,18 @@ class Saver:
     def _saved_just_now(self) -> bool:
         return time.monotonic() < self._saved_at + _SECONDS_BETWEEN_CHECKPOINTS
 
-    def save_best(self, progress: Progress) -> None:
-        """Writes the best epoch of a phase if it has no checkpoint yet.
+    def save_bests(self, progress: Progress) -> None:
+        """Writes the epochs that a phase may end with, and that have no checkpoint yet.
 
         Raises:
-            UserError: the checkpoint cannot be written.
+            UserError: a checkpoint cannot be written.
         """
-        best, self._unsaved_best = self._unsaved_best, None
-        if best is not None and best.progress.step == progress.best_step:
+        unsaved, self._unsaved_bests = self._kept(progress), []
+        for best in unsaved:
             self._write(best)
+
+    def _kept(self, progress: Progress) -> list[Position]:
+        return [best for best in self._unsaved_bests if best.progress.number in progress.kept]
 
     def rescue(self, position: Position, error: Exception) -> None:
         """Saves what was trained before an error, if it is whole and no host is left out.
@@ -131,7 +135,7 @@ class Saver:
         if self.failed or not hosts.is_shared(error):
             return
         try:
-            self.save_best(position.progress)
+            self.save_bests(position.progress)
             progress = position.progress
             unsaved = progress.begun and progress != self.newest
             if unsaved and not hosts.on_any(not position.is_whole()):

@@ -32,7 +32,7 @@ from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
 from jaxtl.training.feature_store import FeatureStore
-from jaxtl.training.loop import Training
+from jaxtl.training.loop import AfterEpoch, Training
 from jaxtl.training.optimizer import check_schedule, weights_of_classes
 from jaxtl.training.parallel import all_devices, check_batch_size
 from jaxtl.training.profiling import Trace, check_planned
@@ -55,7 +55,12 @@ _NAMED = 1000  # skipped images in `run.json`, whose size is limited where it is
 
 
 def train(
-    config: Config, data: Splits, workdir: Path, out: Console, profile: range = range(0)
+    config: Config,
+    data: Splits,
+    workdir: Path,
+    out: Console,
+    profile: range = range(0),
+    after_epoch: AfterEpoch | None = None,
 ) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
@@ -65,6 +70,7 @@ def train(
         workdir: the run directory: a new one, or that of a run of the same config and data.
         out: the terminal.
         profile: the steps to trace into the run directory, counted from 0; none by default.
+        after_epoch: called after each epoch, once it is saved; what it raises ends the run.
 
     Returns:
         Steps, best epoch of the last phase, and validation metrics of the result.
@@ -86,6 +92,7 @@ def train(
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened, profile)
+        training.after_epoch = after_epoch
         evaluation = training.run()
         result = result_of(training.progress, evaluation.sums, len(data.train.classes))
 

@@ -22,12 +22,9 @@ from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
 
 _SECONDS_FOR_A_NEW_FILE = 10.0  # until a network file system shows it to other hosts
-
-
-class _Sent(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
-
-    progress: Progress | None
+_PROGRESS: pydantic.TypeAdapter[Progress | None] = pydantic.TypeAdapter(
+    Progress | None, config=pydantic.ConfigDict(arbitrary_types_allowed=True)
+)
 
 
 class SharedCheckpoints:
@@ -96,12 +93,12 @@ RunLog = MetricsLog | NoLog
 
 def progress_as_json(progress: Progress | None) -> str:
     """A progress as text that hosts can send."""
-    return json.dumps(_Sent(progress=progress).model_dump())
+    return json.dumps(_PROGRESS.dump_python(progress))  # pydantic's own has no infinity
 
 
 def as_progress(text: str) -> Progress | None:
     """The progress that `progress_as_json` wrote."""
-    return _Sent.model_validate(json.loads(text)).progress
+    return _PROGRESS.validate_python(json.loads(text))
 
 
 def check_same_everywhere(config: Config, metadata: RunMetadata) -> None:

@@ -98,14 +98,20 @@ def make_train_step(
         before, optimizer_state = moving(state.variables, state.optimizer)
         parameters, statistics = partition(before, trainable.multipliers)
         batch, draws = _drawn(phase, augmentation, hyper, state.step, batch)
-        statistics, gradients, sums = gradients_of(
-            frozen, parameters, statistics, table, hyper, batch, draws
-        )
-        gradients = lax.psum(gradients, AXIS)
+
+        def total_gradients(parameters: Variables) -> Gradients:
+            updated, gradients, sums = gradients_of(
+                frozen, parameters, statistics, table, hyper, batch, draws
+            )
+            return updated, lax.psum(gradients, AXIS), sums
+
+        updated, gradients, sums = total_gradients(parameters)
         everything = partition(frozen | parameters, trainable.labels)[0]
         transform = optimizer(phase, trainable, steps_per_epoch, hyper)
-        parameters, optimizer_state = _update(transform, gradients, optimizer_state, everything)
-        moved = parameters | statistics, optimizer_state
+        parameters, optimizer_state = _update(
+            transform, gradients, optimizer_state, everything, lambda at: total_gradients(at)[1]
+        )
+        moved = parameters | updated, optimizer_state
         if phase.ema is not None:
             moved = add_to_average(phase.ema, state.variables, state.optimizer, *moved)
         return TrainState(state.step + 1, *moved), lax.psum(sums, AXIS)
@@ -295,17 +301,25 @@ def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) ->
 
 
 def _update(
-    transform: optax.GradientTransformation,
+    transform: optax.GradientTransformationExtraArgs,
     gradients: Variables,
     state: optax.OptState,
     parameters: Variables,
+    gradients_at: Callable[[Variables], Variables],
 ) -> tuple[Variables, optax.OptState]:
     """Applies the optimizer and returns the trained parameters, which are those with a gradient.
 
     `multi_transform` takes all parameters. The gradients of frozen parameters are zeros, which the
     compiler removes. Frozen parameters are not returned: adding a zero turns -0.0 into 0.0.
+    `gradients_at` returns the gradients at other trained parameters, for SAM.
     """
-    padded = jax.tree.map(jnp.zeros_like, parameters) | gradients
-    updates, state = transform.update(padded, state, parameters)
+
+    def padded(gradients: Variables) -> Variables:
+        return jax.tree.map(jnp.zeros_like, parameters) | gradients
+
+    def grad_fn(moved: Variables, number: int) -> Variables:
+        return padded(gradients_at(partition(moved, gradients)[0]))
+
+    updates, state = transform.update(padded(gradients), state, parameters, grad_fn=grad_fn)
     trained, moves = (partition(tree, gradients)[0] for tree in (parameters, updates))
     return optax.apply_updates(trained, moves), state

@@ -169,17 +169,35 @@ def test_memory_and_stream_give_the_same_bits(tmp_path, resize):
     assert set(seen) == expected
 
 
-def test_what_fits_into_memory_is_read_once_and_what_does_not_every_epoch():
+def counting(count):
+    """`numbered(count)`, and a list that the number of each image is added to when it is read."""
+    plain, reads = numbered(count), []
+
     class Counting(ArraySource):
         def __getitem__(self, index):
             reads.append(index)
             return super().__getitem__(index)
 
-    plain = numbered(10)
-    source = Counting(plain.name, plain.pixels, plain.labels, plain.classes)
+    return Counting(plain.name, plain.pixels, plain.labels, plain.classes), reads
+
+
+@pytest.mark.parametrize("host", [0, 1])
+def test_hosts_decode_only_their_own_validation_images_and_once(host):
+    source, reads = counting(11)
+    mine = [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10]][host]
+    bytes_of_mine = len(mine) * 4 * 4 * 3
+    options = {"shuffle": False, "memory_bytes": bytes_of_mine, "part": (host, 2)}
+    load = loader(source, **options)
+    assert [values(load.epoch(epoch)) for epoch in range(3)] == [mine] * 3
+    assert sorted(reads) == mine
+    streamed = loader(numbered(11), **options | {"memory_bytes": STREAM})
+    same(load.epoch(3, 1), streamed.epoch(3, 1))
+
+
+def test_what_fits_into_memory_is_read_once_and_what_does_not_every_epoch():
     needed = 10 * 4 * 4 * 3
     for memory_bytes, expected in [(needed, 1), (needed - 1, 2)]:
-        reads = []
+        source, reads = counting(10)
         load = loader(source, memory_bytes=memory_bytes)
         assert not reads
         for epoch in range(2):

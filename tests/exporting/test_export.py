@@ -86,6 +86,7 @@ def test_the_command_writes_a_file_and_json_with_the_accuracy_that_it_says(
     }
 
 
+@pytest.mark.slow
 def test_eight_bits_that_lose_more_than_a_hundredth_are_not_left(digits, tmp_path):
     """A head on a random trunk has nothing to spare."""
     with pytest.raises(UserError, match=r"a\.onnx is not written: .*; leave --int8 out"):

@@ -40,6 +40,7 @@ def test_onnxruntime_gives_the_probabilities_of_the_network(which, tmp_path):
     assert largest_difference(onnx_files, NETWORKS[which](), tmp_path / "a.onnx", 51) < 2e-6
 
 
+@pytest.mark.slow
 def test_stablehlo_in_bfloat16_gives_the_probabilities_of_the_network_in_float32(tmp_path):
     network, path = trained(small_network(num_classes=5, dtype="bfloat16")), tmp_path / "a"
     assert largest_difference(stablehlo, network, path, 32) < 1e-2  # bfloat16 has eight bits

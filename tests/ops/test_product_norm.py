@@ -35,6 +35,13 @@ def draw(weights, *, mean=1.0):
     return tuple(jnp.asarray(array, jnp.float32) for array in drawn)
 
 
+@pytest.fixture(params=["default", "tpu"])
+def form(request, monkeypatch):
+    """Takes the forms of a kind of accelerator, which this CPU would not choose."""
+    monkeypatch.setattr(lax, "platform_dependent", lambda *of, **forms: forms[request.param](*of))
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("limits", [UNLIMITED, RELU6], ids=["unlimited", "relu6"])
 @pytest.mark.parametrize("weights", [np.ones(16), REAL], ids=["full", "padded"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -15,9 +15,9 @@ IMAGES = (1437, 360)
 pytestmark = pytest.mark.usefixtures("small")
 
 
-def forecast_of(*phases, **sections):
+def forecast_of(*phases, images=IMAGES, **sections):
     config = settings(*phases, **sections)
-    return forecast(config, target("tpu:v5e-8"), jax.devices(), classes=10, images=IMAGES)
+    return forecast(config, target("tpu:v5e-8"), jax.devices(), classes=10, images=images)
 
 
 def test_a_phase_on_cached_activations_has_three_steps_and_adds_up_its_head():
@@ -41,3 +41,9 @@ def test_a_phase_on_cached_activations_has_three_steps_and_adds_up_its_head():
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     with pytest.raises(UserError, match="does not divide by 8 devices"):
         forecast_of({"train": RULES}, data={"source": "digits", "batch_size": 12})
+
+
+def test_without_validation_images_a_cached_phase_has_no_validation():
+    head_only = {"train": {"head/.*": 1.0}, "batch_norm": "frozen", "epochs": 2}
+    (phase,) = forecast_of(head_only, images=(IMAGES[0], 0))
+    assert [step.name for step in phase.steps] == ["training", "frozen pass"]

@@ -1,6 +1,7 @@
 """What several processes agree on, in real processes; and what a single one never waits for."""
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from jaxtl.errors import UserError
+from jaxtl.metrics import Sums
+from jaxtl.runs.progress import Progress
 from jaxtl.training import cluster, hosts
+from jaxtl.training.shared_run import as_progress, progress_as_json
 
 
 def free_port():
@@ -137,6 +141,28 @@ def test_a_cluster_that_jax_detects_is_joined_where_it_has_several_processes(
     assert not cluster._is_one_of_several(None, 1, None)
     no_cluster.setenv(size, "1")
     assert not cluster._is_one_of_several(None, None, None)
+
+
+@pytest.mark.parametrize(("tasks", "said"), [("1", 0), ("4", 1)])
+def test_a_command_of_one_process_says_so_in_a_cluster_of_several(
+    no_cluster, caplog, monkeypatch, tasks, said
+):
+    monkeypatch.setattr(logging.getLogger("jaxtl"), "propagate", True)
+    cluster.warn_if_several("jaxtl.evaluate")
+    for name, value in SLURM.items():
+        no_cluster.setenv(name, value)
+    no_cluster.setenv("SLURM_NTASKS", tasks)
+    cluster.warn_if_several("jaxtl.evaluate")
+    assert len(caplog.messages) == said
+    assert all("one of 4 processes" in text and "\n" not in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [None, Progress(), Progress(phase=1, batch=3, step=9, sums=Sums(0.1, 1, 2, 3))],
+)
+def test_where_a_run_stands_is_sent_as_it_is(progress):
+    assert as_progress(progress_as_json(progress)) == progress
 
 
 def test_a_pod_that_trains_alone_does_not_ask_kubernetes(no_cluster, recwarn):

@@ -1,0 +1,251 @@
+"""Searches for the best config with Optuna: what the `search()` of a config file suggests.
+
+def search(trial):
+    return {"phases.head.lr": trial.suggest_float("phases.head.lr", 1e-4, 1e-1, log=True)}
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import pprint
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxtl.config.config_file import Config, complete, find, plain, read, vary
+from jaxtl.errors import EXPECTED, UserError, one_line
+from jaxtl.files import write_whole
+from jaxtl.sweeps.variations import run_name
+from jaxtl.training.memory import forget_programs
+from jaxtl.training.setup import open_data, train
+
+if TYPE_CHECKING:
+    import optuna
+
+_HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
+_SHOWN = 10  # trials on the terminal
+
+_BEST = '''"""{said}"""
+
+from jaxtl.config import Config
+
+
+def get_config() -> Config:
+    return Config.model_validate(
+{tree}
+    )
+'''
+
+Suggest = Callable[[Any], Mapping[str, Any]]
+
+
+def load_search(name: str, overrides: Mapping[str, str]) -> tuple[Config, Suggest] | None:
+    """Reads a config file with a `search(trial)`; None if it has none.
+
+    Args:
+        name: a config file, as for `config_file.load`.
+        overrides: flags, dotted keys with values as typed; they apply before the suggestions.
+
+    Raises:
+        UserError: the file or a flag is not possible.
+    """
+    names, config = read(name, overrides)
+    suggest = names.get("search")
+    return (config, suggest) if callable(suggest) else None
+
+
+def search(
+    name: str,
+    overrides: Mapping[str, str],
+    workdir: Path,
+    trials: int,
+    url: str | None,
+    out: Console,
+) -> None:
+    """Runs trials until a study has so many; other processes may work on the same one.
+
+    Trials that do worse than most did at the same epoch are ended (`MedianPruner`). A trial whose
+    process was killed is begun again with the same values, where its checkpoint is. After each
+    trial `best.py`, a config ready to run, `search.csv` and `search-*.svg` are written.
+
+    Args:
+        name, overrides: the config file, as for `load_search`, which has found a search in it.
+        workdir: the folder of the run directories.
+        trials: the number of trials of the study, of all processes together.
+        url: the database that holds the study, such as `postgresql://...`; None for a file in
+            `workdir`.
+        out: the terminal.
+
+    Raises:
+        UserError: Optuna is not installed, the database cannot be opened, `search` suggests what is
+            not possible, or no trial has a result.
+        Interrupted: a signal asked to stop.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("a search needs Optuna: pip install 'jaxtl[search]'") from error
+    found = load_search(name, overrides)
+    assert found is not None
+    config, suggest = found
+    workdir.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is experimental, and epochs that come once more
+        study = _study(url or f"sqlite:///{workdir.absolute() / 'study.db'}")
+        while _count(study) < trials:
+            study.optimize(
+                lambda trial: _run(trial, config, suggest, workdir, trials, out),
+                n_trials=1,
+                catch=_Failed,
+            )
+            _write(study, config, suggest, workdir, name)
+    _show(study, workdir, out)
+
+
+class _Failed(Exception):
+    """A trial has no result, and others may have one."""
+
+
+def _run(
+    trial: optuna.Trial,
+    config: Config,
+    suggest: Suggest,
+    workdir: Path,
+    trials: int,
+    out: Console,
+) -> float:
+    """Trains a trial, or what is left of it; returns its accuracy."""
+    import optuna
+
+    values = {key: plain(value) for key, value in suggest(trial).items()}
+    varied = complete(vary(config, values))
+    number = _first_number(trial.study.trials[trial.number])
+    run = workdir / run_name(number, trials, values)
+    trial.set_user_attr("run", run.name)
+    out.print(f"\ntrial {number}: {run.name}")
+
+    def after_epoch(epochs: int, accuracy: float) -> None:
+        trial.report(accuracy, epochs)
+        if trial.should_prune():
+            out.print(f"trial {number} is ended: others did better after {epochs} epochs")
+            raise optuna.TrialPruned
+
+    try:
+        return train(varied, open_data(varied), run, out, after_epoch=after_epoch)["accuracy"]
+    except EXPECTED as error:
+        out.print(f"trial {number} failed: {one_line(error)}")
+        raise _Failed from error
+    finally:
+        forget_programs()
+
+
+def _first_number(trial: optuna.trial.FrozenTrial) -> int:
+    """The number of the trial that this one begins again, or its own."""
+    import optuna
+
+    retried = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
+    return trial.number if retried is None else retried
+
+
+def _study(url: str) -> optuna.Study:
+    import optuna
+
+    try:
+        storage = optuna.storages.RDBStorage(
+            url,
+            heartbeat_interval=_HEARTBEAT,
+            grace_period=_SILENCE,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+        return optuna.create_study(
+            storage=storage,
+            study_name="jaxtl",
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+            load_if_exists=True,
+        )
+    except Exception as error:  # of Optuna, SQLAlchemy and the database's driver
+        raise UserError(f"--storage {url}: {' '.join(str(error).split())}") from error
+
+
+def _count(study: optuna.Study) -> int:
+    """The trials that are over or run; one that was killed does not count, since it comes again."""
+    import optuna
+
+    optuna.storages.fail_stale_trials(study)
+    again = {first for t in study.trials if (first := _first_number(t)) != t.number}
+    waiting = optuna.trial.TrialState.WAITING
+    return sum(t.state != waiting and t.number not in again for t in study.trials)
+
+
+def _write(study: optuna.Study, config: Config, suggest: Suggest, workdir: Path, name: str) -> None:
+    """Writes what the study knows by now, each file whole or not at all."""
+    import optuna
+
+    text = io.StringIO()
+    keys = sorted({key for trial in study.trials for key in trial.params})
+    rows = csv.writer(text)
+    rows.writerow(["trial", "state", "val_accuracy", *keys, "run"])
+    for trial in study.trials:
+        values = (trial.params.get(key, "") for key in keys)
+        run = trial.user_attrs.get("run", "")
+        rows.writerow([trial.number, trial.state.name.lower(), trial.value, *values, run])
+    write_whole(workdir / "search.csv", text.getvalue().encode())
+    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    if not done:
+        return
+    best = study.best_trial
+    suggested = suggest(optuna.trial.FixedTrial(best.params)).items()
+    tree = vary(config, {key: plain(value) for key, value in suggested}).model_dump()
+    said = f"The best of {len(done)} trials of {find(name).name}: accuracy {best.value:.4f}."
+    write_whole(workdir / "best.py", _BEST.format(said=said, tree=_indented(tree)).encode())
+    if len(done) > 1 and keys:
+        _plot(study, workdir)
+
+
+def _indented(tree: dict[str, Any]) -> str:
+    text = pprint.pformat(tree, width=90, sort_dicts=False)
+    return "\n".join(f"        {line}" for line in text.splitlines())
+
+
+def _plot(study: optuna.Study, workdir: Path) -> None:
+    """Which values did well, and which keys mattered."""
+    from optuna.visualization import matplotlib
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these plots are experimental
+        for name, plot in (
+            ("values", matplotlib.plot_parallel_coordinate),
+            ("importance", matplotlib.plot_param_importances),
+        ):
+            figure: Any = plot(study).figure
+            image = io.BytesIO()
+            figure.savefig(image, format="svg", bbox_inches="tight")
+            write_whole(workdir / f"search-{name}.svg", image.getvalue())
+            figure.clear()
+
+
+def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
+    import optuna
+
+    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    if not done:
+        raise UserError(f"no trial of {workdir} has a result; search.csv says what became of them")
+    keys = sorted({key for trial in done for key in trial.params})
+    table = Table("trial", "val_accuracy", *keys)
+    for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:_SHOWN]:
+        values = (
+            f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(trial.params.get, keys)
+        )
+        table.add_row(str(trial.number), f"{trial.value:.4f}", *values)
+    out.print(table)
+    states = [trial.state.name.lower() for trial in study.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    out.print(f"{counts}; the best config: python -m jaxtl.train --cfg {workdir / 'best.py'}")

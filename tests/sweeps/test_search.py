@@ -1,0 +1,109 @@
+"""A search by Optuna: its trials, what it writes, and processes that share and lose a study."""
+
+import csv
+import runpy
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+from rich.console import Console
+
+from jaxtl import sweep as command
+from jaxtl.config.config_file import load
+from jaxtl.errors import UserError
+from jaxtl.runs.metrics_log import read_metrics
+from jaxtl.sweeps.search import search
+
+CONFIG = """
+from jaxtl.config import Cache, Config, Data, Model, Phase
+
+def get_config():
+    return Config(
+        model=Model(width=0.35, image_size=32, weights=None),
+        data=Data(source="digits", batch_size=256),
+        views=1,
+        phases=(Phase(name="head", train={"head/.*": 1.0}, epochs=3),),
+    )
+
+def search(trial):
+    return {
+        "phases.head.lr": trial.suggest_float("phases.head.lr", 1e-6, 1e-1, log=True),
+        "model.dropout": trial.suggest_categorical("model.dropout", [0.0, 0.3]),
+    }
+"""
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "wide.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def study_of(workdir):
+    return optuna.load_study(study_name="jaxtl", storage=f"sqlite:///{workdir}/study.db")
+
+
+@pytest.mark.slow
+def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tmp_path):
+    workdir = tmp_path / "search"
+    search(str(config), {"phases.head.epochs": "2"}, workdir, 3, None, QUIET)
+    search(str(config), {"phases.head.epochs": "2"}, workdir, 8, None, QUIET)  # goes on
+    study = study_of(workdir)
+    assert len(study.trials) == 8
+    states = {trial.state.name for trial in study.trials}
+    assert "COMPLETE" in states <= {"COMPLETE", "PRUNED"}
+    rows = list(csv.DictReader((workdir / "search.csv").open()))
+    assert [int(row["trial"]) for row in rows] == list(range(8))
+    best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    written = load(str(workdir / "best.py"), {})
+    assert written.phases[0].lr == float(best["phases.head.lr"])
+    assert written.phases[0].epochs == 2
+    reported = study.trials[int(best["trial"])].intermediate_values
+    measured = [
+        m["accuracy"]
+        for m in read_metrics(workdir / best["run"] / "metrics.jsonl")
+        if m["split"] == "val"
+    ]
+    assert list(reported.values()) == pytest.approx(measured)
+    assert runpy.run_path(str(workdir / "best.py"))["get_config"]() == written
+    for name in ("values", "importance"):
+        assert "<svg" in (workdir / f"search-{name}.svg").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study_and_one_that_is_killed_is_made_up_for(config, tmp_path):
+    workdir = tmp_path / "search"
+    flags = ["--cfg", str(config), "--workdir", str(workdir), "--trials", "6"]
+    start = [sys.executable, "-m", "jaxtl.sweep", *flags]
+    both = [subprocess.Popen(start, stdout=subprocess.DEVNULL) for _ in range(2)]
+    until = time.monotonic() + 120
+    while not list(workdir.glob("0*/metrics.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    both[0].send_signal(signal.SIGKILL)
+    assert both[0].wait() == -signal.SIGKILL
+    assert both[1].wait(timeout=300) == 0
+    trials = study_of(workdir).trials
+    over = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
+    assert 5 <= len(over) <= 7
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        (CONFIG, [], "give a number of them, --trials 30"),
+        (CONFIG.partition("def search")[0], ["--trials", "3"], "has no search"),
+        (CONFIG, ["--trials", "2", "--storage", "nosql://x"], "--storage nosql://x: "),
+        (CONFIG.replace('"model.dropout":', '"model.drop":'), ["--trials", "2"], "model.drop"),
+    ],
+)
+def test_what_is_no_search_is_refused(text, flags, message, tmp_path):
+    path = tmp_path / "wide.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        command.main(["--cfg", str(path), "--workdir", str(tmp_path / "search"), *flags])
