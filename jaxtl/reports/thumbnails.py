@@ -36,7 +36,7 @@ def overlay(
     image = Image.fromarray(pixels)
     image.thumbnail((_SIDE, _SIDE))
     coarse = Image.fromarray(weights.astype(np.float32))
-    smooth = np.clip(np.asarray(coarse.resize(image.size, Image.Resampling.BICUBIC)), 0, 1)
+    smooth = np.asarray(coarse.resize(image.size, Image.Resampling.BICUBIC)).clip(0, 1)
     colours = colormaps["inferno"](smooth)[..., :3] * 255
     # Grey below the colours, so that they mean the weights alone.
     grey = np.asarray(image.convert("L").convert("RGB"), np.float32)

@@ -164,7 +164,7 @@ def test_the_best_run_has_a_page_and_the_others_get_theirs_on_demand(swept):
     assert report.main([str(page.parent)]) == 0
     text = page.read_text()
     assert f"{ranking[second]['accuracy']:.2%}" in text
-    assert f"loss {ranking[second]['loss']:.4f}" in text
+    assert f"<b>{ranking[second]['loss']:.4f}</b>" in text
 
 
 @pytest.mark.slow
