@@ -2,9 +2,9 @@
 
     python scripts/launch.py --processes 2 --devices 4 --cfg mnv2.py --workdir runs/pets
 
-`--devices` simulates devices on CPUs; without it each process has the NVIDIA GPU of its number, if
-there is one. All other flags are those of `python -m jaxtl.train`. The
-exit code is the highest of the processes', which a signal to this one reaches too.
+`--devices` simulates devices on CPUs; without it each process has one NVIDIA GPU, if there are any,
+of `CUDA_VISIBLE_DEVICES` where that is set. All other flags are those of `python -m jaxtl.train`.
+The exit code is the highest of the processes', which a signal to this one reaches too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ def start(processes: int, devices: int | None, flags: list[str]) -> list[subproc
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
     variables = {}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = given.split(",") if given else list(map(str, range(processes)))
+    if devices is None and len(gpus) < processes:
+        sys.exit(f"error: CUDA_VISIBLE_DEVICES={given} has no GPU for each process")
     if devices is not None:
         simulated = f"--xla_force_host_platform_device_count={devices}"
         variables = {
@@ -40,7 +44,7 @@ def start(processes: int, devices: int | None, flags: list[str]) -> list[subproc
     return [
         subprocess.Popen(
             [*command, "--num-processes", str(processes), "--process-id", str(number)],
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": str(number)} | variables,
+            env=os.environ | (variables or {"CUDA_VISIBLE_DEVICES": gpus[number]}),
             start_new_session=True,  # Ctrl-C reaches them once, from here
         )
         for number in range(processes)
