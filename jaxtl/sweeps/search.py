@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import pprint
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -153,8 +154,10 @@ def _first_number(trial: optuna.trial.FrozenTrial) -> int:
     return trial.number if retried is None else retried
 
 
-def _study(url: str) -> optuna.Study:
+def _study(url: str, attempts: int = 5) -> optuna.Study:
+    """Opens the study, or creates it."""
     import optuna
+    import sqlalchemy
 
     try:
         storage = optuna.storages.RDBStorage(
@@ -172,6 +175,10 @@ def _study(url: str) -> optuna.Study:
             load_if_exists=True,
         )
     except Exception as error:  # of Optuna, SQLAlchemy and the database's driver
+        # Another process may create the tables at this moment.
+        if attempts > 1 and isinstance(error, sqlalchemy.exc.DBAPIError):
+            time.sleep(1)
+            return _study(url, attempts - 1)
         raise UserError(f"--storage {url}: {' '.join(str(error).split())}") from error
 
 

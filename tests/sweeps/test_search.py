@@ -1,6 +1,7 @@
 """A search by Optuna: its trials, what it writes, and processes that share and lose a study."""
 
 import csv
+import multiprocessing
 import runpy
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from jaxtl import sweep as command
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.sweeps.search import search
+from jaxtl.sweeps.search import _study, search
 
 CONFIG = """
 from jaxtl.config import Cache, Config, Data, Model, Phase
@@ -73,6 +74,24 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     assert runpy.run_path(str(workdir / "best.py"))["get_config"]() == written
     for name in ("values", "importance"):
         assert "<svg" in (workdir / f"search-{name}.svg").read_text()
+
+
+def create(url, barrier):
+    _study("sqlite://")  # all that is imported late
+    barrier.wait()
+    _study(url)
+
+
+@pytest.mark.slow
+def test_processes_that_begin_a_search_at_once_share_it(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, url = context.Barrier(4), f"sqlite:///{tmp_path}/study.db"
+    began = [context.Process(target=create, args=(url, barrier)) for _ in range(4)]
+    for process in began:
+        process.start()
+    for process in began:
+        process.join()
+    assert [process.exitcode for process in began] == [0] * 4
 
 
 @pytest.mark.slow
