@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     out, config = console(), load(given.cfg, cli.overrides(rest))
     name = given.phase or config.phases[0].name
     found = range_test(config, open_data(config), name, out)
-    write_curve(given.plot, found, f"{Path(given.cfg).name}, phase {name}")
     out.print(
         f"the loss falls fastest at a learning rate of {found.suggestion:.2g}: "
         f"--cfg.phases.{name}.lr={found.suggestion:.2g}  ({given.plot})"
     )
+    write_curve(given.plot, found, f"{Path(given.cfg).name}, phase {name}")
     return 0
 
 

@@ -52,20 +52,19 @@ def main(arguments: Sequence[str]) -> int:
 
     warn_if_several("jaxtl.sweep")
     overrides = cli.overrides(rest)
-    searches = load_search(given.cfg, overrides) is not None
-    if searches and given.trials is None:
+    what = load_search(given.cfg, overrides)
+    if what and (given.trials is None or given.trials < 1):
         raise UserError(f"{given.cfg} has a search(trial): give a number of them, --trials 30")
-    if not searches and (given.trials or given.storage):
+    if not what and (given.trials is not None or given.storage):
         raise UserError(f"{given.cfg} has no search(trial), which --trials and --storage are about")
     now = time.strftime("%Y%m%d-%H%M%S")
     workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-sweep-{now}"
     out = console()
     begun = "to continue this sweep if it is stopped, name it with --workdir"
     try:
-        if searches:
+        if what:
             out.print(f"{workdir}: {begun}")
-            search(given.cfg, overrides, workdir, given.trials, given.storage, out)
-            return 0
+            return int(not search(what, workdir, given.trials, given.storage, out))
         variations = load_sweep(given.cfg, overrides)
         out.print(f"{workdir}: {begun}")
         outcomes = sweep(variations, workdir, out)

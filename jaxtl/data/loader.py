@@ -44,10 +44,10 @@ class Batch(NamedTuple):
 class Loader:
     """Reads, decodes and batches the images of a source.
 
-    Every image comes exactly once an epoch. Images that fit into `memory_bytes` are decoded at the
-    first use and kept; others are decoded on threads in every epoch. Both give the same batches,
-    bit for bit. Several hosts which shuffle keep all images each, since any may come next; without
-    shuffling a host decodes those of its parts of the batches alone.
+    Every image comes exactly once an epoch, unless `balanced`. Images that fit into `memory_bytes`
+    are decoded at the first use and kept; others are decoded on threads in every epoch. Both give
+    the same batches, bit for bit. Several hosts which shuffle keep all images each, since any may
+    come next; without shuffling a host decodes those of its parts of the batches alone.
 
     Args:
         source: the images.

@@ -21,8 +21,9 @@ def mix(
 ) -> tuple[Float[Array, "batch height width 3"], Float[Array, "batch"]]:
     """Mixes each image with its partner: places 0 and 1 of a batch are a pair, 2 and 3, and so on.
 
-    Of each image at least half of the mixture is its own. Where both ways are switched on, each
-    image draws one of them. An image whose partner only pads the batch stays as it is.
+    Of each image at least half of the mixture is its own; in CutMix up to whole pixels. Where both
+    ways are switched on, each image draws one of them. An image whose partner only pads the batch
+    stays as it is.
 
     Args:
         images: an even number of images, of any range of values.
@@ -34,7 +35,7 @@ def mix(
             2019, arXiv:1905.04899).
 
     Returns:
-        The mixtures, and the weight of each image in its own, 0.5 to 1.
+        The mixtures, and the weight of each image in its own, up to 1.
     """
     ways = (_blend, mixup), (_paste, cutmix)
     chosen = [partial(way, alpha=alpha) for way, alpha in ways if alpha]

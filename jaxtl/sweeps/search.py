@@ -7,6 +7,7 @@ def search(trial):
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import pprint
 import time
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxtl.config.config_file import Config, complete, find, plain, read, vary
-from jaxtl.errors import EXPECTED, UserError, one_line
+from jaxtl.config.config_file import Config, complete, find, plain, read, readable, vary
+from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.files import write_whole
 from jaxtl.sweeps.variations import run_name
 from jaxtl.training.memory import forget_programs
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import optuna
 
 _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
+_RETRIES = 2  # of a trial whose process was killed
+_DIGITS = 10_000  # trials that the names of run directories have digits for
 _SHOWN = 10  # trials on the terminal
 
 _BEST = '''"""{said}"""
@@ -42,10 +45,36 @@ def get_config() -> Config:
     )
 '''
 
-Suggest = Callable[[Any], Mapping[str, Any]]
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A config and what is searched for in it.
+
+    Attributes:
+        path: the config file.
+        config: its config, with flags.
+        suggest: its `search(trial)`.
+    """
+
+    path: Path
+    config: Config
+    suggest: Callable[[Any], Any]
+
+    def variation(self, trial: Any) -> tuple[dict[str, Any], Config]:
+        """The values of a trial, by dotted key, and the config with them.
+
+        Raises:
+            UserError: `search` fails, or suggests what is not possible.
+        """
+        with readable(self.path):
+            suggested = self.suggest(trial)
+            if not isinstance(suggested, Mapping):
+                raise UserError(f"search() returns {suggested!r}, and not a dict of dotted keys")
+            values = {key: plain(value) for key, value in suggested.items()}
+            return values, complete(vary(self.config, values))
 
 
-def load_search(name: str, overrides: Mapping[str, str]) -> tuple[Config, Suggest] | None:
+def load_search(name: str, overrides: Mapping[str, str]) -> Search | None:
     """Reads a config file with a `search(trial)`; None if it has none.
 
     Args:
@@ -57,17 +86,10 @@ def load_search(name: str, overrides: Mapping[str, str]) -> tuple[Config, Sugges
     """
     names, config = read(name, overrides)
     suggest = names.get("search")
-    return (config, suggest) if callable(suggest) else None
+    return Search(find(name), config, suggest) if callable(suggest) else None
 
 
-def search(
-    name: str,
-    overrides: Mapping[str, str],
-    workdir: Path,
-    trials: int,
-    url: str | None,
-    out: Console,
-) -> None:
+def search(what: Search, workdir: Path, trials: int, url: str | None, out: Console) -> bool:
     """Runs trials until a study has so many; other processes may work on the same one.
 
     Trials that do worse than most did at the same epoch are ended (`MedianPruner`). A trial whose
@@ -75,12 +97,15 @@ def search(
     trial `best.py`, a config ready to run, `search.csv` and `search-*.svg` are written.
 
     Args:
-        name, overrides: the config file, as for `load_search`, which has found a search in it.
+        what: the search, from `load_search`.
         workdir: the folder of the run directories.
         trials: the number of trials of the study, of all processes together.
         url: the database that holds the study, such as `postgresql://...`; None for a file in
             `workdir`.
         out: the terminal.
+
+    Returns:
+        Whether every trial has a result or was ended early.
 
     Raises:
         UserError: Optuna is not installed, the database cannot be opened, `search` suggests what is
@@ -91,43 +116,33 @@ def search(
         import optuna
     except ImportError as error:
         raise UserError("a search needs Optuna: pip install 'jaxtl[search]'") from error
-    found = load_search(name, overrides)
-    assert found is not None
-    config, suggest = found
     workdir.mkdir(parents=True, exist_ok=True)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is experimental, and epochs that come once more
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Of epochs that a trial reports once more.
+        warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
         study = _study(url or f"sqlite:///{workdir.absolute() / 'study.db'}")
         while _count(study) < trials:
-            study.optimize(
-                lambda trial: _run(trial, config, suggest, workdir, trials, out),
-                n_trials=1,
-                catch=_Failed,
-            )
-            _write(study, config, suggest, workdir, name)
+            study.optimize(lambda trial: _run(trial, what, workdir, out), n_trials=1, catch=_Failed)
+            _write(study, what, workdir)
+        lost = {number for trial in study.trials for number in _history(trial)}
     _show(study, workdir, out)
+    failed = optuna.trial.TrialState.FAIL
+    return all(trial.state != failed or trial.number in lost for trial in study.trials)
 
 
 class _Failed(Exception):
     """A trial has no result, and others may have one."""
 
 
-def _run(
-    trial: optuna.Trial,
-    config: Config,
-    suggest: Suggest,
-    workdir: Path,
-    trials: int,
-    out: Console,
-) -> float:
+def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> float:
     """Trains a trial, or what is left of it; returns its accuracy."""
     import optuna
 
-    values = {key: plain(value) for key, value in suggest(trial).items()}
-    varied = complete(vary(config, values))
-    number = _first_number(trial.study.trials[trial.number])
-    run = workdir / run_name(number, trials, values)
+    values, varied = what.variation(trial)
+    number = next(iter(_history(trial.study.trials[trial.number])), trial.number)
+    run = workdir / run_name(number, _DIGITS, values)
     trial.set_user_attr("run", run.name)
     out.print(f"\ntrial {number}: {run.name}")
 
@@ -139,6 +154,10 @@ def _run(
 
     try:
         return train(varied, open_data(varied), run, out, after_epoch=after_epoch)["accuracy"]
+    except Interrupted:  # Optuna would not come back to it
+        again = optuna.storages.RetryHeartbeatStaleTrialCallback()
+        again(trial.study, trial.study.trials[trial.number])
+        raise
     except EXPECTED as error:
         out.print(f"trial {number} failed: {one_line(error)}")
         raise _Failed from error
@@ -146,12 +165,11 @@ def _run(
         forget_programs()
 
 
-def _first_number(trial: optuna.trial.FrozenTrial) -> int:
-    """The number of the trial that this one begins again, or its own."""
+def _history(trial: optuna.trial.FrozenTrial) -> list[int]:
+    """The numbers of the trials that this one begins again, the first one first."""
     import optuna
 
-    retried = optuna.storages.RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
-    return trial.number if retried is None else retried
+    return optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history(trial)
 
 
 def _study(url: str, attempts: int = 5) -> optuna.Study:
@@ -164,7 +182,9 @@ def _study(url: str, attempts: int = 5) -> optuna.Study:
             url,
             heartbeat_interval=_HEARTBEAT,
             grace_period=_SILENCE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
+                max_retry=_RETRIES
+            ),
         )
         return optuna.create_study(
             storage=storage,
@@ -187,12 +207,12 @@ def _count(study: optuna.Study) -> int:
     import optuna
 
     optuna.storages.fail_stale_trials(study)
-    again = {first for t in study.trials if (first := _first_number(t)) != t.number}
+    again = {number for trial in study.trials for number in _history(trial)}
     waiting = optuna.trial.TrialState.WAITING
     return sum(t.state != waiting and t.number not in again for t in study.trials)
 
 
-def _write(study: optuna.Study, config: Config, suggest: Suggest, workdir: Path, name: str) -> None:
+def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
     """Writes what the study knows by now, each file whole or not at all."""
     import optuna
 
@@ -209,9 +229,8 @@ def _write(study: optuna.Study, config: Config, suggest: Suggest, workdir: Path,
     if not done:
         return
     best = study.best_trial
-    suggested = suggest(optuna.trial.FixedTrial(best.params)).items()
-    tree = vary(config, {key: plain(value) for key, value in suggested}).model_dump()
-    said = f"The best of {len(done)} trials of {find(name).name}: accuracy {best.value:.4f}."
+    tree = what.variation(optuna.trial.FixedTrial(best.params))[1].model_dump()
+    said = f"The best of {len(done)} trials of {what.path.name}: accuracy {best.value:.4f}."
     write_whole(workdir / "best.py", _BEST.format(said=said, tree=_indented(tree)).encode())
     if len(done) > 1 and keys:
         _plot(study, workdir)
@@ -224,6 +243,7 @@ def _indented(tree: dict[str, Any]) -> str:
 
 def _plot(study: optuna.Study, workdir: Path) -> None:
     """Which values did well, and which keys mattered."""
+    from matplotlib import pyplot
     from optuna.visualization import matplotlib
 
     with warnings.catch_warnings():
@@ -232,11 +252,12 @@ def _plot(study: optuna.Study, workdir: Path) -> None:
             ("values", matplotlib.plot_parallel_coordinate),
             ("importance", matplotlib.plot_param_importances),
         ):
-            figure: Any = plot(study).figure
-            image = io.BytesIO()
-            figure.savefig(image, format="svg", bbox_inches="tight")
+            with pyplot.rc_context():  # Optuna sets a style
+                figure: Any = plot(study).figure
+                image = io.BytesIO()
+                figure.savefig(image, format="svg", bbox_inches="tight")
+                pyplot.close(figure)
             write_whole(workdir / f"search-{name}.svg", image.getvalue())
-            figure.clear()
 
 
 def _show(study: optuna.Study, workdir: Path, out: Console) -> None:

@@ -23,7 +23,8 @@ from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import all_devices, replicate, shard
 from jaxtl.training.phase import begin_phase
 from jaxtl.training.predictor import Predictor
-from jaxtl.training.setup import loader, plan_run, pretrained, train
+from jaxtl.training.setup import check_plan, loader, plan_run, pretrained, train
+from jaxtl.weights import with_convention
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 10.0, 100
 _SKIPPED = 10  # steps of which the smoothed loss is the mean of too few
@@ -36,7 +37,7 @@ class RangeTest(NamedTuple):
     """What a range test found.
 
     Attributes:
-        lrs: the learning rates, each one step.
+        lrs: the learning rates of the config, each one step.
         losses: the smoothed loss of each.
         suggestion: the learning rate at which the smoothed loss falls fastest.
     """
@@ -66,9 +67,10 @@ def range_test(config: Config, data: Splits, name: str | None, out: Console) -> 
     if name is not None and name not in names:
         raise UserError(f"no phase is called {name!r}; there are {names}")
     index = names.index(name) if name is not None else 0
+    check_plan(config, data.train, all_devices())
     network, trainables = plan_run(config, len(data.train.classes))
     if index:
-        network, variables = _after(config, config.phases[:index], data, out)
+        network, variables = _after(config, config.phases[:index], network, data, out)
     else:
         network, variables, _ = pretrained(config, network)
     plain = {"schedule": "constant", "warmup_epochs": 0.0, "step_epochs": ()}
@@ -93,17 +95,19 @@ def range_test(config: Config, data: Splits, name: str | None, out: Console) -> 
         smooth = _smoothed(losses)
         if not smooth[-1] < _DIVERGED * smooth.min():
             break
-    return _found(lrs[: len(losses)], _smoothed(losses))
+    scaled = phase.lr / config.phases[index].lr  # a run scales the rate that the config has
+    return _found(lrs[: len(losses)] / scaled, _smoothed(losses))
 
 
 def _after(
-    config: Config, phases: tuple[Phase, ...], data: Splits, out: Console
+    config: Config, phases: tuple[Phase, ...], network: Network, data: Splits, out: Console
 ) -> tuple[Network, Variables]:
     """The network as some phases leave it."""
     with tempfile.TemporaryDirectory() as folder:
         train(config.model_copy(update={"phases": phases}), data, Path(folder) / "run", out)
-        network = Predictor(Path(folder) / "run").network
-    return network, split(network)[1]
+        trained = Predictor(Path(folder) / "run")
+        variables = split(trained.network)[1]
+    return with_convention(network, trained.metadata.convention), variables
 
 
 def _batches(images: Loader) -> Iterator[Batch]:

@@ -265,7 +265,8 @@ def _total_weight(batch: Batch, draws: Draws, class_weights: Any) -> Array:
     if class_weights is None:
         return jnp.sum(batch.valid)
     targets = _targets(jnp.asarray(batch.labels), draws, len(class_weights))
-    return jnp.sum(targets @ class_weights, where=batch.valid)
+    # No matrix product, which some devices round.
+    return jnp.sum(jnp.sum(targets * class_weights, axis=-1), where=batch.valid)
 
 
 def _targets(labels: Array, draws: Draws, classes: int) -> Float[Array, "batch classes"]:
@@ -290,7 +291,8 @@ def _losses(
     if not focal:
         return losses
     certainty = jnp.sum(targets * jax.nn.softmax(logits), axis=-1)
-    return (1 - certainty) ** focal * losses
+    # A root has no slope at zero.
+    return jnp.maximum(1 - certainty, jnp.finfo(jnp.float32).tiny) ** focal * losses
 
 
 def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) -> Array:

@@ -16,7 +16,7 @@ from jaxtl import sweep as command
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.sweeps.search import _study, search
+from jaxtl.sweeps.search import _study, load_search, search
 
 CONFIG = """
 from jaxtl.config import Cache, Config, Data, Model, Phase
@@ -52,8 +52,9 @@ def study_of(workdir):
 @pytest.mark.slow
 def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tmp_path):
     workdir = tmp_path / "search"
-    search(str(config), {"phases.head.epochs": "2"}, workdir, 3, None, QUIET)
-    search(str(config), {"phases.head.epochs": "2"}, workdir, 8, None, QUIET)  # goes on
+    what = load_search(str(config), {"phases.head.epochs": "2"})
+    assert search(what, workdir, 3, None, QUIET)
+    assert search(what, workdir, 8, None, QUIET)  # goes on
     study = study_of(workdir)
     assert len(study.trials) == 8
     states = {trial.state.name for trial in study.trials}
@@ -110,6 +111,24 @@ def test_two_processes_share_a_study_and_one_that_is_killed_is_made_up_for(confi
     trials = study_of(workdir).trials
     over = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")]
     assert 5 <= len(over) <= 7
+
+
+@pytest.mark.slow
+def test_a_trial_that_a_signal_stops_is_gone_on_with(config, tmp_path):
+    workdir = tmp_path / "search"
+    flags = ["--cfg", str(config), "--workdir", str(workdir), "--trials", "2"]
+    start = [sys.executable, "-m", "jaxtl.sweep", *flags]
+    stopped = subprocess.Popen([*start, "--cfg.phases.head.epochs=500"], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list(workdir.glob("0*/metrics.jsonl")):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(timeout=60) == 143
+    states = [trial.state.name for trial in study_of(workdir).trials]
+    assert states == ["FAIL", "WAITING"]
+    (run,) = workdir.glob("0*-*")
+    assert study_of(workdir).trials[1].user_attrs["run"] == run.name
 
 
 @pytest.mark.parametrize(
