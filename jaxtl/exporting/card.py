@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from scipy.stats import binomtest
-
 from jaxtl.metrics import class_results, confusion
+from jaxtl.reports.measures import proportion
 from jaxtl.training.predictor import Predictor
 from jaxtl.weights import hub
 
@@ -63,30 +62,9 @@ def model_card(predictor: Predictor, name: str) -> str:
     Raises:
         UserError: the images cannot be read, or have changed.
     """
-    from huggingface_hub import EvalResult, ModelCardData
-
     metadata, config = predictor.metadata, predictor.config
     found = predictor.evaluate(predictor.images("val"))
     correct, images = int(found.sums.top1), int(found.sums.images)
-    data = _public(metadata.source)
-    source = metadata.weights.source if metadata.weights else ""
-    front = ModelCardData(
-        model_name=name,
-        library_name="jaxtl",
-        pipeline_tag="image-classification",
-        tags=["jax", config.model.name],
-        base_model=_repository(source),
-        eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=data,
-                dataset_name=data,
-                dataset_split="validation",
-                metric_type="accuracy",
-                metric_value=round(correct / images, 4),
-            )
-        ],
-    )
     counts = confusion(found.labels, found.predicted, len(predictor.classes))
     results = zip(predictor.classes, class_results(counts), strict=True)
     text = _TEXT.format(
@@ -98,7 +76,7 @@ def model_card(predictor: Predictor, name: str) -> str:
         resize={"stretch": "stretched to that shape", "crop": "scaled, the square in the middle"}[
             config.data.resize
         ],
-        data=data,
+        data=_public(metadata.source),
         train=metadata.data.train.images,
         val=metadata.data.val.images,
         skipped=f"; {metadata.skipped_images} were unreadable" if metadata.skipped_images else "",
@@ -111,15 +89,40 @@ def model_card(predictor: Predictor, name: str) -> str:
         ),
         weights=_weights(predictor),
     )
-    return f"---\n{front.to_yaml()}\n---\n\n{text}"
+    return f"---\n{_front_matter(predictor, name, correct / images)}\n---\n\n{text}"
+
+
+def _front_matter(predictor: Predictor, name: str, accuracy: float) -> str:
+    """What the hub reads of a card, as YAML."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    metadata = predictor.metadata
+    data = _public(metadata.source)
+    result = EvalResult(
+        task_type="image-classification",
+        dataset_type=data,
+        dataset_name=data,
+        dataset_split="validation",
+        metric_type="accuracy",
+        metric_value=round(accuracy, 4),
+    )
+    front = ModelCardData(
+        model_name=name,
+        library_name="jaxtl",
+        pipeline_tag="image-classification",
+        tags=["jax", predictor.config.model.name],
+        base_model=_repository(metadata.weights.source if metadata.weights else ""),
+        eval_results=[result],
+    )
+    return front.to_yaml()
 
 
 def _cells(correct: int, images: int) -> str:
-    """A fraction, its interval (Wilson 1927, JASA 22:209), and what it is of."""
+    """A fraction, its interval, and what it is of."""
     if not images:
         return "- | - | 0 of 0"
-    low, high = binomtest(correct, images).proportion_ci(0.95, method="wilson")
-    return f"{correct / images:.4f} | {low:.4f} to {high:.4f} | {correct} of {images}"
+    found = proportion(correct, images)
+    return f"{found.value:.4f} | {found.low:.4f} to {found.high:.4f} | {correct} of {images}"
 
 
 def _weights(predictor: Predictor) -> str:
