@@ -85,7 +85,9 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
-    values = [float(y) for y in MaxNLocator(4).tick_values(min(ys), max(ys))]
+    margin = 0.0 if min(ys) < max(ys) else 0.05 * abs(ys[0]) or 1.0
+    ticks = MaxNLocator(4).tick_values(min(ys) - margin, max(ys) + margin)
+    values = [float(y) for y in ticks if y >= 0 or min(ys) < 0]
     if max(ys) <= 1 < values[-1]:  # nothing is above a fraction of 1
         values = [*(value for value in values if value < 1), 1.0]
     y_low, y_high = values[0], values[-1]

@@ -11,6 +11,7 @@ import jinja2
 
 from jaxtl.config import Config
 from jaxtl.config.config_file import leaves
+from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.reports.charts import Chart, Line, chart
 from jaxtl.reports.findings import Findings
@@ -118,6 +119,8 @@ def _state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
         return "begun; no epoch is complete yet"
     last = rows[-1]
     planned = {phase.name: phase.epochs for phase in config.phases}
+    if last["phase"] not in planned:
+        raise UserError(f"metrics.jsonl has a phase {last['phase']!r}, which the run has not")
     return f"not complete: phase {last['phase']}, epoch {last['epoch']} of {planned[last['phase']]}"
 
 

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 
@@ -140,6 +141,7 @@ def _learning_rates(phase: Phase, steps_per_epoch: int) -> list[tuple[float, flo
     """Epoch within the phase and learning rate, at some of its steps and at the last."""
     steps = phase.epochs * steps_per_epoch
     at = np.unique(np.append(np.arange(0, steps, max(steps // _RATES, 1)), steps - 1))
-    factors = np.broadcast_to(np.asarray(schedule(phase, steps_per_epoch)(at)), at.shape)
+    # Some schedules of optax take one step alone.
+    factors = np.asarray(jax.vmap(schedule(phase, steps_per_epoch))(at))
     epochs = ((at + 1) / steps_per_epoch).tolist()
     return list(zip(epochs, (phase.lr * factors).tolist(), strict=True))

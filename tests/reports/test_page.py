@@ -13,9 +13,11 @@ from small_network import small_network
 import jaxtl.reports
 from jaxtl.config import Config
 from jaxtl.data.sources import ArraySource
+from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import split
 from jaxtl.reports import PlannedPhase, find, write_page
+from jaxtl.reports.charts import Line, chart
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import MetricsLog
 
@@ -224,6 +226,21 @@ def test_a_run_that_trains_has_a_page_without_what_its_end_brings(tmp_path):
     assert "loss (nats): train from 1 to 0.3333, val from 1 to 0.3333" in page
     assert "Confusions" not in page
     assert "50.00%" in page
+
+
+@pytest.mark.parametrize("value", [0.0, 0.97, 1234.5])
+def test_the_ticks_of_a_flat_line_can_be_told_apart(value):
+    drawn = chart("x", [Line("x", 1, [(1, value), (2, value)])])
+    texts = [text for _, text in drawn.y_ticks]
+    assert len(set(texts)) == len(texts) > 1
+    assert all(float(text.replace(",", "")) >= 0 for text in texts)
+
+
+def test_a_log_of_another_phase_is_refused_in_one_line(tmp_path):
+    run = begun(tmp_path / "run", CLASSES)
+    run.metrics.write_text(run.metrics.read_text().replace('"finetune"', '"gone"'))
+    with pytest.raises(UserError, match="phase 'gone'"):
+        write_page(run, PLAN)
 
 
 def test_the_chain_says_what_trains_and_where_the_frontier_is(page):

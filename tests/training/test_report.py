@@ -6,8 +6,18 @@ import pytest
 import small_run
 
 from jaxtl import report
+from jaxtl.training.optimizer import schedule
+from jaxtl.training.report import _learning_rates
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small")]
+
+SCHEDULES = {
+    "constant": {},
+    "cosine": {"warmup_epochs": 2},
+    "linear": {},
+    "one_cycle": {},
+    "step": {"step_epochs": (3, 6)},
+}
 
 CONFIG = small_run.settings({"train": {"head/.*": 1.0}, "epochs": 2})
 
@@ -35,6 +45,19 @@ def test_a_page_that_cannot_be_drawn_is_said_twice_and_costs_nothing(tmp_path):
     assert f"python -m jaxtl.report {tmp_path / 'run'}" in said
     assert directory.metadata().result is not None
     assert checkpoints.newest().epoch == 2
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_learning_rates_of_every_schedule_are_those_of_its_steps(name):
+    phase = CONFIG.phases[0].model_copy(
+        update={"epochs": 9, "lr": 0.3, "schedule": name, **SCHEDULES[name]}
+    )
+    found = _learning_rates(phase, 7)
+    factor = schedule(phase, 7)
+    assert found == [
+        (pytest.approx((step + 1) / 7), pytest.approx(0.3 * float(factor(step)), abs=1e-7))
+        for step in range(63)
+    ]
 
 
 def without_thumbnails(page):
