@@ -8,7 +8,8 @@ Each seed draws a stratified quarter of the photographs for the test, as scripts
 What a row is worth is decided on a fifth of the other three quarters, which does not train then. A
 row that is named with `--test` trains on all three quarters, and is measured once on the quarter.
 The accuracy is that of the last epoch, without and with test-time augmentation. Results are kept in
-`--out`; what is there is not measured again.
+`--out`; what is there is not measured again. Several processes share a GPU badly: leave
+`--processes` at 1 there.
 """
 
 from __future__ import annotations

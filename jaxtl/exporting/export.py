@@ -216,6 +216,8 @@ def _description(predictor: Predictor, file: Path, found: Exported, int8: bool) 
     """What the JSON beside a file says."""
     model, metadata = predictor.config.model, predictor.metadata
     weights = metadata.weights
+    with file.open("rb") as read:
+        digest = hashlib.file_digest(read, "sha256").hexdigest()
     return {
         "classes": list(predictor.classes),
         "image_size": model.image_size,
@@ -226,7 +228,7 @@ def _description(predictor: Predictor, file: Path, found: Exported, int8: bool) 
         "width": model.width,
         "int8": int8,
         "sha256": {
-            "file": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "file": digest,
             "weights": weights and weights.sha256,
             "train": metadata.data.train.sha256,
             "val": metadata.data.val.sha256,

@@ -98,14 +98,20 @@ class Predictor:
             )
         return source
 
-    def evaluate(self, source: Source) -> Evaluation:
-        """Classifies every image of a labelled source once; the log probabilities come along.
+    def evaluate(self, source: Source, *, keep_probabilities: bool = False) -> Evaluation:
+        """Classifies every image of a labelled source once.
+
+        Args:
+            source: the images.
+            keep_probabilities: as for `Evaluator.evaluate`.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names it.
         """
         feed = Feed(self.loader(source))
-        return self._evaluator.evaluate(self._variables, feed, keep_probabilities=True)
+        return self._evaluator.evaluate(
+            self._variables, feed, keep_probabilities=keep_probabilities
+        )
 
     def predict(
         self,

@@ -96,7 +96,7 @@ def draw_again(directory: Path, to: Path | None) -> Path:
     predictor = load_run(directory)
     config, network = predictor.config, predictor.network
     source = predictor.images("val")
-    evaluation = predictor.evaluate(source)
+    evaluation = predictor.evaluate(source, keep_probabilities=True)
     trainables = [select_trainable(network, p.train, p.batch_norm) for p in config.phases]
     run = RunDirectory(directory)
     findings = find(config, evaluation, source, network, split(network)[1])
