@@ -49,10 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.sweeps.sweep import sweep
     from jaxtl.sweeps.variations import load_sweep
     from jaxtl.training.cluster import warn_if_several
+    from jaxtl.training.setup import count_images
 
     warn_if_several("jaxtl.sweep")
     overrides = cli.overrides(rest)
-    what = load_search(given.cfg, overrides)
+    what = load_search(given.cfg, overrides, count_images)
     if what and (given.trials is None or given.trials < 1):
         raise UserError(f"{given.cfg} has a search(trial): give a number of them, --trials 30")
     if not what and (given.trials is not None or given.storage):
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         if what:
             out.print(f"{workdir}: {begun}")
             return int(not search(what, workdir, given.trials, given.storage, out))
-        variations = load_sweep(given.cfg, overrides)
+        variations = load_sweep(given.cfg, overrides, count_images)
         out.print(f"{workdir}: {begun}")
         outcomes = sweep(variations, workdir, out)
     except Interrupted as stopped:

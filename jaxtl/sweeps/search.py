@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxtl.config.config_file import Config, complete, find, plain, read, readable, vary
+from jaxtl.config.config_file import Config, Count, complete, find, plain, read, readable, vary
 from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.files import write_whole
 from jaxtl.sweeps.variations import run_name
@@ -74,17 +74,20 @@ class Search:
             return values, complete(vary(self.config, values))
 
 
-def load_search(name: str, overrides: Mapping[str, str]) -> Search | None:
+def load_search(
+    name: str, overrides: Mapping[str, str], count: Count | None = None
+) -> Search | None:
     """Reads a config file with a `search(trial)`; None if it has none.
 
     Args:
         name: a config file, as for `config_file.load`.
         overrides: flags, dotted keys with values as typed; they apply before the suggestions.
+        count: counts images, as for `config_file.load`.
 
     Raises:
         UserError: the file or a flag is not possible.
     """
-    names, config = read(name, overrides)
+    names, config = read(name, overrides, count)
     suggest = names.get("search")
     return Search(find(name), config, suggest) if callable(suggest) else None
 

@@ -12,7 +12,7 @@ import jax
 import platformdirs
 from rich.console import Console
 
-from jaxtl.config import Config
+from jaxtl.config import Config, Counts, Data
 from jaxtl.console import metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits, skipped
@@ -155,7 +155,20 @@ def open_data(config: Config) -> Splits:
     Raises:
         UserError: there is no such source, or its images and labels cannot be used.
     """
-    data = config.data
+    return _splits(config.data)
+
+
+def count_images(data: Data) -> Counts:
+    """Counts the training images that a config names.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    train = _splits(data).train
+    return Counts(len(train), len(train.classes))
+
+
+def _splits(data: Data) -> Splits:
     return open_splits(
         data.source,
         val_fraction=data.val_fraction,
