@@ -2,9 +2,9 @@
 
     python scripts/fetch_emoji.py [FOLDER]       the folder is data/emoji unless another is named
 
-1,906 coloured drawings, 64 x 64 px, on white, in the nine categories of Unicode that have many:
+1,892 coloured drawings, 64 x 64 px, on white, in the nine categories of Unicode that have many:
 `Activities`, `Animals & Nature`, ... A quarter of each class, drawn with seed 0, goes to `val/`,
-the rest to `train/`. Variants by skin colour are left out.
+the rest to `train/`. Variants by skin colour are left out, and flags that look like another one.
 
 The drawings are Google's, under the SIL Open Font License 1.1. They come from the package
 `emoji-datasource-google` by npm, which follows your own settings, and are not part of this project.
@@ -21,6 +21,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from sklearn.model_selection import train_test_split
@@ -51,22 +52,25 @@ def main() -> None:
 
 
 def _write_folders(archive: tarfile.TarFile, folder: Path) -> None:
-    known = [
-        emoji
-        for emoji in json.loads(_read(archive, "package/emoji.json"))
-        if emoji["has_img_google"] and emoji["category"] != _LEFT_OUT
-    ]
+    drawn: dict[bytes, dict[str, Any]] = {}
+    for emoji in json.loads(_read(archive, "package/emoji.json")):
+        if emoji["has_img_google"] and emoji["category"] != _LEFT_OUT:
+            drawn.setdefault(_drawing(archive, emoji), emoji)
+    known = list(drawn.values())
     classes = [emoji["category"] for emoji in known]
     train, val = train_test_split(known, test_size=0.25, stratify=classes, random_state=0)
     for split, chosen in (("train", train), ("val", val)):
         for emoji in chosen:
             path = folder / split / emoji["category"] / emoji["image"]
             path.parent.mkdir(parents=True, exist_ok=True)
-            drawing = _read(archive, f"package/img/google/64/{emoji['image']}")
-            with Image.open(io.BytesIO(drawing)) as image:
+            with Image.open(io.BytesIO(_drawing(archive, emoji))) as image:
                 ground = Image.new("RGBA", image.size, "white")
                 Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB").save(path)
         print(f"{folder / split}: {len(chosen)} images")
+
+
+def _drawing(archive: tarfile.TarFile, emoji: dict[str, Any]) -> bytes:
+    return _read(archive, f"package/img/google/64/{emoji['image']}")
 
 
 def _read(archive: tarfile.TarFile, name: str) -> bytes:

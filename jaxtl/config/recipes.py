@@ -94,7 +94,6 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
                 epochs=epochs,
                 lr=1e-3,
                 schedule="cosine",
-                warmup_epochs=epochs / 10,
                 weight_decay=1e-2,
                 label_smoothing=0.1,
                 batch_norm="train" if size == "large" else "frozen",
