@@ -117,6 +117,8 @@ def _plan_features(group: Family) -> list[_Planned]:
         return []  # each run goes back where it diverges, and the others do not
     if any(phase.average_best for phase in config.phases):
         return []  # each run chooses the epochs that it averages
+    if any(phase.lr == "auto" for phase in config.phases):
+        return []  # each run finds its own
     if runs < 2 or any(trainable.frontier != stage for trainable in group.trainables):
         return []
     row = output_spec(group.network, config.model.image_size, stage)

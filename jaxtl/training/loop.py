@@ -27,6 +27,7 @@ from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed, FrozenPass, open_feed
 from jaxtl.training.feature_store import FeatureStore
+from jaxtl.training.lr_range import constant, rising_rates, single_batches
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import lagging, replicate, shard
@@ -183,17 +184,25 @@ class Training:
         source = self.train_data.source
         weights = weights_of_classes(phase, source.labels, source.classes)
         hyper = hyperparameters(phase, self.config.seed, view_seed, weights)
-        step, state, frozen, hyper = begin_phase(
+        begin = functools.partial(
+            begin_phase,
             self.network,
             trainable,
-            phase,
-            self.variables,
-            hyper._replace(lr=np.asarray(phase.lr * self.progress.lr_factor, np.float32)),
+            variables=self.variables,
             steps_per_epoch=self.train_data.steps_per_epoch,
             devices=self.devices,
-            step=self.progress.step,
             augmentation=self.config.augment,
             cached=train.dtype,
+        )
+        if phase.lr == "auto" and not self.progress.begun:
+            begun = begin(phase=constant(phase), hyper=hyper)
+            batches = stop.interruptible(single_batches(train))
+            found = rising_rates(begun, train.table, batches, self.devices).suggestion
+            self.out.print(f"{phase.name}: the loss falls fastest at learning rate {found:.2g}")
+            self.progress = dataclasses.replace(self.progress, lr_factor=found)
+        lr = np.asarray(phase.base_lr * self.progress.lr_factor, np.float32)
+        step, state, frozen, hyper = begin(
+            phase=phase, hyper=hyper._replace(lr=lr), step=self.progress.step
         )
         if self.progress.begun:
             saved = self.checkpoints.optimizer(self.progress.number, state.optimizer)
