@@ -208,10 +208,14 @@ def _commit() -> str:
 
 
 def _comparable(part: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for rows to stand in one table; jaxtl itself may have changed."""
+    """What has to be the same for rows to stand in one table.
+
+    jaxtl itself may have changed, and the build of the kernel.
+    """
     ours = ("commit", "jaxtl")
     versions = {name: v for name, v in part["versions"].items() if name not in ours}
-    return {key: part[key] for key in ("machine", "quick", "absent", "how")} | versions
+    machine = {key: value for key, value in part["machine"].items() if key != "system"}
+    return {key: part[key] for key in ("quick", "absent", "how")} | machine | versions
 
 
 if __name__ == "__main__":
