@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +23,14 @@ class Format(NamedTuple):
     """A kind of file: how it is written, and how its own runtime runs it.
 
     Attributes:
-        runtime: the distribution that runs it.
+        runtime: the module that runs it.
         needs: the modules that writing and running it take.
         install: what installs them.
         write: writes a network, given the file and the pixels a side of the images.
         load: reads the file again.
-        line: Python that classifies `images` with the file.
+        usage: Python that gives the probabilities of `images` by the file.
         dtype: the type of the feature maps in the file; None for that of the run.
+        apart: how far a probability may be from that of the run.
     """
 
     runtime: str
@@ -35,8 +38,20 @@ class Format(NamedTuple):
     install: str
     write: Callable[[Network, Path, int], None]
     load: Callable[[Path], Classify]
-    line: str
+    usage: str
     dtype: str | None = "float32"
+    apart: float = 1e-3
+
+
+def with_version(module: str) -> str:
+    """The distribution that has a module, with its version: `onnxruntime-gpu 1.20.0`."""
+    name = _distributions()[module][0]
+    return f"{name} {importlib.metadata.version(name)}"
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 def check_installed(name: str, needs: Sequence[str], install: str) -> None:
