@@ -55,7 +55,8 @@ FORMATS: Mapping[str, Format] = {
         install="pip install 'jaxtl[tflite]'",
         write=tflite.write,
         load=tflite.load,
-        usage='ai_edge_litert.interpreter.Interpreter("{file}")',
+        usage='ai_edge_litert.interpreter.Interpreter("{file}").get_signature_runner()'
+        '(images=images)["output_0"]',
     ),
 }
 """The kinds of files by suffix."""

@@ -7,7 +7,7 @@ from flax import nnx
 from small_network import small_network
 
 from jaxtl.models import Network, split, structure
-from jaxtl.models.layers import Head
+from jaxtl.models.layers import Head, Preprocess
 from jaxtl.reports.gradcam import grad_cam, last_maps
 
 
@@ -28,7 +28,8 @@ class Means(nnx.Module):
 
 def test_of_a_network_without_feature_maps_they_are_the_images():
     spec = small_network(num_classes=4).spec
-    network = Network({"means": Means(), "head": Head(3, 4, dropout=0.0)}, spec)
+    stages = {"means": Means(), "head": Head(3, 4, dropout=0.0)}
+    network = Network({"preprocess": Preprocess(spec.convention, "float32"), **stages}, spec)
     assert last_maps(network, 32) == "means"
 
 
