@@ -77,6 +77,10 @@ def test_the_command_writes_a_file_and_json_with_the_accuracy_that_it_says(
     assert found > 200  # of 359: the head has learned
     assert abs(found - trained) <= 1
     assert re.findall(r"\((\d+)/359 correct\)", said.out) == [str(trained), str(found)]
+    images, labels = validation
+    usage = said.out.partition("; run: ")[2]
+    given = {"onnxruntime": onnxruntime, "images": images}
+    assert (eval(usage, given).argmax(axis=1) == labels).sum() == found
 
     assert about["classes"] == [str(digit) for digit in range(10)]
     assert (about["image_size"], about["resize"]) == (32, "stretch")
