@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,13 +44,13 @@ class Format(NamedTuple):
 
 def with_version(module: str) -> str:
     """The distribution that has a module, with its version: `onnxruntime-gpu 1.20.0`."""
-    name = _distributions()[module][0]
-    return f"{name} {importlib.metadata.version(name)}"
-
-
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
+    name = module
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # it is called otherwise than its module
+        name = importlib.metadata.packages_distributions()[module][0]
+        version = importlib.metadata.version(name)
+    return f"{name} {version}"
 
 
 def check_installed(name: str, needs: Sequence[str], install: str) -> None:

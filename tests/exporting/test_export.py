@@ -184,35 +184,40 @@ def test_of_a_run_that_has_not_ended_the_command_and_the_card_say_so(copy, digit
     assert f"\n- The run {words}" in path.read_text()
 
 
-@pytest.mark.parametrize(
-    ("source", "shown"),
-    [
-        ("digits", "digits"),
-        ("/home/me/pets", "pets"),
-        ("gs://bucket/private/pets", "pets"),
-        ("tfds:cats_vs_dogs:4.0.1", "tfds:cats_vs_dogs:4.0.1"),
-        ("tfds:/home/me/pets", "tfds:pets"),
-        ("tfds:gs://bucket/private/pets", "tfds:pets"),
-        ("/home/me/caf\udce9", r"caf\xe9"),
-    ],
-)
-def test_a_card_names_the_data_without_folders_and_as_utf_8(source, shown, copy):
-    names = [f"caf\udce9 {n}" for n in range(10)]
-    predictor = jaxtl.load_run(copy(run={"source": source, "classes": names}))
-    labels = np.arange(10)
-    text = model_card(predictor, Evaluation(Sums(1.0, 10, 10, 10), labels, labels))
-    assert text.encode()
-    assert f"\n`{shown}`: 1438 images" in text
-    assert re.findall(r"^\| (caf.*?) \|", text, re.MULTILINE) == [
-        rf"caf\\xe9 {n}" for n in range(10)
-    ]
+SHOWN = {
+    "digits": "digits",
+    "/home/me/pets": "pets",
+    "gs://bucket/private/pets": "pets",
+    "tfds:cats_vs_dogs:4.0.1": "tfds:cats_vs_dogs:4.0.1",
+    "tfds:/home/me/pets": "tfds:pets",
+    "tfds:gs://bucket/private/pets": "tfds:pets",
+    "/home/me/caf\udce9": r"caf\xe9",
+}
 
 
-def test_the_json_names_classes_as_utf_8(copy):
+def test_a_card_names_the_data_without_folders_and_as_utf_8(digits):
+    predictor, labels = jaxtl.load_run(digits), np.arange(10)
+    for source, shown in SHOWN.items():
+        predictor.metadata = predictor.metadata.model_copy(update={"source": source})
+        text = model_card(predictor, Evaluation(Sums(1.0, 10, 10, 10), labels, labels))
+        assert f"\n`{shown}`: 1438 images" in text
+        (entry,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+        named = {"name": shown, "type": shown, "split": "validation"}
+        assert entry["results"][0]["dataset"] == named
+        assert "private" not in text
+        assert "home" not in text
+
+
+def test_card_and_json_name_classes_as_utf_8(copy):
     names = [f"caf\udce9 {n}" for n in range(10)]
     directory = copy(run={"classes": names})
-    about = export(directory, directory.parent / "a.onnx").about
-    assert json.loads(about.read_bytes())["classes"] == [rf"caf\xe9 {n}" for n in range(10)]
+    path = directory.parent / "a.onnx"
+    predictor = open_run(directory, path)
+    done = export_run(predictor, path)
+    assert json.loads(done.about.read_bytes())["classes"] == [rf"caf\xe9 {n}" for n in range(10)]
+    card = model_card(predictor, done.evaluation).encode().decode()
+    rows = re.findall(r"^\| (caf.*?) \|", card, re.MULTILINE)
+    assert rows == [rf"caf\\xe9 {n}" for n in range(10)]
 
 
 def test_a_runtime_may_come_in_a_distribution_of_another_name(tmp_path, monkeypatch):
