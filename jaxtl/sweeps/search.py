@@ -33,7 +33,7 @@ _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was
 _RETRIES = 2  # of a trial whose process was killed
 _DIGITS = 10_000  # trials that the names of run directories have digits for
 _SHOWN = 10  # trials on the terminal
-_IMPOSSIBLE = "impossible"  # marks what `search` failed for, which is no trial of a config
+_IMPOSSIBLE = "impossible"  # marks a trial that `search` gave no config
 
 _BEST = '''"""{said}"""
 
