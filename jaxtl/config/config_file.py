@@ -61,7 +61,8 @@ class Data(Checked):
         seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
         balanced: show each class equally often, in as many images an epoch as there are. Images of
-            a small class come several times; all images of a class come equally often over epochs.
+            a small class come several times, each time in another view; all images of a class come
+            equally often over epochs.
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
         memory_gb: decoded images are kept in memory when those of a split (training, validation)

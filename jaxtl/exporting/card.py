@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jaxtl.metrics import class_results, confusion
+from jaxtl.files import as_text
+from jaxtl.metrics import Evaluation, class_results, confusion
 from jaxtl.reports.measures import proportion
 from jaxtl.training.predictor import Predictor
 from jaxtl.weights import hub
@@ -39,7 +40,7 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
   kind tends to be a little lower.
 - The intervals hold for images drawn independently from what the validation images are drawn from,
   and say nothing of other cameras, places or times.
-- Every image gets one of these classes, also one that shows none of them.
+- Every image gets one of these classes, also one that shows none of them.{unfinished}
 
 ## Weights and licence
 
@@ -47,28 +48,22 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 """
 
 
-def model_card(predictor: Predictor, name: str) -> str:
+def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
     """The card of a run, as the README.md of a repository on the Hugging Face hub.
-
-    Measures the run on its validation images.
 
     Args:
         predictor: the run.
-        name: what the model is called.
+        evaluation: its validation.
 
     Returns:
         Markdown, with front matter in YAML as the hub defines it.
-
-    Raises:
-        UserError: the images cannot be read, or have changed.
     """
     metadata, config = predictor.metadata, predictor.config
-    found = predictor.evaluate(predictor.images("val"))
-    correct, images = int(found.sums.top1), int(found.sums.images)
-    counts = confusion(found.labels, found.predicted, len(predictor.classes))
+    correct, images = int(evaluation.sums.top1), int(evaluation.sums.images)
+    counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
     results = zip(predictor.classes, class_results(counts), strict=True)
     text = _TEXT.format(
-        name=name,
+        name=predictor.name,
         classes=len(predictor.classes),
         network=config.model.name,
         version=metadata.versions.get("jaxtl", "of an unknown version"),
@@ -87,12 +82,15 @@ def model_card(predictor: Predictor, name: str) -> str:
             f"| {_escaped(title)} | {_cells(result.correct, result.images)} |"
             for title, result in results
         ),
+        unfinished=f"\n- The run has not ended: {_escaped(predictor.unfinished)}."
+        if predictor.unfinished
+        else "",
         weights=_weights(predictor),
     )
-    return f"---\n{_front_matter(predictor, name, correct / images)}\n---\n\n{text}"
+    return f"---\n{_front_matter(predictor, correct / images)}\n---\n\n{text}"
 
 
-def _front_matter(predictor: Predictor, name: str, accuracy: float) -> str:
+def _front_matter(predictor: Predictor, accuracy: float) -> str:
     """What the hub reads of a card, as YAML."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -107,7 +105,7 @@ def _front_matter(predictor: Predictor, name: str, accuracy: float) -> str:
         metric_value=round(accuracy, 4),
     )
     front = ModelCardData(
-        model_name=name,
+        model_name=predictor.name,
         library_name="jaxtl",
         pipeline_tag="image-classification",
         tags=["jax", predictor.config.model.name],
@@ -144,8 +142,10 @@ def _repository(source: str) -> str | None:
 
 def _public(source: str) -> str:
     """A source without the folders of this machine: `tfds:pets`, or the last part of a path."""
-    return source if re.match(r"[a-z]+:(?!/)", source) else Path(source).name
+    if re.match(r"[a-z]+:(?!/|[a-z0-9]+://)", source):
+        return as_text(source)
+    return as_text(f"{'tfds:' if source.startswith('tfds:') else ''}{Path(source).name}")
 
 
 def _escaped(title: str) -> str:
-    return re.sub(r"([\\|`*_<\[])", r"\\\1", title)
+    return re.sub(r"([\\|`*_<\[])", r"\\\1", as_text(title))

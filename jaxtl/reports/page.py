@@ -13,7 +13,7 @@ from jaxtl.config import Config
 from jaxtl.config.config_file import leaves
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
-from jaxtl.reports.charts import Chart, Line, chart
+from jaxtl.reports.charts import COLOURS, Chart, Line, chart
 from jaxtl.reports.findings import Findings
 from jaxtl.reports.history import Row, begins, curves
 from jaxtl.reports.measures import BINS, class_rows, most_confused, proportion
@@ -70,8 +70,8 @@ def write_page(
         results.append(_learning_rate(plan, rows))
     page = template("run.html").render(
         title=run.path.resolve().name,
-        state=_state(config, metadata, rows),
-        tiles=list(_tiles(metadata, rows, findings)),
+        state=state(config, metadata, rows),
+        tiles=list(_tiles(config, metadata, rows, findings)),
         plan=plan,
         results=results,
         machine=machine,
@@ -108,11 +108,17 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["colours"] = COLOURS
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     return environment
 
 
-def _state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
+def state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
+    """How far a run came.
+
+    Raises:
+        UserError: the log has a phase that the run has not.
+    """
     if metadata.result is not None:
         return "complete"
     if not rows:
@@ -125,7 +131,7 @@ def _state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
 
 
 def _tiles(
-    metadata: RunMetadata, rows: Sequence[Row], findings: Findings | None
+    config: Config, metadata: RunMetadata, rows: Sequence[Row], findings: Findings | None
 ) -> Iterator[tuple[str, str, str]]:
     """What comes first: a name, a number and what there is to say of it."""
     images = metadata.data.val.images
@@ -153,9 +159,10 @@ def _tiles(
             "between confidence and accuracy",
         )
     if metadata.result is not None:
+        averaged = metadata.averaged.get(config.phases[-1].name)
         yield (
-            "best epoch",
-            f"{metadata.result['best_epoch']:g}",
+            "average of epochs" if averaged else "best epoch",
+            ", ".join(map(str, averaged or [int(metadata.result["best_epoch"])])),
             f"of the last phase; {metadata.result['step']:,.0f} steps in all",
         )
 

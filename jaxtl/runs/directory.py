@@ -9,7 +9,7 @@ import importlib.metadata
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -60,6 +60,7 @@ class RunMetadata(_Part):
         versions: the versions of Python and of the packages, by name.
         continued: the versions each time that the run was continued with others.
         devices: the devices that the run began on.
+        averaged: by phase, the epochs, from 1, whose average its best variables are.
         result: steps, best epoch and validation metrics; None until the run is complete.
     """
 
@@ -72,6 +73,7 @@ class RunMetadata(_Part):
     versions: dict[str, str] = {}
     continued: tuple[dict[str, str], ...] = ()
     devices: tuple[str, ...] = ()
+    averaged: dict[str, tuple[int, ...]] = {}
     result: dict[str, float] | None = None
 
     @property
@@ -199,6 +201,12 @@ class RunDirectory:
             _log.warning(text, began, "; ".join(changed))
             noted = metadata.model_copy(update={"continued": (*metadata.continued, now)})
             write_json(self._run, noted.model_dump())
+
+    def note_average(self, phase: str, epochs: Sequence[int]) -> None:
+        """Writes down which epochs a phase ends with the average of."""
+        metadata = self.metadata()
+        averaged = metadata.averaged | {phase: tuple(epochs)}
+        write_json(self._run, metadata.model_copy(update={"averaged": averaged}).model_dump())
 
     def config(self) -> Config:
         """The run's config.

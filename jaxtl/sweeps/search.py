@@ -33,6 +33,7 @@ _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was
 _RETRIES = 2  # of a trial whose process was killed
 _DIGITS = 10_000  # trials that the names of run directories have digits for
 _SHOWN = 10  # trials on the terminal
+_IMPOSSIBLE = "impossible"  # marks a trial that `search` gave no config
 
 _BEST = '''"""{said}"""
 
@@ -132,7 +133,7 @@ def search(what: Search, workdir: Path, trials: int, url: str | None, out: Conso
         lost = {number for trial in study.trials for number in _history(trial)}
     _show(study, workdir, out)
     failed = optuna.trial.TrialState.FAIL
-    return all(trial.state != failed or trial.number in lost for trial in study.trials)
+    return all(trial.state != failed or trial.number in lost for trial in _trials(study))
 
 
 class _Failed(Exception):
@@ -143,7 +144,11 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
     """Trains a trial, or what is left of it; returns its accuracy."""
     import optuna
 
-    values, varied = what.variation(trial)
+    try:
+        values, varied = what.variation(trial)
+    except UserError:
+        trial.set_user_attr(_IMPOSSIBLE, True)
+        raise
     number = next(iter(_history(trial.study.trials[trial.number])), trial.number)
     run = workdir / run_name(number, _DIGITS, values)
     trial.set_user_attr("run", run.name)
@@ -166,6 +171,11 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
         raise _Failed from error
     finally:
         forget_programs()
+
+
+def _trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """All trials of a study that had a config."""
+    return [trial for trial in study.trials if _IMPOSSIBLE not in trial.user_attrs]
 
 
 def _history(trial: optuna.trial.FrozenTrial) -> list[int]:
@@ -202,7 +212,20 @@ def _study(url: str, attempts: int = 5) -> optuna.Study:
         if attempts > 1 and isinstance(error, sqlalchemy.exc.DBAPIError):
             time.sleep(1)
             return _study(url, attempts - 1)
-        raise UserError(f"--storage {url}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--storage {_without_password(url, error)}") from error
+
+
+def _without_password(url: str, error: Exception) -> str:
+    """The address of a database and what is wrong with it, whose text may have the password."""
+    import sqlalchemy
+
+    try:
+        address = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port that is no number
+        return "takes the URL of a database, such as postgresql://USER:PASSWORD@HOST/NAME"
+    shown = address.render_as_string(hide_password=True)
+    reason = " ".join(str(error).split()).replace(url, shown)
+    return f"{shown}: {reason.replace(address.password, '***') if address.password else reason}"
 
 
 def _count(study: optuna.Study) -> int:
@@ -212,7 +235,7 @@ def _count(study: optuna.Study) -> int:
     optuna.storages.fail_stale_trials(study)
     again = {number for trial in study.trials for number in _history(trial)}
     waiting = optuna.trial.TrialState.WAITING
-    return sum(t.state != waiting and t.number not in again for t in study.trials)
+    return sum(t.state != waiting and t.number not in again for t in _trials(study))
 
 
 def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
@@ -223,7 +246,7 @@ def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
     keys = sorted({key for trial in study.trials for key in trial.params})
     rows = csv.writer(text)
     rows.writerow(["trial", "state", "val_accuracy", *keys, "run"])
-    for trial in study.trials:
+    for trial in _trials(study):
         values = (trial.params.get(key, "") for key in keys)
         run = trial.user_attrs.get("run", "")
         rows.writerow([trial.number, trial.state.name.lower(), trial.value, *values, run])
@@ -277,6 +300,6 @@ def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
         )
         table.add_row(str(trial.number), f"{trial.value:.4f}", *values)
     out.print(table)
-    states = [trial.state.name.lower() for trial in study.trials]
+    states = [trial.state.name.lower() for trial in _trials(study)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     out.print(f"{counts}; the best config: python -m jaxtl.train --cfg {workdir / 'best.py'}")

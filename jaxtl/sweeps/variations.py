@@ -56,6 +56,8 @@ def load_sweep(
     names, config = read(name, overrides, count)
     path = find(name)
     if not callable(sweep := names.get("sweep")):
+        if callable(names.get("search")):
+            raise UserError(f"{path} has a search(trial) and no sweep(): search by --trials 30")
         raise UserError(
             f"{path} has no sweep(); add one that yields dicts such as "
             '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train'

@@ -262,6 +262,10 @@ class Training:
         )
         if len(used) == 1:
             return dataclasses.replace(progress, to_average=())
+        ends = sorted(progress.to_average[index][0] for index in used)
+        batches = self.train_data.steps_per_epoch
+        numbers = [progress.epoch - (progress.step - end) // batches for end in ends]
+        hosts.from_first(lambda: self.directory.note_average(run.phase.name, numbers))
         run.state = run.state._replace(variables=average)
         return progress.averaged(accuracy, -minus_loss)
 
