@@ -57,6 +57,27 @@ class Evaluation:
     log_probabilities: Float[np.ndarray, "images classes"] | None = None
 
 
+class Proportion(NamedTuple):
+    """A fraction with its 95% interval, all in 0..1."""
+
+    value: float
+    low: float
+    high: float
+
+
+def proportion(correct: int, images: int) -> Proportion:
+    """A fraction with its Wilson score interval (Wilson 1927, JASA 22, pages 209-212).
+
+    Args:
+        correct: 0..images.
+        images: at least 1.
+    """
+    from scipy.stats import binomtest
+
+    bounds = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    return Proportion(correct / images, float(bounds.low), float(bounds.high))
+
+
 def quality(accuracy: float, loss: float) -> tuple[float, float]:
     """Orders validation results, better ones last: by accuracy, and by loss between equals."""
     return accuracy, -loss

@@ -56,7 +56,10 @@ class Data(Checked):
             be on an object store, `gs://BUCKET/...` or `s3://BUCKET/...`.
         batch_size: images a step, over all devices together.
         val_fraction: the fraction of each class kept for validation where the source has no split.
-        seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
+        test_fraction: the fraction of each class kept for a test of the result, which chooses
+            nothing; `val_fraction` is then that of the other images. 0 for none, or where the
+            source has a split for it.
+        seed: draws these splits, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
         balanced: show each class equally often, in as many images an epoch as there are. Images of
             a small class come several times; all images of a class come equally often over epochs.
@@ -74,6 +77,7 @@ class Data(Checked):
     source: str = "digits"
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Fraction = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     balanced: bool = False
     resize: Literal["stretch", "crop"] = "stretch"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jaxtl.metrics import class_results, confusion
-from jaxtl.reports.measures import proportion
+from jaxtl.metrics import class_results, confusion, proportion
 from jaxtl.training.predictor import Predictor
 from jaxtl.weights import hub
 
@@ -18,11 +17,11 @@ of the classes in the order of the probabilities and the result of the file itse
 
 ## Data
 
-`{data}`: {train} images to train on and {val} to validate on{skipped}.
-SHA-256 of their fingerprints: training `{train_sha256}`, validation `{val_sha256}`.
+`{data}`: {train} images to train on and {val} to validate on{tested_on}{skipped}.
+SHA-256 of their fingerprints: training `{train_sha256}`, validation `{val_sha256}`{test_sha256}.
 
 ## Results
-
+{tested}
 On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 
 | accuracy | interval | correct |
@@ -47,6 +46,15 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 """
 
 
+_TEST = """
+On the test images, which were looked at once, when the run had ended:
+
+| accuracy | interval | correct |
+|---|---|---|
+| {accuracy} |
+"""
+
+
 def model_card(predictor: Predictor, name: str) -> str:
     """The card of a run, as the README.md of a repository on the Hugging Face hub.
 
@@ -65,6 +73,7 @@ def model_card(predictor: Predictor, name: str) -> str:
     metadata, config = predictor.metadata, predictor.config
     found = predictor.evaluate(predictor.images("val"))
     correct, images = int(found.sums.top1), int(found.sums.images)
+    test, tested = metadata.data.test, metadata.correct("test")
     counts = confusion(found.labels, found.predicted, len(predictor.classes))
     results = zip(predictor.classes, class_results(counts), strict=True)
     text = _TEXT.format(
@@ -79,6 +88,9 @@ def model_card(predictor: Predictor, name: str) -> str:
         data=_public(metadata.source),
         train=metadata.data.train.images,
         val=metadata.data.val.images,
+        tested_on=f", and {test.images} for a test that chose nothing" if test else "",
+        tested=_TEST.format(accuracy=_cells(*tested)) if tested else "",
+        test_sha256=f", test `{test.sha256}`" if test else "",
         skipped=f"; {metadata.skipped_images} were unreadable" if metadata.skipped_images else "",
         train_sha256=metadata.data.train.sha256,
         val_sha256=metadata.data.val.sha256,

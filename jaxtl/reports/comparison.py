@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtl.config.config_file import leaves
+from jaxtl.metrics import Proportion, proportion
 from jaxtl.reports.charts import Chart, Line, chart
 from jaxtl.reports.history import Row, series, title_of
-from jaxtl.reports.measures import Proportion, proportion
 from jaxtl.reports.page import template, write
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
@@ -27,6 +27,7 @@ class Compared(NamedTuple):
         colour: a number of the style sheet's colours of lines.
         state: `complete`, or how far it came.
         accuracy: the validation accuracy of its result, or of its last epoch; None before that.
+        test: the accuracy of its test; None before its end, or without one.
         loss: the loss there, in nats.
         epochs: how many were trained.
         images_per_second: the mean over its epochs; None if it is not known.
@@ -37,6 +38,7 @@ class Compared(NamedTuple):
     colour: int
     state: str
     accuracy: Proportion | None
+    test: Proportion | None
     loss: float | None
     epochs: int
     images_per_second: float | None
@@ -70,6 +72,7 @@ def write_comparison(paths: Sequence[Path], to: Path) -> Path:
     page = template("comparison.html").render(
         title=f"{len(runs)} runs compared",
         runs=compared,
+        tested=any(run.test for run in compared),
         same_images=len({run.val for run in compared}) == 1,
         charts=_charts(compared, logs),
         settings=_different(configs),
@@ -93,6 +96,7 @@ def _compared(name: str, colour: int, metadata: RunMetadata, rows: Sequence[Row]
         colour,
         "complete" if metadata.result is not None else "not complete",
         proportion(round(result["accuracy"] * images), images) if result else None,
+        proportion(*tested) if (tested := metadata.correct("test")) else None,
         result.get("loss"),
         len(validated),
         sum(speeds) / len(speeds) if speeds else None,

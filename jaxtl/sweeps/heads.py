@@ -114,6 +114,7 @@ class HeadTraining:
         trunk: the variables of the frozen stages, on all devices.
         heads: the variables of the last stage where each run stands, with a leading axis of runs.
         feeds: features to train on, for each phase; to validate an epoch; to validate a result.
+        test: features to test a result; None where there is no test.
         loaders: the training images, by seed.
         out: the terminal.
     """
@@ -124,6 +125,7 @@ class HeadTraining:
     trunk: Variables
     heads: Variables
     feeds: Sequence[Feed]
+    test: Feed | None
     loaders: dict[int, Loader]
     out: Console
 
@@ -139,7 +141,7 @@ class HeadTraining:
         self._score_step = make_score_step(graph, stage, cached=cached, devices=self.devices)
 
     def train(self, stop: Stop) -> None:
-        """Trains the heads, phase by phase, and validates the results.
+        """Trains the heads, phase by phase, and validates and tests the results.
 
         Raises:
             Interrupted: `stop` is set; nothing is saved.
@@ -151,9 +153,11 @@ class HeadTraining:
                     run.progress = run.progress.next_phase()
             self._phase(index, feed, val, stop)
         sums, classes = self._score(self.heads, exact), self.network.num_classes or 0
+        tested = None if self.test is None else self._score(self.heads, self.test)
         for number, run in enumerate(self.runs):
             if run.diverged is None:
-                run.result = result_of(run.progress, _total(sums[..., number]), classes)
+                test = None if tested is None else _total(tested[..., number])
+                run.result = result_of(run.progress, _total(sums[..., number]), classes, test)
 
     def _phase(self, index: int, train: Feed, val: Feed, stop: Stop) -> None:
         """Trains all runs through one phase; each ends it with the result of the phase."""

@@ -20,7 +20,7 @@ from jaxtl.config import Augment, Config
 from jaxtl.config.config_file import leaves
 from jaxtl.console import counter
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import Splits
+from jaxtl.data.splits import Splits
 from jaxtl.files import replacing
 from jaxtl.metrics import quality
 from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
@@ -107,9 +107,10 @@ def _plan_features(group: Family) -> list[_Planned]:
     """Decides how the features are kept; nothing where the runs cannot train together.
 
     Returns:
-        A plan for the training features of each phase, one for the validation of an epoch, and one
-        for that of a result, each with its config, images and augmentation: a single run validates
-        its result by the whole network, without rounding to `cache.dtype`.
+        A plan for the training features of each phase, one for the validation of an epoch, one for
+        that of a result and, if there is one, one for its test, each with its config, images and
+        augmentation: a single run measures its result by the whole network, without rounding to
+        `cache.dtype`.
     """
     config, stage = group.variations[0].config, group.network.stage_names[-1]
     runs = len(group.variations)
@@ -122,17 +123,21 @@ def _plan_features(group: Family) -> list[_Planned]:
     row = output_spec(group.network, config.model.image_size, stage)
     unrounded = config.cache.model_copy(update={"dtype": "float32"})
     exact = config.model_copy(update={"cache": unrounded})
-    train, val = (setup.loader(part, config, shuffle=False) for part in group.data)
+    parts = group.data.named.values()
+    train, val, *test = (setup.loader(part, config, shuffle=False) for part in parts)
     plans: list[_Planned] = []
     for phase in config.phases:
         planned = plan(config, row, len(train), epochs=phase.epochs, runs=runs, mixes=phase.mixes)
         plans.append((planned, config, train, config.augment))
     # All of them have to fit on the disk together; phases with as many views share theirs.
     beside = sum({planned.views: planned.size for planned, *_ in plans}.values())
-    for kept in (config, exact):
-        planned = plan(kept, row, len(val), epochs=runs, views=1, beside=beside)
-        plans.append((planned, kept, val, Augment()))
-        beside += planned.size if exact != config else 0
+    sizes: dict[tuple[str, int], int] = {}  # by what they share a table for
+    for kept, images in ((config, val), (exact, val), *((exact, images) for images in test)):
+        table = kept.cache.dtype, id(images)
+        others = sum(size for other, size in sizes.items() if other != table)
+        planned = plan(kept, row, len(images), epochs=runs, views=1, beside=beside + others)
+        plans.append((planned, kept, images, Augment()))
+        sizes[table] = planned.size
     return plans if all(planned.cached and planned.resident for planned, *_ in plans) else []
 
 
@@ -155,6 +160,7 @@ def _heads(
     feeds = _open_features(plans, network, variables, out, stop)
     if feeds is None:
         return None
+    test = feeds.pop() if group.data.test is not None else None
     return HeadTraining(
         runs=[HeadRun(variation) for variation in group.variations],
         network=network,
@@ -162,6 +168,7 @@ def _heads(
         trunk=partition(variables, paths)[1],
         heads={path: jnp.stack([heads[c.seed][path] for c in configs]) for path in paths},
         feeds=feeds,
+        test=test,
         loaders=loaders,
         out=out,
     )

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxtl.config import Augment, Config, Phase
+from jaxtl.config import Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
@@ -25,12 +25,12 @@ from jaxtl.training import hosts
 from jaxtl.training.averaging import Quality, greedy_soup
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
-from jaxtl.training.feature_cache import Feed, FrozenPass, open_feed
+from jaxtl.training.feature_cache import Feed
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import PhaseRun, begin_phase, plan_inputs
+from jaxtl.training.phase import PhaseRun, begin_phase, open_inputs
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
 from jaxtl.training.report import Page
@@ -52,7 +52,7 @@ class Training:
         trainables: what trains, for each phase.
         variables: all variables where the run stands.
         progress: where the run stands.
-        train_data, val_data: the images.
+        train_data, val_data, test_data: the images; None for those of a test where there are none.
         directory: the run directory.
         checkpoints: the checkpoints of the run.
         log: the log of its metrics.
@@ -72,6 +72,7 @@ class Training:
     progress: Progress
     train_data: Loader
     val_data: Loader
+    test_data: Loader | None
     directory: RunDirectory
     checkpoints: RunCheckpoints
     log: RunLog
@@ -95,11 +96,11 @@ class Training:
             self.config.on_nan, self.checkpoints, self.saver, self.log, self.out, self.devices
         )
 
-    def run(self) -> Evaluation:
+    def run(self) -> tuple[Evaluation, Evaluation | None]:
         """Trains what is left of the run; returns, or raises, once everything is on disk.
 
         Returns:
-            The validation of the run's result, with log probabilities.
+            The validation of the run's result, with log probabilities, and its test.
 
         Raises:
             Interrupted: a signal asked the run to stop; it is saved and can be continued, unless
@@ -113,9 +114,7 @@ class Training:
                     if index > self.progress.phase:
                         self.progress = self.progress.next_phase()
                     self._phase(index, stop)
-                evaluation = self.evaluator.evaluate(
-                    self.variables, Feed(self.val_data), stop, keep_probabilities=True
-                )
+                evaluation, tested = self._result(stop)
             except Interrupted:
                 # An error here is the one to report: the run is not saved.
                 hosts.together(self._close)
@@ -130,7 +129,15 @@ class Training:
                 raise
             hosts.together(self._close)
             hosts.together(stop.check)
-        return evaluation
+        return evaluation, tested
+
+    def _result(self, stop: Stop) -> tuple[Evaluation, Evaluation | None]:
+        evaluate, variables = self.evaluator.evaluate, self.variables
+        val = evaluate(variables, Feed(self.val_data), stop, keep_probabilities=True)
+        # Here alone a run looks at these images: all that it could choose is chosen.
+        if self.test_data is None:
+            return val, None
+        return val, evaluate(variables, Feed(self.test_data), stop)
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:
@@ -178,7 +185,14 @@ class Training:
 
     def _begin(self, index: int, stop: Stop) -> PhaseRun:
         phase, trainable = self.config.scaled_phases[index], self.trainables[index]
-        train, val = self._feeds(phase, trainable, stop)
+        train, val = open_inputs(
+            *(self.config, self.network, phase, trainable.frontier),
+            variables=self.variables,
+            loaders=(self.train_data, self.val_data),
+            store=self.store,
+            out=self.out,
+            stop=stop,
+        )
         view_seed = self.config.data.seed if train.views else self.config.seed
         source = self.train_data.source
         weights = weights_of_classes(phase, source.labels, source.classes)
@@ -255,38 +269,6 @@ class Training:
             return dataclasses.replace(progress, to_average=())
         run.state = run.state._replace(variables=average)
         return progress.averaged(accuracy, -minus_loss)
-
-    def _feeds(self, phase: Phase, trainable: Trainable, stop: Stop) -> tuple[Feed, Feed]:
-        """The inputs of training and validation: images, or cached activations."""
-        stage = trainable.frontier
-        train, val = plan_inputs(
-            *(self.config, self.network, phase, stage),
-            images=(len(self.train_data), len(self.val_data)),
-            several_hosts=hosts.several(),
-        )
-        self.out.print(f"{phase.name}: {train.why}")
-        feeds = []
-        for planned, loader, augmentation in (
-            (train, self.train_data, self.config.augment),
-            (val, self.val_data, Augment()),
-        ):
-            work = FrozenPass(
-                config=self.config,
-                network=self.network,
-                variables=self.variables,
-                loader=loader,
-                stage=stage,
-                views=planned.views,
-                augmentation=augmentation,
-                devices=jax.local_devices(),
-                part=(jax.process_index(), jax.process_count()),
-            )
-            feed = open_feed(planned, work, self.store, self.out, stop.is_set)
-            if feed is None:
-                hosts.together(stop.check)
-                raise Interrupted(stop.signal)
-            feeds.append(feed)
-        return feeds[0], feeds[1]
 
     def _epoch(self, run: PhaseRun, stop: Stop) -> None:
         """Trains what is left of an epoch, validates, logs and saves, in this order.

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxtl.config import Config, Phase
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.data.sources import Splits
+from jaxtl.data.splits import Splits
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.metrics import to_host
@@ -104,7 +104,8 @@ def _after(
 ) -> tuple[Network, Variables]:
     """The network as some phases leave it."""
     with tempfile.TemporaryDirectory() as folder:
-        train(config.model_copy(update={"phases": phases}), data, Path(folder) / "run", out)
+        before = config.model_copy(update={"phases": phases})
+        train(before, data._replace(test=None), Path(folder) / "run", out)
         trained = Predictor(Path(folder) / "run")
         variables = split(trained.network)[1]
     return with_convention(network, trained.metadata.convention), variables
