@@ -24,9 +24,10 @@ from jaxtl.sweeps.outcomes import Outcomes
 from jaxtl.sweeps.ranking import failure_lines, ranking_table
 from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
 from jaxtl.sweeps.variations import Variation
+from jaxtl.training.checks import check_plan
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import check_single_process
-from jaxtl.training.setup import check_plan, plan_run, run_metadata, train
+from jaxtl.training.setup import plan_run, run_metadata, train
 
 _LISTED = 3  # changes in a message
 

@@ -22,7 +22,7 @@ from jaxtl.console import counter
 from jaxtl.data.loader import Loader
 from jaxtl.data.splits import Splits
 from jaxtl.files import replacing
-from jaxtl.metrics import quality
+from jaxtl.metrics import CLASS_METRICS, quality
 from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.groups import Group
@@ -75,8 +75,9 @@ def train_together(
         workdir: the folder of their directories.
         out: the terminal.
         done: is called with the runs once they are written, and before a signal ends the sweep. It
-            is not called where they train more than a head, or where the features that they train
-            on are not kept in memory: then they have to train one by one.
+            is not called where they train more than a head, where a phase monitors a metric of
+            classes, or where the features that they train on are not kept in memory: then they have
+            to train one by one.
 
     Raises:
         Interrupted: a signal asked for it; nothing is saved of runs that are not complete.
@@ -85,6 +86,11 @@ def train_together(
     if not (plans := _plan_features(group)):
         return
     configs = [variation.config for variation in group.variations]
+    monitors = {phase.monitor for phase in configs[0].phases} & CLASS_METRICS
+    if monitors:  # together they only know sums over images
+        what = f"{' and '.join(sorted(monitors))} of each"
+        out.print(f"\n{len(configs)} runs train one by one, because of the {what}")
+        return
     first, *others = map(leaves, configs)
     keys = [key for key in first if any(other[key] != first[key] for other in others)]
     out.print(f"\n{len(configs)} runs train together: they differ in {', '.join(keys)}")

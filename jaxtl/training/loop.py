@@ -17,7 +17,7 @@ from jaxtl.config import Config, Phase
 from jaxtl.console import EpochProgress, metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
-from jaxtl.metrics import Evaluation, Sums, quality, to_host
+from jaxtl.metrics import CLASS_METRICS, Evaluation, Sums, monitored, quality, to_host
 from jaxtl.models import Network, Variables
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.progress import Progress
@@ -137,7 +137,8 @@ class Training:
         # Here alone a run looks at these images: all that it could choose is chosen.
         if self.test_data is None:
             return val, None
-        return val, evaluate(variables, Feed(self.test_data), stop)
+        keep = self.config.phases[-1].monitor == "auroc"
+        return val, evaluate(variables, Feed(self.test_data), stop, keep_probabilities=keep)
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:
@@ -236,8 +237,7 @@ class Training:
             return
         best = self.checkpoints.changed(number, self.variables)
         self.variables = self.variables | replicate(best, self.devices)
-        result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
-        self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
+        self.out.print(f"{phase.name}: back to its best, {_best_text(phase, self.progress)}")
 
     def _average_best(self, run: PhaseRun, progress: Progress, stop: Stop) -> Progress:
         """Puts the average of the best epochs in place of the last one, if one is as good.
@@ -253,22 +253,28 @@ class Training:
             saved = self.checkpoints.changed(2 * step + 1, self.variables)
             return replicate(partition(saved, run.state.variables)[0], self.devices)
 
+        measured: dict[Quality, dict[str, float]] = {}
+
         def measure(variables: Variables) -> Quality:
-            sums = self.evaluator.evaluate(run.frozen | variables, run.val, stop).sums
-            means = sums.means(self.network.num_classes or 0)
-            return quality(means["accuracy"], means["loss"])
+            means = self._validate(run, variables, stop)
+            score = monitored(run.phase.monitor, means)
+            found = quality(means["accuracy"] if score is None else score, means["loss"])
+            measured[found] = means
+            return found
 
         epochs = [functools.partial(variables_at, step) for step, *_ in progress.to_average]
-        best = quality(progress.best_accuracy, progress.best_loss)
-        average, (accuracy, minus_loss), used = greedy_soup(epochs, best, measure)
+        average, best, used = greedy_soup(epochs, progress.best_quality, measure)
+        if len(used) == 1:
+            progress = dataclasses.replace(progress, to_average=())
+        else:
+            run.state, means = run.state._replace(variables=average), measured[best]
+            score = monitored(run.phase.monitor, means)
+            progress = progress.averaged(means["accuracy"], means["loss"], score)
         self.out.print(
             f"{run.phase.name}: averages {len(used)} of its {len(epochs)} best epochs, "
-            + metrics_text({"loss": -minus_loss, "accuracy": accuracy}, "val_")
+            f"{_best_text(run.phase, progress)}"
         )
-        if len(used) == 1:
-            return dataclasses.replace(progress, to_average=())
-        run.state = run.state._replace(variables=average)
-        return progress.averaged(accuracy, -minus_loss)
+        return progress
 
     def _epoch(self, run: PhaseRun, stop: Stop) -> None:
         """Trains what is left of an epoch, validates, logs and saves, in this order.
@@ -286,12 +292,13 @@ class Training:
                 self._save(run, at_once=self.progress.batch < batches)
             waited = run.waits.fraction
             shown.validating()
-            evaluation = self.evaluator.evaluate(run.frozen | run.state.variables, run.val, stop)
-            num_classes = self.network.num_classes or 0
-            train = self.progress.sums.means(num_classes)
-            val = evaluation.sums.means(num_classes)
+            train = self.progress.sums.means(self.network.num_classes or 0)
+            val = self._validate(run, run.state.variables, stop)
             check_finite("validation", val["loss"], self.progress.step, phase.name)
-            progress = self.progress.after_epoch(val["accuracy"], val["loss"], phase.average_best)
+            score = monitored(phase.monitor, val)
+            progress = self.progress.after_epoch(
+                val["accuracy"], val["loss"], phase.average_best, score
+            )
             train |= {"images_per_second": shown.images_per_second, "input_wait": waited}
             train |= device_use(
                 jax.local_devices(),
@@ -315,6 +322,14 @@ class Training:
         hosts.together(stop.check)
         if self.after_epoch is not None:
             self.after_epoch(run.past_epochs + progress.epoch, val["accuracy"])
+
+    def _validate(self, run: PhaseRun, variables: Variables, stop: Stop) -> dict[str, float]:
+        """The metrics of what the phase trains, and what it monitors, on the validation images."""
+        monitor = run.phase.monitor
+        evaluation = self.evaluator.evaluate(
+            run.frozen | variables, run.val, stop, keep_probabilities=monitor == "auroc"
+        )
+        return evaluation.metrics(self.network.num_classes or 0, monitor)
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.
@@ -371,3 +386,11 @@ class Training:
 
     def _save(self, run: PhaseRun, *, at_once: bool) -> None:
         self.saver.save(run.position(self.progress), at_once=at_once)
+
+
+def _best_text(phase: Phase, progress: Progress) -> str:
+    """The best validation result of a phase, with what it monitors."""
+    result = {"loss": progress.best_loss, "accuracy": progress.best_accuracy}
+    if phase.monitor in CLASS_METRICS and progress.best_score is not None:
+        result[phase.monitor] = progress.best_score
+    return metrics_text(result, "val_")

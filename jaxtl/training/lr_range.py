@@ -19,11 +19,12 @@ from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.metrics import to_host
 from jaxtl.models import Network, Variables, split
+from jaxtl.training.checks import check_plan
 from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import all_devices, replicate, shard
 from jaxtl.training.phase import begin_phase
 from jaxtl.training.predictor import Predictor
-from jaxtl.training.setup import check_plan, loader, plan_run, pretrained, train
+from jaxtl.training.setup import loader, plan_run, pretrained, train
 from jaxtl.weights import with_convention
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 10.0, 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxtl.data.sources import Source, absolute, found_line
 from jaxtl.data.splits import Splits, open_splits, settings, skipped
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
-from jaxtl.metrics import Sums
+from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import (
@@ -32,10 +32,10 @@ from jaxtl.runs.directory import (
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
+from jaxtl.training.checks import check_monitors, check_plan
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import AfterEpoch, Training
-from jaxtl.training.optimizer import check_schedule, weights_of_classes
-from jaxtl.training.parallel import all_devices, check_batch_size
+from jaxtl.training.parallel import all_devices
 from jaxtl.training.profiling import Trace, check_planned
 from jaxtl.training.report import Page
 from jaxtl.training.shared_run import (
@@ -90,13 +90,16 @@ def train(
     for part in data.named.values():
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
+    hosts.together(lambda: check_monitors(config, data.val, out))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened, profile)
         training.after_epoch = after_epoch
         evaluation, tested = training.run()
-        classes, test = len(data.train.classes), None if tested is None else tested.sums
-        result = result_of(training.progress, evaluation.sums, classes, test)
+        asked = len(data.train.classes), config.phases[-1].monitor
+        val = evaluation.metrics(*asked)
+        test = {} if tested is None else tested.metrics(*asked)
+        result = result_of(training.progress, val, test)
 
         def finish() -> None:
             run.finish(result)
@@ -105,37 +108,19 @@ def train(
             training.page.at_the_end(evaluation, data.val, training.variables)
 
         hosts.from_first(finish)
-    sums = evaluation.sums
     seconds = time.perf_counter() - begun
     out.print(
-        f"{_result_text(sums, classes, 'val_')} after "
+        f"{_result_text(evaluation, val, 'val_')} after "
         f"{training.progress.step:,} steps and {seconds:.0f} s  {workdir}"
     )
-    if test is not None:
-        out.print(_result_text(test, classes, "test_"))
+    if tested is not None:
+        out.print(_result_text(tested, test, "test_"))
     return result
 
 
-def _result_text(sums: Sums, num_classes: int, prefix: str) -> str:
-    means = metrics_text(sums.means(num_classes), prefix)
-    return f"{means}  {correct_text(int(sums.top1), int(sums.images))}"
-
-
-def check_plan(config: Config, images: Source, devices: Sequence[jax.Device]) -> None:
-    """Refuses batches, schedules and weights that do not fit the devices or the training images.
-
-    Args:
-        config: the config of a run.
-        images: the training images.
-        devices: all devices that train.
-
-    Raises:
-        UserError: they do not; the message names numbers that do.
-    """
-    check_batch_size(config, devices)
-    for phase in config.phases:
-        check_schedule(phase, -(-len(images) // config.data.batch_size))
-        weights_of_classes(phase, images.labels, images.classes)
+def _result_text(evaluation: Evaluation, metrics: Mapping[str, float], prefix: str) -> str:
+    counts = int(evaluation.sums.top1), int(evaluation.sums.images)
+    return f"{metrics_text(metrics, prefix)}  {correct_text(*counts)}"
 
 
 def choose_workdir(config: Config, data: Splits, name: str, new: bool, out: Console) -> Path:
@@ -236,26 +221,24 @@ def run_metadata(config: Config, data: Splits) -> RunMetadata:
 
 
 def result_of(
-    progress: Progress, val: Sums, num_classes: int, test: Sums | None = None
+    progress: Progress, val: Mapping[str, float], test: Mapping[str, float]
 ) -> dict[str, float]:
     """What `run.json` says of a complete run.
 
     Args:
         progress: where the run stands.
-        val, test: the sums over the images of its validation and of its test.
-        num_classes: the number of classes.
+        val, test: the metrics of its validation and of its test; none without a test.
 
     Returns:
         Steps, best epoch of the last phase, validation metrics, and those of the test with names
         that begin with `test_`.
     """
     best_epoch = progress.best_epoch or progress.epoch
-    tested = {} if test is None else test.means(num_classes)
     return {
         "step": progress.step,
         "best_epoch": best_epoch,
-        **val.means(num_classes),
-        **{f"test_{name}": value for name, value in tested.items()},
+        **val,
+        **{f"test_{name}": value for name, value in test.items()},
     }
 
 

@@ -96,6 +96,7 @@ def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
     brought |= {"phases.head.ema": "0.8", "phases.head.lr_scaling": "sqrt"}
     brought |= {"phases.head.class_weights": "auto", "phases.head.focal": "1"}
     brought |= {"data.balanced": "True", "data.test_fraction": "0.2"}
+    brought |= {"phases.head.monitor": "loss"}
     variations = load_sweep(str(tmp_path / "swept.py"), brought)
     out = Console(file=io.StringIO(), width=200)
     found = sweep(variations, tmp_path / "all", out)
