@@ -59,6 +59,9 @@ class Data(Checked):
         test_fraction: the fraction of each class kept for a test of the result, which chooses
             nothing; `val_fraction` is then that of the other images. 0 for none, or where the
             source has a split for it.
+        folds, fold: cross-validation, in place of `val_fraction`: the training images are divided
+            into so many parts, each with the same fraction of every class, and the part of this
+            number, from 0, is for validation. None divides nothing.
         seed: draws these splits, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
         balanced: show each class equally often, in as many images an epoch as there are. Images of
@@ -78,6 +81,8 @@ class Data(Checked):
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     test_fraction: Fraction = 0.0
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     balanced: bool = False
     resize: Literal["stretch", "crop"] = "stretch"
@@ -91,6 +96,12 @@ class Data(Checked):
         if not source:  # `min_length` would refuse a path that is not UTF-8
             raise ValueError("it is empty")
         return source
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuses a fold that there is not."""
+        if self.fold >= (self.folds or 1):
+            there = f"only 0 to {self.folds - 1}" if self.folds else "give folds too, such as 5"
+            raise ValueError(f"there is no fold {self.fold}; {there}")
 
 
 class Augment(Checked):

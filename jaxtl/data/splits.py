@@ -42,6 +42,8 @@ def open_splits(
     val_fraction: float,
     seed: int,
     test_fraction: float = 0.0,
+    folds: int | None = None,
+    fold: int = 0,
     on_bad_image: OnBadImage | None = None,
     retry_seconds: float = 0,
 ) -> Splits:
@@ -50,7 +52,7 @@ def open_splits(
     Args:
         spec: `digits`, the path of a folder (see `open_folder`), also of one on an object store
             (`gs://BUCKET/...`, `s3://BUCKET/...`), or `tfds:NAME` or `tfds:DIR` (see `open_tfds`).
-        val_fraction, seed, test_fraction: as for `as_splits`.
+        val_fraction, seed, test_fraction, folds, fold: as for `as_splits`.
         on_bad_image: what to do about images that cannot be used, see `vet`, which warns too of
             images that are in two splits; None looks at no image before it is wanted.
         retry_seconds: how long to wait for images that cannot be read then.
@@ -69,7 +71,13 @@ def open_splits(
             None if test is None else vetted(test),
         )
     splits = as_splits(
-        spec, parts, val_fraction=val_fraction, seed=seed, test_fraction=test_fraction
+        spec,
+        parts,
+        val_fraction=val_fraction,
+        seed=seed,
+        test_fraction=test_fraction,
+        folds=folds,
+        fold=fold,
     )
     if on_bad_image is not None:
         for (one, first), (other, second) in itertools.combinations(splits.named.items(), 2):
@@ -84,6 +92,8 @@ def settings(data: Data) -> dict[str, Any]:
         "val_fraction": data.val_fraction,
         "seed": data.seed,
         "test_fraction": data.test_fraction,
+        "folds": data.folds,
+        "fold": data.fold,
         "on_bad_image": data.on_bad_image,
         "retry_seconds": data.retry_seconds,
     }
@@ -117,7 +127,14 @@ def _facts(source: Source) -> list[Facts]:
 
 
 def as_splits(
-    spec: str, parts: Parts, *, val_fraction: float, seed: int, test_fraction: float = 0.0
+    spec: str,
+    parts: Parts,
+    *,
+    val_fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    folds: int | None = None,
+    fold: int = 0,
 ) -> Splits:
     """Splits the training images where a source has none for validation, or none for a test.
 
@@ -131,10 +148,12 @@ def as_splits(
         test_fraction: the fraction of each class that is kept for the test, likewise, in [0, 1); 0
             for none. It is drawn first, so that `val_fraction` does not change it, and
             `val_fraction` is that of the images that are left.
+        folds: divide these into so many parts in place of `val_fraction`, see `stratified_fold`.
+        fold: which of them is for validation, from 0.
 
     Raises:
         UserError: there is one class only, a class has too few images to be split, or a test
-            fraction is wanted where there are images for the test.
+            fraction or folds are wanted where there are images for it.
     """
     train, val, test = parts
     if len(train.classes) < 2:
@@ -147,6 +166,14 @@ def as_splits(
         )
     if test_fraction:
         train, test = _divided(train, test_fraction, seed)
+    if folds and val is not None:
+        raise UserError(
+            f"{spec} has validation images of its own, and data.folds would divide the others: "
+            f"leave it out, or give the images of all folds as one folder, such as {spec}/train"
+        )
+    if folds:
+        kept, held_out = stratified_fold(train, folds, fold, seed)
+        train, val = _part(train, kept), _part(train, held_out)
     if val is None:
         train, val = _divided(train, val_fraction, seed)
     return Splits(train, val, test)
@@ -186,6 +213,40 @@ def stratified_split(
         drawn.append(generator.permutation(members)[:count])
     held_out = np.sort(np.concatenate(drawn))
     return np.setdiff1d(np.arange(len(source)), held_out), held_out
+
+
+def stratified_fold(
+    source: Source, folds: int, fold: int, seed: int
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held_out"]]:
+    """One of the folds of a cross-validation; returns the indices of the others and of its images.
+
+    Each image is in one fold, and the numbers of images of a class differ by one at most.
+
+    Args:
+        source: the images.
+        folds: how many there are, at least 2.
+        fold: which one, from 0.
+        seed: draws them.
+
+    Raises:
+        UserError: a class has fewer images than there are folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    present = np.flatnonzero(counts)
+    if not len(present):
+        raise UserError("there is no image that can be used")
+    rarest = present[counts[present].argmin()]
+    if counts[rarest] < folds:
+        raise UserError(
+            f"the class {source.classes[rarest]!r} has {counts[rarest]} images, too few for "
+            f"data.folds={folds}: give fewer folds, or add images"
+        )
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(
+        source.labels, source.labels
+    )
+    return next(itertools.islice(parts, fold, None))
 
 
 def _part(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from rich.table import Table
@@ -20,7 +21,11 @@ from jaxtl.sweeps.variations import Variation
 _SHOWN = 20  # rows on the terminal
 _NAMED = 3  # runs that failed for the same reason
 _REASONS = 5  # in a list of failures
-_HIDDEN = "run", "val_accuracy_low", "val_accuracy_high", "val_top5", "outcome", "reason"
+_HIDDEN = (
+    *("run", "val_accuracy_low", "val_accuracy_high", "val_top5", "val_images"),
+    *("outcome", "reason"),
+)
+_FOLD = "data.fold"
 _INTERVAL = "95 % interval"
 _FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "steps": ","}
 
@@ -74,6 +79,7 @@ def ranking_rows(
             "val_accuracy_low": low,
             "val_accuracy_high": high,
             **measured,
+            "val_images": images.get(name, ""),
             "steps": int(result["step"]) if result else "",
             "outcome": word,
             "reason": reason,
@@ -96,6 +102,44 @@ def ranking_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Table:
         shown |= {"val_accuracy": row["outcome"], "val_loss": ""} if lost else {}
         table.add_row(*(_text(column, shown[column]) for column in columns))
     return table
+
+
+def folds_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Mean and standard deviation over the folds of runs that differ in nothing else, best first.
+
+    The interval is that of all images of the folds together, each of which validates once.
+
+    Args:
+        rows: those from `ranking_rows`.
+
+    Returns:
+        A table; None where no two folds are complete.
+    """
+    if _FOLD not in rows[0]:
+        return None
+    others = [key for key in rows[0] if key not in (*_HIDDEN, *_FORMATS, _FOLD)]
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(repr(row[key]) for key in others), []).append(row)
+    table = Table(*others, "complete", title="over the folds", title_justify="left")
+    for column in ("val_accuracy", _INTERVAL, "val_loss"):
+        table.add_column(column, justify="right")
+    lines: list[tuple[float, list[str]]] = []
+    for members in groups.values():
+        done = [row for row in members if row["outcome"] == "complete"]
+        if len(done) < 2:
+            continue
+        means = {name: [row[name] for row in done] for name in ("val_accuracy", "val_loss")}
+        accuracy, loss = (f"{mean(each):.4f} ± {stdev(each):.4f}" for each in means.values())
+        correct = sum(round(row["val_accuracy"] * row["val_images"]) for row in done)
+        _, low, high = proportion(correct, sum(row["val_images"] for row in done))
+        interval = _interval({"val_accuracy_low": low, "val_accuracy_high": high})
+        texts = [_text(key, done[0][key]) for key in others]
+        complete = f"{len(done)} of {len(members)}"
+        lines.append((mean(means["val_accuracy"]), [*texts, complete, accuracy, interval, loss]))
+    for _, line in sorted(lines, reverse=True):
+        table.add_row(*line)
+    return table if lines else None
 
 
 def _interval(row: Mapping[str, Any]) -> str:

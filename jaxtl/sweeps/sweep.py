@@ -21,7 +21,7 @@ from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.failure import Failure, Outcome, failed
 from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.outcomes import Outcomes
-from jaxtl.sweeps.ranking import failure_lines, ranking_table
+from jaxtl.sweeps.ranking import failure_lines, folds_table, ranking_table
 from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.checks import check_plan
@@ -80,7 +80,10 @@ def _show(outcomes: Outcomes, out: Console) -> None:
     best, result = next(iter(ranked.items()))
     if isinstance(result, Failure) and not any(map(failed, ranked.values())):
         raise UserError(f"every run of {workdir} diverged; try lower learning rates")
-    out.print(ranking_table(outcomes.rows, outcomes.table))
+    rows = outcomes.rows
+    out.print(ranking_table(rows, outcomes.table))
+    if (over_folds := folds_table(rows)) is not None:
+        out.print(over_folds)
     if not isinstance(result, Failure):
         metadata = RunDirectory(workdir / best).metadata()
         if val := metadata.correct("val"):

@@ -137,3 +137,34 @@ def test_packed_images_keep_their_splits(tmp_path):
     for one, other in zip(opened(images), opened(f"tfds:{tmp_path}/packed"), strict=True):
         assert [one[i] for i in range(4)] == [other[i] for i in range(4)]
         np.testing.assert_array_equal(one.labels, other.labels)
+
+
+def test_each_image_is_in_one_fold_and_each_class_in_all_of_them():
+    parts = [opened("digits", folds=5, fold=fold) for fold in range(5)]
+    held_out = [names(part.val) for part in parts]
+    whole = names(opened("digits").train) | names(opened("digits").val)
+    assert sum(map(len, held_out)) == len(whole) == 1797
+    assert set.union(*held_out) == whole
+    for part, held in zip(parts, held_out, strict=True):
+        assert names(part.train) == whole - held
+    counts = np.array([np.bincount(part.val.labels) for part in parts])
+    assert (counts.max(axis=0) - counts.min(axis=0) <= 1).all()
+
+
+def test_folds_are_drawn_by_the_seed_and_leave_the_test_alone():
+    first, again, other = (
+        opened("digits", seed=seed, folds=3, fold=1, test_fraction=0.1) for seed in (0, 0, 1)
+    )
+    assert first.val.fingerprint == again.val.fingerprint != other.val.fingerprint
+    plain = opened("digits", test_fraction=0.1)
+    assert first.test.fingerprint == plain.test.fingerprint
+    assert not names(first.test) & (names(first.train) | names(first.val))
+
+
+def test_folds_of_images_that_cannot_be_divided_are_refused(tmp_path):
+    images = write_images(tmp_path, "train", "val", each=4)
+    with pytest.raises(UserError, match=rf"data\.folds would divide .* such as {images}/train"):
+        opened(images, folds=3)
+    with pytest.raises(UserError, match="the class 'ant' has 4 images, too few for"):
+        opened(images / "train", folds=5)
+    assert len(opened(images / "train", folds=4, fold=3).val) == 2
