@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,11 +234,10 @@ def stratified_fold(
     """
     from sklearn.model_selection import StratifiedKFold
 
-    counts = np.bincount(source.labels, minlength=len(source.classes))
-    present = np.flatnonzero(counts)
-    if not len(present):
+    counts = Counter(source.labels.tolist())
+    if not counts:
         raise UserError("there is no image that can be used")
-    rarest = present[counts[present].argmin()]
+    rarest = min(counts, key=counts.__getitem__)
     if counts[rarest] < folds:
         raise UserError(
             f"the class {source.classes[rarest]!r} has {counts[rarest]} images, too few for "
