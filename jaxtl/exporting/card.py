@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtl.metrics import class_results, confusion, proportion
@@ -101,30 +102,36 @@ def model_card(predictor: Predictor, name: str) -> str:
         ),
         weights=_weights(predictor),
     )
-    return f"---\n{_front_matter(predictor, name, correct / images)}\n---\n\n{text}"
+    accuracies = {"validation": correct / images}
+    if tested:
+        accuracies["test"] = tested[0] / tested[1]
+    return f"---\n{_front_matter(predictor, name, accuracies)}\n---\n\n{text}"
 
 
-def _front_matter(predictor: Predictor, name: str, accuracy: float) -> str:
-    """What the hub reads of a card, as YAML."""
+def _front_matter(predictor: Predictor, name: str, accuracies: Mapping[str, float]) -> str:
+    """What the hub reads of a card, as YAML; the accuracies are those of the splits."""
     from huggingface_hub import EvalResult, ModelCardData
 
     metadata = predictor.metadata
     data = _public(metadata.source)
-    result = EvalResult(
-        task_type="image-classification",
-        dataset_type=data,
-        dataset_name=data,
-        dataset_split="validation",
-        metric_type="accuracy",
-        metric_value=round(accuracy, 4),
-    )
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=split,
+            metric_type="accuracy",
+            metric_value=round(accuracy, 4),
+        )
+        for split, accuracy in accuracies.items()
+    ]
     front = ModelCardData(
         model_name=name,
         library_name="jaxtl",
         pipeline_tag="image-classification",
         tags=["jax", predictor.config.model.name],
         base_model=_repository(metadata.weights.source if metadata.weights else ""),
-        eval_results=[result],
+        eval_results=results,
     )
     return front.to_yaml()
 

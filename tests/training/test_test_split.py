@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 from sklearn.metrics import accuracy_score, log_loss
 from small_network import small_network
@@ -113,6 +114,12 @@ def test_page_and_card_show_the_test(tested):
     card = model_card(jaxtl.load_run(tested.path), "digits")
     low, high = re.search(WILSON, tested.said.splitlines()[-1]).groups()[2:]
     row = f"| {result['test_accuracy']:.4f} | {low} to {high} | {correct} of 359 |"
+    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
+    values = {r["dataset"]["split"]: r["metrics"][0]["value"] for r in entry["results"]}
+    assert values == {
+        "validation": pytest.approx(result["accuracy"], abs=5e-5),
+        "test": pytest.approx(result["test_accuracy"], abs=5e-5),
+    }
     before, _, after = card.partition("On the validation images")
     assert row in before
     assert row not in after
