@@ -58,7 +58,13 @@ class Data(Checked):
             be on an object store, `gs://BUCKET/...` or `s3://BUCKET/...`.
         batch_size: images a step, over all devices together.
         val_fraction: the fraction of each class kept for validation where the source has no split.
-        seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
+        test_fraction: the fraction of each class kept for a test of the result, which chooses
+            nothing; `val_fraction` is then that of the other images. 0 for none, or where the
+            source has a split for it.
+        folds, fold: cross-validation, in place of `val_fraction`: the training images are divided
+            into so many parts, each with the same fraction of every class, and the part of this
+            number, from 0, is for validation. None divides nothing.
+        seed: draws these splits, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
         balanced: show each class equally often, in as many images an epoch as there are. Images of
             a small class come several times, each time in another view; all images of a class come
@@ -77,6 +83,9 @@ class Data(Checked):
     source: str = "digits"
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Fraction = 0.0
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     balanced: bool = False
     resize: Literal["stretch", "crop"] = "stretch"
@@ -90,6 +99,12 @@ class Data(Checked):
         if not source:  # `min_length` would refuse a path that is not UTF-8
             raise ValueError("it is empty")
         return source
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuses a fold that there is not."""
+        if self.fold >= (self.folds or 1):
+            there = f"only 0 to {self.folds - 1}" if self.folds else "give folds too, such as 5"
+            raise ValueError(f"there is no fold {self.fold}; {there}")
 
 
 class Augment(Checked):
@@ -252,7 +267,7 @@ def read(
         if "get_config" not in names:
             raise UserError("there is no get_config(); a config is a Python file (.py) with one")
     values = {key: _meant(key, text) for key, text in overrides.items()}
-    counts = ()
+    counts: tuple[Counts, ...] = ()
     if inspect.signature(names["get_config"]).parameters:
         if count is None:
             raise UserError(f"{path} needs images to count; train it with python -m jaxtl.train")

@@ -104,6 +104,10 @@ class Phase(Checked):
             statistics).
         batch_norm_momentum: how much of the running statistics a step keeps; None suits it to the
             number of steps in the phase.
+        monitor: what makes a validation result better than another one, for `patience` and the
+            best epoch; of equals the one with the lower loss is better. `balanced_accuracy` is the
+            mean recall of the classes, `macro_f1` their mean F1, `auroc` the mean area under their
+            ROC curves, each class against all others (docs/labels-and-metrics.md).
         patience: stop after this many epochs without a better validation result than the phase had
             before; None never stops.
         restore_best: end the phase with its best parameters rather than with its last.
@@ -135,6 +139,7 @@ class Phase(Checked):
     cutmix: NotNegative = 0.0
     batch_norm: Literal["frozen", "train"] = "frozen"
     batch_norm_momentum: Fraction | None = None
+    monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss"] = "accuracy"
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
     average_best: Annotated[int, Field(ge=2)] | None = None

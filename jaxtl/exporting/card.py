@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtl.files import as_text
-from jaxtl.metrics import Evaluation, class_results, confusion
-from jaxtl.reports.measures import proportion
+from jaxtl.metrics import Evaluation, class_results, confusion, proportion
 from jaxtl.training.predictor import Predictor
 from jaxtl.weights import hub
 
@@ -19,11 +19,11 @@ of the classes in the order of the probabilities and the result of the file itse
 
 ## Data
 
-`{data}`: {train} images to train on and {val} to validate on{skipped}.
-SHA-256 of their fingerprints: training `{train_sha256}`, validation `{val_sha256}`.
+`{data}`: {train} images to train on and {val} to validate on{tested_on}{skipped}.
+SHA-256 of their fingerprints: training `{train_sha256}`, validation `{val_sha256}`{test_sha256}.
 
 ## Results
-
+{tested}
 On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 
 | accuracy | interval | correct |
@@ -48,6 +48,15 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 """
 
 
+_TEST = """
+On the test images, which were looked at once, when the run had ended:
+
+| accuracy | interval | correct |
+|---|---|---|
+| {accuracy} |
+"""
+
+
 def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
     """The card of a run, as the README.md of a repository on the Hugging Face hub.
 
@@ -60,6 +69,7 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
     """
     metadata, config = predictor.metadata, predictor.config
     correct, images = int(evaluation.sums.top1), int(evaluation.sums.images)
+    test, tested = metadata.data.test, metadata.correct("test")
     counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
     results = zip(predictor.classes, class_results(counts), strict=True)
     text = _TEXT.format(
@@ -74,6 +84,9 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
         data=_public(metadata.source),
         train=metadata.data.train.images,
         val=metadata.data.val.images,
+        tested_on=f", and {test.images} for a test that chose nothing" if test else "",
+        tested=_TEST.format(accuracy=_cells(*tested)) if tested else "",
+        test_sha256=f", test `{test.sha256}`" if test else "",
         skipped=f"; {metadata.skipped_images} were unreadable" if metadata.skipped_images else "",
         train_sha256=metadata.data.train.sha256,
         val_sha256=metadata.data.val.sha256,
@@ -87,30 +100,36 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
         else "",
         weights=_weights(predictor),
     )
-    return f"---\n{_front_matter(predictor, correct / images)}\n---\n\n{text}"
+    accuracies = {"validation": correct / images}
+    if tested:
+        accuracies["test"] = tested[0] / tested[1]
+    return f"---\n{_front_matter(predictor, accuracies)}\n---\n\n{text}"
 
 
-def _front_matter(predictor: Predictor, accuracy: float) -> str:
-    """What the hub reads of a card, as YAML."""
+def _front_matter(predictor: Predictor, accuracies: Mapping[str, float]) -> str:
+    """What the hub reads of a card, as YAML; the accuracies are those of the splits."""
     from huggingface_hub import EvalResult, ModelCardData
 
     metadata = predictor.metadata
     data = _public(metadata.source)
-    result = EvalResult(
-        task_type="image-classification",
-        dataset_type=data,
-        dataset_name=data,
-        dataset_split="validation",
-        metric_type="accuracy",
-        metric_value=round(accuracy, 4),
-    )
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=split,
+            metric_type="accuracy",
+            metric_value=round(accuracy, 4),
+        )
+        for split, accuracy in accuracies.items()
+    ]
     front = ModelCardData(
         model_name=predictor.name,
         library_name="jaxtl",
         pipeline_tag="image-classification",
         tags=["jax", predictor.config.model.name],
         base_model=_repository(metadata.weights.source if metadata.weights else ""),
-        eval_results=[result],
+        eval_results=results,
     )
     return front.to_yaml()
 

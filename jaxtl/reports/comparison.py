@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from jaxtl.config import Config
 from jaxtl.config.config_file import leaves
+from jaxtl.metrics import Proportion, proportion
 from jaxtl.reports.charts import COLOURS, DASHES, Chart, Line, chart
 from jaxtl.reports.history import Row, series, title_of
-from jaxtl.reports.measures import Proportion, proportion
 from jaxtl.reports.page import state, template, write
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
@@ -28,6 +28,7 @@ class Compared(NamedTuple):
         colour, dash: of its lines, as of a `Line`.
         state: `complete`, or how far it came.
         accuracy: the validation accuracy of its result, or of its last epoch; None before that.
+        test: the accuracy of its test; None before its end, or without one.
         loss: the loss there, in nats.
         epochs: how many were trained.
         images_per_second: the mean over its epochs; None if it is not known.
@@ -39,6 +40,7 @@ class Compared(NamedTuple):
     dash: str
     state: str
     accuracy: Proportion | None
+    test: Proportion | None
     loss: float | None
     epochs: int
     images_per_second: float | None
@@ -74,6 +76,7 @@ def write_comparison(paths: Sequence[Path], to: Path) -> Path:
     page = template("comparison.html").render(
         title=f"{len(runs)} runs compared",
         runs=compared,
+        tested=any(run.test for run in compared),
         same_images=len({run.val for run in compared}) == 1,
         distinct=len(_STYLES),
         charts=_charts(compared, logs),
@@ -100,6 +103,7 @@ def _compared(
         *_STYLES[index % len(_STYLES)],
         state(config, metadata, rows),
         proportion(round(result["accuracy"] * images), images) if result else None,
+        proportion(*tested) if (tested := metadata.correct("test")) else None,
         result.get("loss"),
         len(validated),
         sum(speeds) / len(speeds) if speeds else None,

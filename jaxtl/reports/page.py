@@ -13,10 +13,11 @@ from jaxtl.config import Config
 from jaxtl.config.config_file import leaves
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
+from jaxtl.metrics import proportion
 from jaxtl.reports.charts import COLOURS, Chart, Line, chart
 from jaxtl.reports.findings import Findings
 from jaxtl.reports.history import Row, begins, curves
-from jaxtl.reports.measures import BINS, class_rows, most_confused, proportion
+from jaxtl.reports.measures import BINS, class_rows, most_confused
 from jaxtl.reports.thumbnails import heat_map
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
@@ -151,6 +152,14 @@ def _tiles(
         f"{accuracy:.2%}",
         f"{correct:,} of {images:,} images; 95% interval {low:.1%} to {high:.1%}",
     )
+    if tested := metadata.correct("test"):
+        value, low, high = proportion(*tested)
+        yield (
+            "test accuracy",
+            f"{value:.2%}",
+            f"{tested[0]:,} of {tested[1]:,} images that chose nothing; "
+            f"95% interval {low:.1%} to {high:.1%}",
+        )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None:
         yield (
@@ -191,7 +200,8 @@ def _about(config: Config, metadata: RunMetadata) -> dict[str, str]:
         f"{config.model.image_size} px",
         "weights": f"{weights.source} {weights.sha256}" if weights else "none: random parameters",
         "data": f"{metadata.source}: {metadata.data.train.images:,} to train on, "
-        f"{metadata.data.val.images:,} to validate on",
+        f"{metadata.data.val.images:,} to validate on"
+        + (f", {test.images:,} to test on" if (test := metadata.data.test) else ""),
         "left out": f"{metadata.skipped_images:,} images that cannot be used",
         "batch": f"{config.data.batch_size} images on {', '.join(metadata.devices)}",
         "versions": ", ".join(f"{name} {v}" for name, v in metadata.versions.items())

@@ -22,6 +22,7 @@ from rich.table import Table
 from jaxtl.config.config_file import Config, Count, complete, find, plain, read, readable, vary
 from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.files import write_whole
+from jaxtl.metrics import proportion
 from jaxtl.sweeps.variations import run_name
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.setup import open_data, train
@@ -161,7 +162,9 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
             raise optuna.TrialPruned
 
     try:
-        return train(varied, open_data(varied), run, out, after_epoch=after_epoch)["accuracy"]
+        data = open_data(varied)
+        trial.set_user_attr("images", len(data.val))
+        return train(varied, data, run, out, after_epoch=after_epoch)["accuracy"]
     except Interrupted:  # Optuna would not come back to it
         again = optuna.storages.RetryHeartbeatStaleTrialCallback()
         again(trial.study, trial.study.trials[trial.number])
@@ -286,6 +289,15 @@ def _plot(study: optuna.Study, workdir: Path) -> None:
             write_whole(workdir / f"search-{name}.svg", image.getvalue())
 
 
+def _interval(trial: optuna.trial.FrozenTrial) -> str:
+    """The Wilson interval of its accuracy; empty where an older version trained it."""
+    images = trial.user_attrs.get("images")
+    if not images or trial.value is None:
+        return ""
+    _, low, high = proportion(round(trial.value * images), images)
+    return f"{low:.4f} to {high:.4f}"
+
+
 def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
     import optuna
 
@@ -293,12 +305,12 @@ def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
     if not done:
         raise UserError(f"no trial of {workdir} has a result; search.csv says what became of them")
     keys = sorted({key for trial in done for key in trial.params})
-    table = Table("trial", "val_accuracy", *keys)
+    table = Table("trial", "val_accuracy", "95 % interval", *keys)
     for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:_SHOWN]:
         values = (
             f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(trial.params.get, keys)
         )
-        table.add_row(str(trial.number), f"{trial.value:.4f}", *values)
+        table.add_row(str(trial.number), f"{trial.value:.4f}", _interval(trial), *values)
     out.print(table)
     states = [trial.state.name.lower() for trial in _trials(study)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

@@ -40,6 +40,11 @@ def grid(axes: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
+def folds(count: int) -> Iterator[dict[str, Any]]:
+    """Yields the folds of a cross-validation (`data.folds`), each of which validates once."""
+    yield from grid({"data.folds": (count,), "data.fold": range(count)})
+
+
 def load_sweep(
     name: str, overrides: Mapping[str, str], count: Count | None = None
 ) -> list[Variation]:

@@ -8,16 +8,17 @@ from pathlib import Path
 from rich.console import Console
 
 from jaxtl.config import Config, Phase
-from jaxtl.data.sources import Splits
+from jaxtl.data.splits import Splits
 from jaxtl.errors import UserError
 from jaxtl.models import Network, Variables, split
+from jaxtl.training.checks import check_plan
 from jaxtl.training.feature_cache import Feed
-from jaxtl.training.lr_range import RangeTest, constant, rising_rates, single_batches
+from jaxtl.training.lr_range import RangeTest, constant, rising_rates
 from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import all_devices
 from jaxtl.training.phase import begin_phase
 from jaxtl.training.predictor import Predictor
-from jaxtl.training.setup import check_plan, loader, plan_run, pretrained, train
+from jaxtl.training.setup import loader, plan_run, pretrained, train
 from jaxtl.weights import with_convention
 
 
@@ -56,7 +57,7 @@ def range_test(config: Config, data: Splits, name: str | None, out: Console) -> 
         devices=devices,
         augmentation=config.augment,
     )
-    found = rising_rates(begun, None, single_batches(feed), devices)
+    found = rising_rates(begun, feed, devices)
     # A run scales the rate that the config has.
     scale = phase.base_lr / config.phases[index].base_lr
     return found._replace(lrs=found.lrs / scale, suggestion=found.suggestion / scale)
@@ -67,7 +68,8 @@ def _after(
 ) -> tuple[Network, Variables]:
     """The network as some phases leave it."""
     with tempfile.TemporaryDirectory() as folder:
-        train(config.model_copy(update={"phases": phases}), data, Path(folder) / "run", out)
+        before = config.model_copy(update={"phases": phases})
+        train(before, data._replace(test=None), Path(folder) / "run", out)
         trained = Predictor(Path(folder) / "run")
         variables = split(trained.network)[1]
     return with_convention(network, trained.metadata.convention), variables

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -47,7 +47,7 @@ def constant(phase: Phase) -> Phase:
     return phase.model_copy(update=plain)
 
 
-def single_batches(feed: Feed) -> Iterator[Batch]:
+def _single_batches(feed: Feed) -> Iterator[Batch]:
     """The batches of one epoch after the other, without end, each a chunk of one step."""
     for epoch in itertools.count():
         for chunk in feed.chunks(epoch):
@@ -56,7 +56,10 @@ def single_batches(feed: Feed) -> Iterator[Batch]:
 
 
 def rising_rates(
-    begun: BegunPhase, table: Any, batches: Iterable[Batch], devices: Sequence[jax.Device]
+    begun: BegunPhase,
+    feed: Feed,
+    devices: Sequence[jax.Device],
+    watched: Callable[[Iterator[Batch]], Iterable[Batch]] = iter,
 ) -> RangeTest:
     """Trains for a hundred steps, at learning rates from 1e-7 to 10 that rise by a factor.
 
@@ -65,18 +68,18 @@ def rising_rates(
 
     Args:
         begun: a phase without a schedule, from `begin_phase`; its arrays are used up.
-        table: the activations that the batches are rows of, as for the step.
-        batches: from `single_batches`.
+        feed: what it trains on.
         devices: as for `begin_phase`.
+        watched: may end the batches by an error, where a signal asks for it.
 
     Raises:
         UserError: the loss never falls.
     """
     step, state, frozen, hyper = begun
     lrs, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
-    for lr, batch in zip(lrs, batches, strict=False):
+    for lr, batch in zip(lrs, watched(_single_batches(feed)), strict=False):
         hyper = hyper._replace(lr=replicate(np.float32(lr), devices))
-        state, sums = step(state, frozen, table, hyper, shard(batch, devices, axis=1))
+        state, sums = step(state, frozen, feed.table, hyper, shard(batch, devices, axis=1))
         (done,) = to_host(sums)
         losses.append(float(done.loss / done.images))
         smooth = _smoothed(losses)

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from jaxtl.config import Augment
 from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.data.sources import ArraySource, Source, open_splits
+from jaxtl.data.sources import ArraySource, Source
+from jaxtl.data.splits import open_splits, settings
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, merge, split, structure
@@ -87,22 +88,20 @@ class Predictor:
         """The network with its trained variables."""
         return merge(self._graph, self._variables)
 
-    def images(self, split: Literal["train", "val"]) -> Source:
-        """The labelled images that the run was trained on, or those that it was validated on.
+    def images(self, split: Literal["train", "val", "test"]) -> Source:
+        """The labelled images that the run was trained on, validated on, or tested on.
 
         Raises:
-            UserError: they cannot be read, or have changed.
+            UserError: the run has no such images, they cannot be read, or have changed.
         """
-        data, where = self.config.data, self.metadata.source
-        splits = open_splits(
-            where,
-            val_fraction=data.val_fraction,
-            seed=data.seed,
-            on_bad_image=data.on_bad_image,
-            retry_seconds=data.retry_seconds,
-        )
-        source, known = getattr(splits, split), getattr(self.metadata.data, split)
-        if source.fingerprint != known.sha256:
+        where, known = self.metadata.source, getattr(self.metadata.data, split)
+        if known is None:
+            raise UserError(
+                "the run has no images for a test: train one with a folder test/ beside train/ and "
+                "val/, or with --cfg.data.test_fraction=0.2, or name other images by --data"
+            )
+        source = getattr(open_splits(where, **settings(self.config.data)), split)
+        if source is None or source.fingerprint != known.sha256:
             raise UserError(
                 f"{where} changed since the run, or an older version of jaxtl wrote it; put it "
                 "back as it was, or measure the run on what is there: "

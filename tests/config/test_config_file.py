@@ -146,6 +146,9 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(changes, place):
     [
         ({"data": {"batch_size": 0}}, "data.batch_size"),
         ({"data": {"val_fraction": 0.0}}, "data.val_fraction"),
+        ({"data": {"folds": 1}}, "data.folds"),
+        ({"data": {"folds": 3, "fold": 3}}, "data"),
+        ({"data": {"fold": 1}}, "data"),
         ({"data": {"val_fraction": 1.0}}, "data.val_fraction"),
         ({"data": {"resize": "pad"}}, "data.resize"),
         ({"model": {"dropout": 1.5}}, "model.dropout"),
