@@ -22,6 +22,7 @@ FLAGS = (
     *("--cfg", "tiny.py", "--cfg.model.name=small", "--cfg.model.weights=small.h5"),
     *("--cfg.model.width=1", "--cfg.data.batch_size=16", "--cfg.views=2"),
     *("--cfg.phases.head.epochs=4", "--cfg.phases.finetune.epochs=2"),
+    *("--cfg.data.test_fraction=0.1", "--cfg.phases.finetune.monitor=auroc"),
 )
 STEPS = 3  # an epoch
 MOST_SECONDS = 60  # until the others notice that a host is gone
@@ -125,6 +126,20 @@ def test_any_number_of_processes_trains_the_same(
     assert (job.path / "report.html").exists()
     result = json.loads((one.path / "run.json").read_text())["result"]
     assert run["result"] == result | {"loss": pytest.approx(result["loss"], rel=1e-4)}
+
+
+def test_processes_find_the_same_test_and_the_same_area_under_the_curve(workplace):
+    flags = ("--cfg.data.test_fraction=0.1", "--cfg.phases.finetune.monitor=auroc")
+    flags += ("--cfg.phases.head.epochs=1", "--cfg.phases.finetune.epochs=2")
+    results = []
+    for processes, devices in ((1, 4), (2, 2)):
+        job = Job(workplace, f"tested-{processes}", processes, devices, *flags).succeed()
+        run = json.loads((job.path / "run.json").read_text())
+        assert run["data"]["test"]["images"] == 6  # 2 of the 15 of each class
+        assert job.out.count("test_loss") == 1
+        results.append(run["result"])
+    assert {"auroc", "test_auroc", "test_accuracy"} <= results[0].keys()
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
 @pytest.mark.parametrize(("victim", "restarted"), [(1, 2), (0, 1)])

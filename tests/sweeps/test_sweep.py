@@ -23,6 +23,7 @@ from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.sweeps.failure import Failure
+from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.ranking import folds_table, ranking_rows
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import grid, load_sweep
@@ -96,8 +97,7 @@ def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
     brought = {"model.weights": f"('keras', '{weights}')", "phases.head.epochs": "4"}
     brought |= {"phases.head.ema": "0.8", "phases.head.lr_scaling": "sqrt"}
     brought |= {"phases.head.class_weights": "auto", "phases.head.focal": "1"}
-    brought |= {"data.balanced": "True", "data.test_fraction": "0.2"}
-    brought |= {"phases.head.monitor": "loss"}
+    brought |= {"data.balanced": "True"}
     variations = load_sweep(str(tmp_path / "swept.py"), brought)
     out = Console(file=io.StringIO(), width=200)
     found = sweep(variations, tmp_path / "all", out)
@@ -412,6 +412,46 @@ def test_values_may_be_numbers_of_numpy(tmp_path):
 def test_a_grid_is_the_cross_product_with_the_last_key_fastest():
     found = list(grid({"a": (1, 2), "b": (3, 4)}))
     assert found == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("accuracy", 2), ("loss", 3)])
+def test_a_head_among_others_has_its_best_epoch_by_what_is_monitored(tmp_path, monitor, best):
+    (variation, *_) = written(tmp_path, VARIED)
+    phase = variation.config.phases[0].model_copy(update={"monitor": monitor})
+    run, train = HeadRun(variation), np.ones((4, 2))
+    results = [(0.5, 4), (0.6, 7), (0.3, 5), (0.4, 6)]  # loss, and how many of 10 are correct
+    said = [
+        run.after_epoch(phase, train, np.array([[10 * loss], [top1], [9.0], [10.0]]), 10, 1.0)
+        for loss, top1 in results
+    ]
+    assert run.progress.best_epoch == best
+    assert max(number for number, better in enumerate(said, start=1) if better) == best
+    assert run.progress.stale == 4 - best
+
+
+@pytest.mark.slow
+def test_heads_that_train_together_are_tested_as_each_of_them_alone(tmp_path):
+    text = 'yield from grid({"phases.head.lr": (0.1, 0.2), "data.test_fraction": (0.2,)})'
+    out = Console(file=io.StringIO(), width=200)
+    found = sweep(written(tmp_path, text), tmp_path / "all", out)
+    assert "2 runs train together" in out.file.getvalue()
+    for name, result in found.items():
+        run = load_run(tmp_path / "all" / name)
+        alone = run.evaluate(run.images("test")).metrics(10)
+        assert {key: result[f"test_{key}"] for key in alone} == pytest.approx(alone, rel=1e-4)
+    best = next(iter(found.values()))
+    assert f"its test: test_accuracy {best['test_accuracy']:.4f}" in out.file.getvalue()
+
+
+@pytest.mark.slow
+def test_heads_train_one_by_one_where_sums_do_not_tell_what_is_monitored(tmp_path):
+    text = 'yield from grid({"phases.head.lr": (0.1, 0.2), "phases.head.monitor": ("macro_f1",)})'
+    out = Console(file=io.StringIO(), width=200)
+    found = sweep(written(tmp_path, text), tmp_path / "all", out)
+    assert "2 runs train one by one, because of the macro_f1 of each" in out.file.getvalue()
+    for name, result in found.items():
+        logged = [line for line in lines(tmp_path / "all" / name) if "macro_f1" in line]
+        assert result["step"] == logged[-1]["step"] + 2 * 6  # the second phase has two epochs
 
 
 FOLDED = """from jaxtl.sweeps.variations import folds
