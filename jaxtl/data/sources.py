@@ -157,8 +157,8 @@ def open_all(
     unknown = sorted(set(present) - set(classes))
     if unknown:
         raise UserError(
-            f"{spec} has images of the class {unknown[0]!r}, which the run does not know: "
-            f"its classes are {', '.join(classes)}"
+            f"{spec} has images of the class {unknown[0]!r}, which the run does not know: take "
+            f"them out, or rename the class to one of its own: {', '.join(classes)}"
         )
     number = {name: index for index, name in enumerate(classes)}
     mapped = np.asarray([number.get(name, -1) for name in source.classes], np.int32)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from jaxtl.metrics import Proportion, proportion
 
 BINS = 15  # as Guo et al. 2017 take
-_COOLEST, _HOTTEST = 0.05, 20.0
+COOLEST, HOTTEST = 0.05, 20.0  # temperatures that are looked for
 
 
 class ClassRow(NamedTuple):
@@ -117,7 +117,7 @@ def calibration(
 
     best = minimize_scalar(
         lambda log_temperature: loss(scaled(np.exp(log_temperature))),
-        bounds=np.log([_COOLEST, _HOTTEST]),
+        bounds=np.log([COOLEST, HOTTEST]),
         method="bounded",
     )
     temperature = float(np.exp(best.x))

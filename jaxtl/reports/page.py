@@ -17,13 +17,14 @@ from jaxtl.metrics import proportion
 from jaxtl.reports.charts import COLOURS, Chart, Line, chart
 from jaxtl.reports.findings import Findings
 from jaxtl.reports.history import Row, begins, curves
-from jaxtl.reports.measures import BINS, class_rows, most_confused
+from jaxtl.reports.measures import BINS, COOLEST, HOTTEST, class_rows, most_confused
 from jaxtl.reports.thumbnails import heat_map
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
 
 _CELLS = 20  # classes, up to which the confusions are a table of numbers
 _PAIRS = 20
+_NEAR = 1e-3  # of a bound: the search ends this near to one
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,17 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals["colours"] = COLOURS
     environment.filters["percent"] = lambda value: f"{value:.1%}"
+    environment.filters["temperature"] = _temperature
     return environment
+
+
+def _temperature(value: float) -> str:
+    """The best temperature, which may lie beyond the bounds within which it is looked for."""
+    if value < COOLEST * (1 + _NEAR):
+        return f"at most {COOLEST:g}"
+    if value > HOTTEST * (1 - _NEAR):
+        return f"at least {HOTTEST:g}"
+    return f"{value:.3f}"
 
 
 def state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:

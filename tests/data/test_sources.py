@@ -349,7 +349,7 @@ def test_evaluation_maps_labels_to_the_classes_of_the_run(tmp_path):
 
 def test_evaluation_refuses_a_class_that_the_run_does_not_know(tmp_path):
     make(tmp_path, "a/1.jpg", "wolf/1.jpg")
-    with pytest.raises(UserError, match="class 'wolf', which the run does not know"):
+    with pytest.raises(UserError, match="class 'wolf', which the run does not know: take them out"):
         open_all(str(tmp_path), classes=("a", "b"))
 
 

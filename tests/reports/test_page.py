@@ -1,5 +1,6 @@
 """The page of a run: complete in itself, correct, legible, and safe with any class name."""
 
+import dataclasses
 import html
 import itertools
 import re
@@ -18,6 +19,7 @@ from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import split
 from jaxtl.reports import PlannedPhase, find, write_page
 from jaxtl.reports.charts import Line, chart
+from jaxtl.reports.measures import calibration
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import MetricsLog
 
@@ -269,6 +271,20 @@ def test_the_page_gives_the_result(page):
     assert "70.00%" in page
     assert "7 of 10 images; 95% interval 39.7% to 89.2%" in page  # Wilson's, by hand
     assert "<b>0.5000</b>" in page
+
+
+@pytest.mark.parametrize(
+    ("predicted", "said"), [([0, 1, 2], "at most 0.05"), ([1, 2, 0], "at least 20")]
+)
+def test_a_temperature_at_a_bound_is_given_as_a_bound(tmp_path, predicted, said):
+    """Of a network that is always right, which could be surer without end, or always wrong."""
+    findings = found_in(CLASSES, np.eye(3, dtype=int))
+    logs = np.log(0.1 + 0.7 * np.eye(3)[predicted])
+    measured = calibration(logs, np.arange(3))
+    page = write_page(
+        begun(tmp_path / "run", CLASSES), PLAN, dataclasses.replace(findings, calibration=measured)
+    )
+    assert ["best temperature", said] in Reader(page.read_text()).rows
 
 
 def test_the_page_of_an_average_names_its_epochs(tmp_path):
