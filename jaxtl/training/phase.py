@@ -18,7 +18,7 @@ from jaxtl.runs.progress import Progress
 from jaxtl.training.averaging import begin_average
 from jaxtl.training.feature_cache import Feed, Plan, has_parameters, plan
 from jaxtl.training.optimizer import Hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, on_cpu, replicate
+from jaxtl.training.parallel import AXIS, on_cpu, on_tpu, replicate
 from jaxtl.training.profiling import InputWait
 from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
@@ -168,6 +168,7 @@ def phase_step(
             momentum=momentum,
             axis_name=AXIS,
             fused=not on_cpu(devices),
+            recomputed=on_tpu(devices),
         ),
         trainable,
         phase,
