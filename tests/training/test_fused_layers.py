@@ -15,7 +15,7 @@ EVERYTHING = {".*": 1.0}
 def test_a_step_with_fused_layers_is_the_step_without_padding_included(rules, recomputed):
     batches = [make_batch(seed=1), make_batch(seed=2, images=11)]
     apart, fused = (
-        SmallSetup(rules, 2, optimizer="sgd", momentum=0.0, lr=0.01, **options)
+        SmallSetup(rules, 2, optimizer="sgd", momentum=0.0, lr=0.01, batch_norm="train", **options)
         for options in ({}, {"fused": True, "recomputed": recomputed})
     )
     sums = [setup.run(batches) for setup in (apart, fused)]
@@ -37,7 +37,7 @@ def test_maps_that_are_recomputed_are_not_kept_and_nothing_is_added_up_twice():
     chunk = stacked([make_batch()])
     sums, products = set(), []
     for recomputed in (False, True):
-        setup = SmallSetup(EVERYTHING, 1, fused=True, recomputed=recomputed)
+        setup = SmallSetup(EVERYTHING, 1, fused=True, recomputed=recomputed, batch_norm="train")
         given = setup.state, setup.fixed, None, setup.hyper, shard(chunk, setup.devices, axis=1)
         text = setup.step.lower(*given).as_text()
         sums.add(text.count("all_reduce"))
