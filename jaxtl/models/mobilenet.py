@@ -36,9 +36,9 @@ _GROUPS = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-# Bytes on a device: half of the fast memory of a TPU v5e, 128 MiB (docs/decisions/
+# Bytes on a device: the fast memory of a TPU v5e (docs/decisions/
 # 0040-fewer-bytes-on-accelerators.md).
-_MOST_RECOMPUTED = 64 * 2**20
+_MOST_RECOMPUTED = 128 * 2**20
 _CONVENTIONS = {
     "keras": Convention("keras", **PLUS_MINUS_ONE, epsilon=1e-3),  # its mobilenet_v2.py
     "torch": Convention("torch", **IMAGENET, epsilon=1e-5),
@@ -77,8 +77,8 @@ class InvertedResidual(nnx.Module):
     """Expand 1x1, filter depthwise, project 1x1; the input is added where the shapes allow.
 
     Attributes:
-        recomputes: whether the gradient computes maps of up to 64 MiB again and does not keep them,
-            as is good for TPUs, whose fast memory holds such maps.
+        recomputes: whether the gradient computes widened maps of up to 128 MiB again and does not
+            keep them, as is good for TPUs, whose fast memory holds such maps.
     """
 
     def __init__(
@@ -103,16 +103,15 @@ class InvertedResidual(nnx.Module):
         self.project_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Output:
-        if not (self.recomputes and self._widens_to(x) <= _MOST_RECOMPUTED):
+        if not (self.recomputes and self.expands and self._widest(x) <= _MOST_RECOMPUTED):
             return self._maps(x, context)
         # What BatchNorms added up is kept: it would be added up over the devices again.
         keep = jax.checkpoint_policies.save_only_these_names(SUMS)
         return nnx.remat(InvertedResidual._maps, policy=keep)(self, x, context)
 
-    def _widens_to(self, x: Maps) -> int:
+    def _widest(self, x: Maps) -> int:
         """The bytes of its widest maps."""
-        inner = self.depthwise.kernel.shape[-1]
-        return math.prod(x.shape[:-1]) * inner * x.dtype.itemsize
+        return math.prod(x.shape[:-1]) * self.depthwise.kernel[...].shape[-1] * x.dtype.itemsize
 
     def _maps(self, x: Maps, context: Context) -> Output:
         y = x
