@@ -7,11 +7,11 @@ from pathlib import Path
 
 from jaxtl import cli
 
-_HELP = """Looks at every image of a data set: what cannot be decoded, what is in both splits, which
+_HELP = """Looks at every image of a data set: what cannot be decoded, what is in two splits, which
 images are the same or look the same, and what the images are like.
 
 The exit code is 1 where something has to be mended: an image that cannot be used, the same image in
-both splits, a class without images, or anything else that training refuses. A second check costs
+two splits, a class without images, or anything else that training refuses. A second check costs
 little: what is known of a file is kept until it changes."""
 
 

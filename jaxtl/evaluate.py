@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxtl import cli
+from jaxtl.errors import UserError
 
 _HELP = """Measures a trained run: loss, accuracy, and how each class fares.
 
-Without --data it measures the images that the run was validated on."""
+Without --data it measures the images that the run was validated on, or those of its test with
+--split test. Intervals are Wilson's, of 95 %."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,14 +18,18 @@ def main(arguments: Sequence[str]) -> int:
     flags = cli.parser("jaxtl.evaluate", _HELP)
     flags.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     flags.add_argument("--data", metavar="SOURCE", help="other images with the same classes")
+    which = "which images of the run [val]"
+    flags.add_argument("--split", choices=("train", "val", "test"), help=which)
     cli.add_tta(flags)
     given = flags.parse_args(arguments)
+    if given.split and given.data:
+        raise UserError("--split is one of the run's own images: leave it out, or leave out --data")
 
     from rich.table import Table
 
-    from jaxtl.console import console, metrics_text
+    from jaxtl.console import console, correct_text, metrics_text
     from jaxtl.data.sources import found_line, open_all
-    from jaxtl.metrics import class_results, confusion
+    from jaxtl.metrics import class_results, confusion, proportion
     from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
 
@@ -31,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     out = console()
     predictor = load_run(given.run, tta=given.tta)
     if given.data is None:
-        source = predictor.images("val")
+        source = predictor.images(given.split or "val")
     else:
         patience = predictor.config.data.retry_seconds
         source = open_all(given.data, classes=predictor.classes, retry_seconds=patience)
@@ -40,16 +46,17 @@ def main(arguments: Sequence[str]) -> int:
 
     counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
     table = Table("class")
-    for column in ("images", "correct", "recall", "precision"):
+    for column in ("images", "correct", "recall", "95 % interval", "precision"):
         table.add_column(column, justify="right")
-    for name, (images, correct, *fractions) in zip(
-        predictor.classes, class_results(counts), strict=True
-    ):
-        shown = ("-" if fraction is None else f"{fraction:.4f}" for fraction in fractions)
-        table.add_row(name, str(images), str(correct), *shown)
+    for name, found in zip(predictor.classes, class_results(counts), strict=True):
+        recall, precision = ("-" if f is None else f"{f:.4f}" for f in found[2:])
+        _, *bounds = proportion(found.correct, found.images) if found.images else (None,)
+        interval = " to ".join(f"{bound:.4f}" for bound in bounds) or "-"
+        table.add_row(name, str(found.images), str(found.correct), recall, interval, precision)
     out.print(table)
-    means = evaluation.sums.means(len(predictor.classes))
-    out.print(f"{metrics_text(means)}  ({evaluation.sums.top1}/{evaluation.sums.images} correct)")
+    sums = evaluation.sums
+    text = metrics_text(sums.means(len(predictor.classes)))
+    out.print(f"{text}  {correct_text(int(sums.top1), int(sums.images))}")
     return 0
 
 

@@ -38,19 +38,26 @@ def main(arguments: Sequence[str]) -> int:
     given = flags.parse_args(arguments)
 
     from jaxtl.exporting import export, push
+    from jaxtl.exporting.card import model_card
+    from jaxtl.training.cluster import warn_if_several
 
-    export.check_path(given.to, int8=given.int8)  # before anything is created
+    warn_if_several("jaxtl.export")
+    if given.push:
+        push.check_target(given.push)
+    run = export.open_run(given.run, given.to, int8=given.int8)
+    if run.unfinished:
+        print(f"{given.run} has not ended: {run.unfinished}")
     repository = push.create_repository(given.push) if given.push else None
     if given.to.suffix == export.CARD:
-        export.write_card(given.run, given.to)
+        export.write_card(run, given.to)
         print(f"{given.to}: written")
         files = {"README.md": given.to}
     else:
-        done = export.export_run(given.run, given.to, int8=given.int8)
+        done = export.export_run(run, given.to, int8=given.int8)
         _say(done)
         files = {path.name: path for path in (done.path, done.about)}
         if repository:
-            files["README.md"] = export.card_of(given.run).encode()
+            files["README.md"] = model_card(run, done.evaluation).encode()
     if repository:
         print(f"uploaded: {push.upload(repository, files)}")
     return 0
@@ -67,7 +74,7 @@ def _say(done: Exported) -> None:
         accuracy = int(sums.top1) / int(sums.images)
         print(f"{names[key]}: accuracy {accuracy:.4f} ({sums.top1}/{sums.images} correct)")
     print(f"probabilities differ by at most {done.difference:.2g}")
-    print(f"{done.path}: {done.bytes / 1e6:.1f} MB, described in {done.about}; run: {done.line}")
+    print(f"{done.path}: {done.bytes / 1e6:.1f} MB, described in {done.about}; run: {done.usage}")
 
 
 if __name__ == "__main__":

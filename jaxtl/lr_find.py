@@ -27,11 +27,12 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.config.config_file import load
     from jaxtl.console import console
     from jaxtl.training.cluster import warn_if_several
-    from jaxtl.training.lr_range import range_test, write_curve
-    from jaxtl.training.setup import open_data
+    from jaxtl.training.lr_finder import range_test
+    from jaxtl.training.lr_range import write_curve
+    from jaxtl.training.setup import count_images, open_data
 
     warn_if_several("jaxtl.lr_find")
-    out, config = console(), load(given.cfg, cli.overrides(rest))
+    out, config = console(), load(given.cfg, cli.overrides(rest), count_images)
     name = given.phase or config.phases[0].name
     found = range_test(config, open_data(config), name, out)
     out.print(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -13,6 +13,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 Scalar = int | float | Array
+
+CLASS_METRICS = frozenset({"balanced_accuracy", "macro_f1", "auroc"})
+"""The metrics in which all classes count the same; sums over images do not give them."""
 
 
 class Sums(NamedTuple):
@@ -56,10 +59,83 @@ class Evaluation:
     predicted: Int[np.ndarray, "images"]
     log_probabilities: Float[np.ndarray, "images classes"] | None = None
 
+    def metrics(self, num_classes: int, monitor: str = "accuracy") -> dict[str, float]:
+        """The means over the images, and what a phase monitors if that is none of them.
 
-def quality(accuracy: float, loss: float) -> tuple[float, float]:
-    """Orders validation results, better ones last: by accuracy, and by loss between equals."""
-    return accuracy, -loss
+        Without a finite loss the latter is NaN.
+        """
+        means = self.sums.means(num_classes)
+        if monitor not in CLASS_METRICS:
+            return means
+        finite = np.isfinite(means["loss"])
+        return means | {monitor: class_metric(monitor, self) if finite else np.nan}
+
+
+class Proportion(NamedTuple):
+    """A fraction with its 95% interval, all in 0..1."""
+
+    value: float
+    low: float
+    high: float
+
+
+def proportion(correct: int, images: int) -> Proportion:
+    """A fraction with its Wilson score interval (Wilson 1927, JASA 22, pages 209-212).
+
+    Args:
+        correct: 0..images.
+        images: at least 1.
+    """
+    from scipy.stats import binomtest
+
+    bounds = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    return Proportion(correct / images, float(bounds.low), float(bounds.high))
+
+
+def class_metric(name: str, evaluation: Evaluation) -> float:
+    """A metric in which all classes count the same, 0..1, as scikit-learn computes it.
+
+    It is a mean over the classes that the labels have. Images that are classified as another one
+    count as wrong.
+
+    Args:
+        name: `balanced_accuracy`, the mean recall; `macro_f1`, the mean F1; or `auroc`, the mean
+            area under the ROC curves of each class against all others, of two classes that of the
+            second one.
+        evaluation: the predictions; for `auroc` with log probabilities, and of two classes at
+            least.
+    """
+    from sklearn import metrics
+
+    labels, predicted = evaluation.labels, evaluation.predicted
+    present = np.unique(labels)
+    if name == "auroc":
+        assert evaluation.log_probabilities is not None, "an evaluation without probabilities"
+        probabilities = np.exp(evaluation.log_probabilities.astype(np.float64))
+        if probabilities.shape[1] == 2:
+            return float(metrics.roc_auc_score(labels, probabilities[:, 1]))
+        return float(metrics.roc_auc_score(labels[:, None] == present, probabilities[:, present]))
+    of_class = {"balanced_accuracy": metrics.recall_score, "macro_f1": metrics.f1_score}[name]
+    return float(of_class(labels, predicted, labels=present, average="macro", zero_division=0))
+
+
+def monitored(monitor: str, metrics: Mapping[str, float]) -> float | None:
+    """What a phase orders its epochs by, better ones higher; None for the accuracy.
+
+    Args:
+        monitor: a name from `Evaluation.metrics`.
+        metrics: what that returns.
+    """
+    if monitor == "accuracy":
+        return None
+    return -metrics["loss"] if monitor == "loss" else metrics[monitor]
+
+
+def quality(score: float, loss: float) -> tuple[float, float]:
+    """Orders validation results, better ones last: by what is monitored, as a number that is higher
+    where it is better, and by loss between equals.
+    """
+    return score, -loss
 
 
 def to_host(sums: Sums) -> list[Sums]:

@@ -33,8 +33,10 @@ def main(arguments: Sequence[str]) -> int:
     import numpy as np
 
     from jaxtl.data.folders import image_files
+    from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
 
+    warn_if_several("jaxtl.predict")
     paths = image_files(given.paths)
     predictor = load_run(given.run, tta=given.tta)
     probabilities = predictor.predict(paths)

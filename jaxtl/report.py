@@ -25,8 +25,10 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("several runs are compared in a page of its own: name it with --to FILE")
 
     from jaxtl.reports import write_comparison
+    from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.report import draw_again
 
+    warn_if_several("jaxtl.report")
     if len(given.runs) > 1:
         written = write_comparison(given.runs, given.to)
     else:

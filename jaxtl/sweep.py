@@ -10,7 +10,8 @@ from jaxtl import cli
 from jaxtl.errors import Interrupted, UserError
 
 _HELP = """Trains the variations that a config's sweep() yields, one run directory each; or, with
---trials, those that its search(trial) suggests to Optuna, until there are so many.
+--trials, those that its search(trial) suggests to Optuna, until there are so many. Where a config
+has both, --trials decides.
 
 Any other key of the config can be set by a flag, as in jaxtl.train.
 
@@ -30,7 +31,7 @@ again."""
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags and trains; returns the exit code."""
     flags = cli.parser("jaxtl.sweep", _HELP)
-    flags.add_argument("--cfg", required=True, metavar="FILE", help="a config with a sweep()")
+    flags.add_argument("--cfg", required=True, metavar="FILE", help="has a sweep() or search()")
     flags.add_argument(
         "--workdir",
         type=Path,
@@ -49,14 +50,16 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.sweeps.sweep import sweep
     from jaxtl.sweeps.variations import load_sweep
     from jaxtl.training.cluster import warn_if_several
+    from jaxtl.training.setup import count_images
 
     warn_if_several("jaxtl.sweep")
     overrides = cli.overrides(rest)
-    what = load_search(given.cfg, overrides)
-    if what and (given.trials is None or given.trials < 1):
-        raise UserError(f"{given.cfg} has a search(trial): give a number of them, --trials 30")
-    if not what and (given.trials is not None or given.storage):
+    searches = given.trials is not None or given.storage is not None
+    what = load_search(given.cfg, overrides, count_images) if searches else None
+    if searches and what is None:
         raise UserError(f"{given.cfg} has no search(trial), which --trials and --storage are about")
+    if searches and (given.trials is None or given.trials < 1):
+        raise UserError("a search needs a number of trials, at least 1: --trials 30")
     now = time.strftime("%Y%m%d-%H%M%S")
     workdir = given.workdir or Path("runs") / f"{Path(given.cfg).stem}-sweep-{now}"
     out = console()
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         if what:
             out.print(f"{workdir}: {begun}")
             return int(not search(what, workdir, given.trials, given.storage, out))
-        variations = load_sweep(given.cfg, overrides)
+        variations = load_sweep(given.cfg, overrides, count_images)
         out.print(f"{workdir}: {begun}")
         outcomes = sweep(variations, workdir, out)
     except Interrupted as stopped:

@@ -47,10 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.training.cluster import joined
     from jaxtl.training.hosts import is_first, together
     from jaxtl.training.profiling import steps_to_trace
-    from jaxtl.training.setup import choose_workdir, open_data, train
+    from jaxtl.training.setup import choose_workdir, count_images, open_data, train
 
     profile = range(0) if given.profile is None else steps_to_trace(given.profile)
-    config, out, workdir = load(given.cfg, cli.overrides(rest)), console(), given.workdir
+    config = load(given.cfg, cli.overrides(rest), count_images)
+    out, workdir = console(), given.workdir
     again = "the same command without --new" if given.new else "the same command"
     begun = False
     try:

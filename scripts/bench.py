@@ -133,7 +133,7 @@ def _measure(given: argparse.Namespace, part: dict[str, Any], save: Callable[[],
                 continue
             for row, found in measured.items():
                 (part if row in _SECTIONS else part["rows"])[row] = found
-                if row not in (*_SECTIONS, "memory"):
+                if row not in _SECTIONS and not row.endswith("memory"):
                     medians = {who: statistics.median(m["values"]) for who, m in found.items()}
                     _say(begun, ", ".join(f"{who} {s:.3g} s" for who, s in medians.items()))
             part["measured"][name] = (part["date"], part["versions"]["commit"])
@@ -208,10 +208,14 @@ def _commit() -> str:
 
 
 def _comparable(part: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for rows to stand in one table; jaxtl itself may have changed."""
+    """What has to be the same for rows to stand in one table.
+
+    jaxtl itself may have changed, and the build of the kernel.
+    """
     ours = ("commit", "jaxtl")
     versions = {name: v for name, v in part["versions"].items() if name not in ours}
-    return {key: part[key] for key in ("machine", "quick", "absent", "how")} | versions
+    machine = {key: value for key, value in part["machine"].items() if key != "system"}
+    return {key: part[key] for key in ("quick", "absent", "how")} | machine | versions
 
 
 if __name__ == "__main__":

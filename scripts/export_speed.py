@@ -63,14 +63,15 @@ def main() -> None:
     flags.add_argument("--repeats", type=int, default=5, help="measurements of each [5]")
     given = flags.parse_args()
 
-    from jaxtl.exporting.export import export_run
+    from jaxtl.exporting.export import export_run, open_run
     from jaxtl.runs.directory import RunDirectory
 
     size = RunDirectory(given.run).config().model.image_size
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in ("float32", "int8")}
         for name, file in files.items():
-            export_run(given.run, file, int8=name == "int8")
+            int8 = name == "int8"
+            export_run(open_run(given.run, file, int8=int8), file, int8=int8)
         who = {"jaxtl": given.run} | {f"onnxruntime, {n}": file for n, file in files.items()}
         new = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
         pools = {name: new() for name in who}

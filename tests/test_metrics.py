@@ -4,9 +4,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import log_softmax
-from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 
-from jaxtl.metrics import NONE, Sums, confusion, correct_top_k, cross_entropy, score, to_host
+from jaxtl.metrics import (
+    NONE,
+    Evaluation,
+    Sums,
+    class_metric,
+    confusion,
+    correct_top_k,
+    cross_entropy,
+    score,
+    to_host,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(40, 7)).astype(np.float32)
@@ -78,3 +95,48 @@ def test_nan_logits_count_as_incorrect():
     logits = np.full((2, 7), np.nan, np.float32)
     sums = score(logits, np.array([0, 3]), np.ones(2, bool))
     assert (sums.top1, sums.top5, sums.images) == (0, 0, 2)
+
+
+def evaluated(logits, labels):
+    logs = log_softmax(logits.astype(np.float64), axis=1).astype(np.float32)
+    sums = score(logs, labels, np.ones(len(labels), bool))
+    return Evaluation(sums, labels, logs.argmax(axis=1), logs)
+
+
+def test_metrics_of_classes_are_those_of_scikit_learn():
+    logits = LOGITS + np.eye(7)[LABELS]
+    evaluation, exact = evaluated(logits, LABELS), np.exp(log_softmax(logits, axis=1))
+    predicted = exact.argmax(axis=1)
+    expected = {
+        "balanced_accuracy": balanced_accuracy_score(LABELS, predicted),
+        "macro_f1": f1_score(LABELS, predicted, average="macro"),
+        "auroc": roc_auc_score(LABELS, exact, multi_class="ovr"),
+    }
+    assert {name: class_metric(name, evaluation) for name in expected} == pytest.approx(expected)
+
+
+def test_classes_without_an_image_are_left_out_of_the_mean_and_their_predictions_are_wrong():
+    labels = LABELS % 5
+    evaluation, predicted = evaluated(LOGITS, labels), LOGITS.argmax(axis=1)
+    assert {5, 6} & set(predicted.tolist())
+    values = {"balanced_accuracy": [], "macro_f1": [], "auroc": []}
+    for c in range(5):
+        true, said = labels == c, predicted == c
+        values["balanced_accuracy"].append(said[true].mean())
+        values["macro_f1"].append(2 * (true & said).sum() / (true.sum() + said.sum()))
+        values["auroc"].append(roc_auc_score(true, np.exp(evaluation.log_probabilities[:, c])))
+    for name, of_class in values.items():
+        assert class_metric(name, evaluation) == pytest.approx(np.mean(of_class)), name
+
+
+def test_of_two_classes_the_area_is_that_of_the_second_one():
+    labels = LABELS % 2
+    evaluation = evaluated(LOGITS[:, :2], labels)
+    expected = roc_auc_score(labels, LOGITS[:, 1] - LOGITS[:, 0])
+    assert class_metric("auroc", evaluation) == pytest.approx(expected)
+
+
+def test_a_loss_that_is_not_finite_has_no_metric_of_classes():
+    logits = LOGITS.copy()
+    logits[3] = np.nan
+    assert np.isnan(evaluated(logits, LABELS).metrics(7, "auroc")["auroc"])

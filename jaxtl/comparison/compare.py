@@ -27,7 +27,8 @@ from jaxtl.comparison.results import (
 )
 from jaxtl.comparison.table import comparison_table
 from jaxtl.config.config_file import Data
-from jaxtl.data.sources import Splits, found_line, open_splits
+from jaxtl.data.sources import found_line
+from jaxtl.data.splits import Splits, open_splits, settings
 from jaxtl.errors import EXPECTED, UserError, one_line
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import on_cpu
@@ -95,21 +96,19 @@ def _open(comparison: Comparison, out: Console) -> tuple[Splits, Conditions]:
     folder, devices = comparison.folder, jax.local_devices()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: name a folder for the results")
-    data = open_splits(
-        comparison.source,
-        val_fraction=Data().val_fraction,
-        seed=Data().seed,
-        on_bad_image=Data().on_bad_image,
-        retry_seconds=Data().retry_seconds,
-    )
-    for part in data:
+    data = open_splits(comparison.source, **settings(Data()))
+    if data.test is not None:
+        out.print(f"{len(data.test):,} test images are left for the network that you choose")
+        data = data._replace(test=None)
+    parts = data.named.values()
+    for part in parts:
         out.print(found_line(part))
     if comparison.epochs and comparison.batch_size % len(devices):
         raise UserError(
             f"--batch-size {comparison.batch_size} does not divide by the {len(devices)} devices "
             f"that --finetune trains on; give a multiple of {len(devices)}"
         )
-    labels = np.concatenate([part.labels for part in data])
+    labels = np.concatenate([part.labels for part in parts])
     folds = folds_for(labels, data.train.classes)
     if folds < FOLDS:
         out.print(f"{folds} folds and not {FOLDS}: the rarest class has {folds} images")

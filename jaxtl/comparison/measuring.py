@@ -22,7 +22,8 @@ from jaxtl.comparison.linear_probe import Probe, linear_probe
 from jaxtl.comparison.results import Failure, Row, Tuned, Unmeasured
 from jaxtl.config.config_file import Config, Data, Model
 from jaxtl.config.phases import Phase, everything, head_only
-from jaxtl.data.sources import Source, Splits
+from jaxtl.data.sources import Source
+from jaxtl.data.splits import Splits
 from jaxtl.errors import UserError
 from jaxtl.models import Network, split
 from jaxtl.runs.directory import RunDirectory
@@ -141,9 +142,10 @@ class Contender:
         )
 
     def _probe(self, network: Network) -> Probe:
-        weights, labels = self.config.model.weights, np.concatenate([p.labels for p in self.data])
+        weights, parts = self.config.model.weights, self.data.named.values()
+        labels = np.concatenate([part.labels for part in parts])
         self.announce(f"features of {len(labels):,} images with the weights {weights}")
-        features = np.concatenate([self._features(network, part) for part in self.data])
+        features = np.concatenate([self._features(network, part) for part in parts])
         if not np.isfinite(features).all():
             why = f"with the weights {weights}, which are not those of a trained network"
             raise Failure("features not finite", why)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtl.comparison.costs import Cost
 from jaxtl.comparison.linear_probe import Probe
 from jaxtl.files import write_whole
+from jaxtl.metrics import proportion
 
 MARGIN = 0.1
 """Times of two networks that differ by a smaller fraction count as equal: noise of a machine."""
@@ -177,6 +178,20 @@ class Conditions(NamedTuple):
         return f"{self.images:,} images of {self.classes} classes"
 
 
+def interval(row: Row, images: int) -> tuple[float, float] | None:
+    """The Wilson interval of 95 % of the accuracy to rank by, in percent; None without accuracy.
+
+    Args:
+        row: a network.
+        images: the images of its linear probe, which classifies each once.
+    """
+    if row.score is None:
+        return None
+    of = row.score.images if isinstance(row.score, Tuned) else images
+    found = proportion(round(row.score.accuracy * of / 100), of)
+    return 100 * found.low, 100 * found.high
+
+
 def measured(rows: Sequence[Row | Unmeasured]) -> list[Row]:
     """The networks that could be measured."""
     return [row for row in rows if isinstance(row, Row)]
@@ -225,12 +240,15 @@ def _fields(row: Row | Unmeasured, front: Sequence[Row], conditions: Conditions)
     if isinstance(row, Unmeasured):
         return {"model": row.model, "image_size": row.image_size, "failure": str(row.failure)}
     probe = row.probe
+    low, high = interval(row, conditions.images) or (None, None)
     tuned = row.tuned if isinstance(row.tuned, Tuned) else None
     return {
         "model": row.model,
         "image_size": row.image_size,
         "ranked_by": row.ranked_by,
         "accuracy": row.accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
         "accuracy_per_million_parameters": row.density,
         "pareto_front": row in front,
         "probe_accuracy": probe and probe.accuracy,

@@ -18,6 +18,7 @@ from jaxtl.comparison.results import (
     Row,
     Tuned,
     Unmeasured,
+    interval,
     measured,
     number,
     pareto_front,
@@ -43,6 +44,14 @@ def _tuned(row: Row) -> str:
 
 def _of_tuned(text: Callable[[Tuned], str]) -> Callable[[Row], str]:
     return lambda row: text(row.tuned) if isinstance(row.tuned, Tuned) else ""
+
+
+def _interval(conditions: Conditions) -> _Column:
+    def cell(row: Row) -> str:
+        found = interval(row, conditions.images)
+        return "" if found is None else f"{found[0]:.1f}-{found[1]:.1f}"
+
+    return _Column("95 %\ninterval", cell, "95 % interval", 12)
 
 
 _PIXELS = _Column("\npx", lambda row: str(row.image_size), "px", 5)
@@ -74,7 +83,7 @@ def comparison_table(
     """
     several = len({row.image_size for row in rows}) > 1
     tuned = _TUNED if conditions.tuned else ()
-    columns = [*[_PIXELS] * several, _PROBE, *tuned, *_COSTS]
+    columns = [*[_PIXELS] * several, _PROBE, *tuned, _interval(conditions), *_COSTS]
     leaving = sorted((column for column in columns if column.leaves), key=lambda c: c.leaves)
     left_out: list[str] = []
     while leaving and _width(_table(rows, columns)) > width:
@@ -121,7 +130,7 @@ def _caption(rows: Sequence[Row | Unmeasured], conditions: Conditions) -> list[s
     return [
         *lines,
         f"Probe: mean ± standard deviation of {conditions.folds} folds. Ranked by: {ranks}, which "
-        "% per M divides by million parameters.",
+        "% per M divides by million parameters; its interval is Wilson's.",
         "Time: of the inference of one image, the best of three measurements; images /s: "
         f"of inference with {known[0].cost.batch_size} images a batch; tuning /s: "
         f"the same while every parameter trains. Lower quartiles of {calls} calls or more.",

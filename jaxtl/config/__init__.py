@@ -1,8 +1,9 @@
 """The config of a run: its schema, config files and flags, and what a config file imports."""
 
 from jaxtl.config.config_file import REQUIRED, Augment, Cache, Checkpoint, Config, Data, Model
+from jaxtl.config.counts import Counts
 from jaxtl.config.phases import Phase, everything, from_stage, gradual, head_only
-from jaxtl.config.recipes import fine_tuning
+from jaxtl.config.recipes import fine_tuning, recipe
 
 __all__ = [
     "REQUIRED",
@@ -10,6 +11,7 @@ __all__ = [
     "Cache",
     "Checkpoint",
     "Config",
+    "Counts",
     "Data",
     "Model",
     "Phase",
@@ -18,4 +20,5 @@ __all__ = [
     "from_stage",
     "gradual",
     "head_only",
+    "recipe",
 ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import inspect
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,8 @@ import pydantic
 from pydantic import Field
 
 from jaxtl.config.checked import Checked, ConfigError, Fraction, NotNegative, Positive
-from jaxtl.config.phases import Phase
+from jaxtl.config.counts import Counts
+from jaxtl.config.phases import Phase, head_only
 from jaxtl.errors import UserError
 
 REQUIRED = "<required>"
@@ -56,10 +58,17 @@ class Data(Checked):
             be on an object store, `gs://BUCKET/...` or `s3://BUCKET/...`.
         batch_size: images a step, over all devices together.
         val_fraction: the fraction of each class kept for validation where the source has no split.
-        seed: draws that split, and the finite views of each image; `Config.seed` draws all else,
+        test_fraction: the fraction of each class kept for a test of the result, which chooses
+            nothing; `val_fraction` is then that of the other images. 0 for none, or where the
+            source has a split for it.
+        folds, fold: cross-validation, in place of `val_fraction`: the training images are divided
+            into so many parts, each with the same fraction of every class, and the part of this
+            number, from 0, is for validation. None divides nothing.
+        seed: draws these splits, and the finite views of each image; `Config.seed` draws all else,
             so that runs with other seeds are measured on the same images.
         balanced: show each class equally often, in as many images an epoch as there are. Images of
-            a small class come several times; all images of a class come equally often over epochs.
+            a small class come several times, each time in another view; all images of a class come
+            equally often over epochs.
         resize: `stretch` squeezes every image to a square, as Keras does; `crop` scales the
             shorter side and keeps the centre.
         memory_gb: decoded images are kept in memory when those of a split (training, validation)
@@ -74,6 +83,9 @@ class Data(Checked):
     source: str = "digits"
     batch_size: Annotated[int, Field(ge=1)] = 32
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    test_fraction: Fraction = 0.0
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     balanced: bool = False
     resize: Literal["stretch", "crop"] = "stretch"
@@ -87,6 +99,12 @@ class Data(Checked):
         if not source:  # `min_length` would refuse a path that is not UTF-8
             raise ValueError("it is empty")
         return source
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuses a fold that there is not."""
+        if self.fold >= (self.folds or 1):
+            there = f"only 0 to {self.folds - 1}" if self.folds else "give folds too, such as 5"
+            raise ValueError(f"there is no fold {self.fold}; {there}")
 
 
 class Augment(Checked):
@@ -210,22 +228,32 @@ class Config(Checked):
         return tuple(phase.for_batches_of(self.data.batch_size) for phase in self.phases)
 
 
-def load(name: str, overrides: Mapping[str, str]) -> Config:
+Count = Callable[[Data], Counts]
+"""Counts the training images of a source."""
+
+
+def load(name: str, overrides: Mapping[str, str], count: Count | None = None) -> Config:
     """Reads a config file, applies flags to it and checks the whole.
 
     Args:
         name: a file as given, in `./configs`, or among the configs that come with the package.
         overrides: dotted keys (`data.batch_size`, `phases.head.lr`) with values as typed.
+        count: counts the training images, where `get_config` takes their counts.
 
     Raises:
         UserError: the file is not there or cannot be read, a key or value is not possible, or one
             that is `REQUIRED` is not given.
     """
-    return complete(read(name, overrides)[1])
+    return complete(read(name, overrides, count)[1])
 
 
-def read(name: str, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Config]:
+def read(
+    name: str, overrides: Mapping[str, str], count: Count | None = None
+) -> tuple[dict[str, Any], Config]:
     """Reads a config file and applies flags to it.
+
+    A `get_config` with an argument gets the counts of the training images that the flags name:
+    their source has to be among the flags.
 
     Returns:
         The names that the file defines, and its config, in which a value may still be `REQUIRED`.
@@ -238,12 +266,27 @@ def read(name: str, overrides: Mapping[str, str]) -> tuple[dict[str, Any], Confi
         names = runpy.run_path(str(path))
         if "get_config" not in names:
             raise UserError("there is no get_config(); a config is a Python file (.py) with one")
-        config = names["get_config"]()
+    values = {key: _meant(key, text) for key, text in overrides.items()}
+    counts: tuple[Counts, ...] = ()
+    if inspect.signature(names["get_config"]).parameters:
+        if count is None:
+            raise UserError(f"{path} needs images to count; train it with python -m jaxtl.train")
+        counts = (count(_data(values)),)
+    with readable(path):
+        config = names["get_config"](*counts)
         if not isinstance(config, Config):
             wrong = type(config).__name__
             raise UserError(f"get_config() must return a jaxtl.config.Config, not {wrong}")
-    values = {key: _meant(key, text) for key, text in overrides.items()}
     return names, vary(config, values, flag="--cfg.")
+
+
+def _data(values: Mapping[str, Any]) -> Data:
+    """The images that the flags name."""
+    of_data = {key: value for key, value in values.items() if key.startswith("data.")}
+    if "data.source" not in of_data:
+        raise ConfigError("data.source", "")
+    stub = Config(phases=(Phase(name="head", train=head_only(), epochs=1),))
+    return vary(stub, of_data, flag="--cfg.").data
 
 
 @contextlib.contextmanager

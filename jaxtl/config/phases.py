@@ -61,7 +61,9 @@ class Phase(Checked):
             whole parameter paths, each with the multiplier of the learning rate for what it
             matches; the first match wins, and what nothing matches is frozen.
         epochs: passes over the training images, at most.
-        lr: the learning rate, before scaling, multipliers and schedule.
+        lr: the learning rate, before scaling, multipliers and schedule. `auto` tests a hundred when
+            the phase begins, and takes the one at which the loss falls fastest, as
+            `jaxtl.lr_find` does.
         lr_scaling: what `lr` is multiplied by, for batches of another size than 256: `linear` by
             `data.batch_size` / 256, `sqrt` by the square root of that (docs/large-batches.md).
         optimizer: `adam` (with `weight_decay` it is AdamW), `sgd` (with Nesterov momentum of
@@ -102,6 +104,10 @@ class Phase(Checked):
             statistics).
         batch_norm_momentum: how much of the running statistics a step keeps; None suits it to the
             number of steps in the phase.
+        monitor: what makes a validation result better than another one, for `patience` and the
+            best epoch; of equals the one with the lower loss is better. `balanced_accuracy` is the
+            mean recall of the classes, `macro_f1` their mean F1, `auroc` the mean area under their
+            ROC curves, each class against all others (docs/labels-and-metrics.md).
         patience: stop after this many epochs without a better validation result than the phase had
             before; None never stops.
         restore_best: end the phase with its best parameters rather than with its last.
@@ -114,7 +120,7 @@ class Phase(Checked):
     name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
     train: Rules
     epochs: Annotated[int, Field(ge=1)]
-    lr: Positive = 1e-3
+    lr: Positive | Literal["auto"] = 1e-3
     lr_scaling: Literal["linear", "sqrt"] | None = None
     optimizer: Literal["adam", "sgd", "rmsprop", "lion", "lars", "lamb"] = "adam"
     momentum: Fraction = 0.9
@@ -133,6 +139,7 @@ class Phase(Checked):
     cutmix: NotNegative = 0.0
     batch_norm: Literal["frozen", "train"] = "frozen"
     batch_norm_momentum: Fraction | None = None
+    monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss"] = "accuracy"
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
     average_best: Annotated[int, Field(ge=2)] | None = None
@@ -144,6 +151,8 @@ class Phase(Checked):
             raise ValueError(
                 f"momentum is that of sgd and lars, and the optimizer is {self.optimizer}"
             )
+        if self.lr == "auto" and self.lr_scaling is not None:
+            raise ValueError("lr='auto' is found for this batch size; leave lr_scaling out")
         if self.batch_norm == "frozen" and self.batch_norm_momentum is not None:
             raise ValueError("batch_norm_momentum needs batch_norm='train'")
         if self.average_best is not None and not self.restore_best:
@@ -176,9 +185,16 @@ class Phase(Checked):
         In proportion to the batch (Goyal et al. 2017, arXiv:1706.02677, section 2.1), or to its
         square root (Krizhevsky 2014, arXiv:1404.5997, section 5); both relative to 256 images.
         """
+        if self.lr_scaling is None:
+            return self
         ratio = images / _BASE_BATCH
-        factors = {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
-        return self.model_copy(update={"lr": self.lr * factors[self.lr_scaling]})
+        factors = {"linear": ratio, "sqrt": math.sqrt(ratio)}
+        return self.model_copy(update={"lr": self.base_lr * factors[self.lr_scaling]})
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate; 1 where it is found when the phase begins."""
+        return 1.0 if self.lr == "auto" else self.lr
 
 
 def head_only() -> dict[str, float]:

@@ -1,8 +1,18 @@
 """Whole configs that suit many networks."""
 
+from typing import Literal
+
 from jaxtl.config.config_file import REQUIRED, Augment, Config, Data, Model
-from jaxtl.config.phases import Phase, head_only
+from jaxtl.config.counts import Counts
+from jaxtl.config.phases import Phase, everything, head_only
 from jaxtl.config.phases import from_stage as from_stage_on
+
+Size = Literal["small", "medium", "large"]
+
+_BATCH = 32  # images
+_HEAD_STEPS = 200
+_STEPS: dict[Size, int] = {"small": 500, "medium": 1500, "large": 1500}
+_LARGE_EPOCHS = 15  # at least
 
 
 def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
@@ -21,7 +31,7 @@ def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
     """
     return Config(
         model=model,
-        data=Data(source=REQUIRED, batch_size=32),
+        data=Data(source=REQUIRED, batch_size=_BATCH),
         augment=Augment(horizontal_flip=True),
         phases=(
             Phase(name="head", train=head_only(), epochs=10, lr=1e-3, patience=3),
@@ -33,6 +43,61 @@ def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
                 schedule="cosine",
                 label_smoothing=0.1,
                 patience=5,
+            ),
+        ),
+    )
+
+
+def size_of(counts: Counts) -> Size:
+    """The size of a data set by its images a class: `small` below 20, `large` from 200 on."""
+    if counts.images_a_class < 20:
+        return "small"
+    return "medium" if counts.images_a_class < 200 else "large"
+
+
+def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None = None) -> Config:
+    """Settings that follow from the number of images a class (docs/recipes.md).
+
+    The number of steps is what counts with few images, not that of epochs (BiT-HyperRule,
+    Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3). The phase `head` trains the head alone
+    for 200 steps. The phase `finetune` trains more, down to a learning rate of zero, and the run
+    ends with its last parameters: a validation on few images would choose by chance.
+
+    Args:
+        counts: the counts of the training images.
+        model: the network, and where its weights come from.
+        from_stage: the first stage that `finetune` trains in the sizes `small` and `medium`; in the
+            size `large` all train.
+        size: `small` (500 steps), `medium` (1,500), `large` (1,500, or 15 epochs if they are
+            more); None for that of `size_of`.
+    """
+    size = size or size_of(counts)
+    steps_per_epoch = -(-counts.images // _BATCH)
+    epochs = max(1, round(_STEPS[size] / steps_per_epoch))
+    if size == "large":
+        epochs = max(epochs, _LARGE_EPOCHS)
+    return Config(
+        model=model,
+        data=Data(source=REQUIRED, batch_size=_BATCH),
+        augment=Augment(rotation=10.0, translation=0.05, zoom=0.1),
+        phases=(
+            Phase(
+                name="head",
+                train=head_only(),
+                epochs=max(1, round(_HEAD_STEPS / steps_per_epoch)),
+                lr=1e-3,
+                restore_best=False,
+            ),
+            Phase(
+                name="finetune",
+                train=everything() if size == "large" else from_stage_on(from_stage, decay=1.0),
+                epochs=epochs,
+                lr=1e-3,
+                schedule="cosine",
+                weight_decay=1e-2,
+                label_smoothing=0.1,
+                batch_norm="train" if size == "large" else "frozen",
+                restore_best=False,
             ),
         ),
     )

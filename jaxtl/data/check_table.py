@@ -64,10 +64,10 @@ def _findings(report: Report) -> Iterator[RenderableType]:
         "what training refuses": refused,
         "images that cannot be used": _pairs(report.bad),
         "class folders without images": report.empty_classes,
-        "validation images that are among the training images": leaks,
+        "images that are in two splits": leaks,
     }
     others = {
-        "validation images that look like a training image": _alike(report.near_leaks),
+        "images that look like one of another split": _alike(report.near_leaks),
         "groups of equal files": [" = ".join(group) for group in report.duplicates],
         "images that look like another of their split": _alike(report.near),
         "files named like another format, which is fine": _pairs(report.mismatched),

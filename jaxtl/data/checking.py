@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from jaxtl.data.duplicates import NEAR, groups, nearest
 from jaxtl.data.facts import Facts, Item
 from jaxtl.data.folders import EXTENSIONS, Survey, survey_folder
 from jaxtl.data.inspection import CONSTANT, inspect
-from jaxtl.data.sources import ArraySource, Source, Subset, as_splits, folder_of, open_parts
+from jaxtl.data.sources import ArraySource, Parts, Source, Subset, folder_of, open_parts
+from jaxtl.data.splits import as_splits
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError, printable
 from jaxtl.files import as_text
@@ -43,9 +45,9 @@ class Report:
         widths, heights: the smallest, the median and the largest, in pixels.
         formats, modes: how many images have each, by Pillow's names.
         bad: images that cannot be used, and why.
-        leaks: a training image and a validation image that have the same bytes.
-        near_leaks: a training image and a validation image that look the same, and the bits by
-            which their perceptual hashes differ.
+        leaks: images of two splits that have the same bytes, the one of the earlier split first.
+        near_leaks: images of two splits that look the same, likewise, and the bits by which their
+            perceptual hashes differ.
         empty_classes: class folders without images.
         refused: why training would refuse the source, or None.
         duplicates: images of a split that have the same bytes.
@@ -102,8 +104,10 @@ def check(spec: str) -> Report:
         except UserError as error:
             refused = str(error)
     else:
-        train, val = open_parts(spec)
-        sources = {"all": train} if val is None else {"train": train, "val": val}
+        parts = open_parts(spec)
+        sources = {name: part for name, part in parts._asdict().items() if part is not None}
+        if parts.val is None:
+            sources = {"all": parts.train}
     facts = {name: inspect(_items(part), perceptual=True) for name, part in sources.items()}
     names = {n: [part.describe(i) for i in range(len(part))] for n, part in sources.items()}
     report = Report(as_text(spec), {n: _counts(part) for n, part in sources.items()})
@@ -126,7 +130,7 @@ def _refusal(spec: str, sources: dict[str, Source], facts: dict[str, list[Facts]
         good = np.asarray([i for i, k in enumerate(facts[name]) if k.problem is None], np.int64)
         parts.append(Subset(source, good, source.labels[good], source.classes))
     try:
-        as_splits(spec, parts[0], (*parts, None)[1], val_fraction=Data().val_fraction, seed=0)
+        as_splits(spec, Parts(*parts), val_fraction=Data().val_fraction, seed=0)
     except UserError as error:
         return str(error)
     return None
@@ -178,20 +182,18 @@ def _find_duplicates(report: Report, names: list[str], facts: list[Facts]) -> No
 
 
 def _find_leaks(report: Report, names: dict[str, list[str]], facts: dict[str, list[Facts]]) -> None:
-    if len(facts) < 2:
-        return
-    train, val = facts
-    first: dict[str, int] = {}
-    for i, known in enumerate(facts[train]):
-        if known.sha256:
-            first.setdefault(known.sha256, i)
-    same = {i: first[k.sha256] for i, k in enumerate(facts[val]) if k.sha256 in first}
-    report.leaks = [(as_text(names[train][j]), as_text(names[val][i])) for i, j in same.items()]
-    others, rest = _comparable(facts[train]), [i for i in _comparable(facts[val]) if i not in same]
-    report.near_leaks = [
-        (as_text(names[train][others[j]]), as_text(names[val][rest[i]]), bits)
-        for i, j, bits in _near(_hashes(facts[val], rest), _hashes(facts[train], others))
-    ]
+    for first, second in itertools.combinations(facts, 2):
+        known: dict[str, int] = {}
+        for i, fact in enumerate(facts[first]):
+            if fact.sha256:
+                known.setdefault(fact.sha256, i)
+        same = {i: known[k.sha256] for i, k in enumerate(facts[second]) if k.sha256 in known}
+        others = _comparable(facts[first])
+        rest = [i for i in _comparable(facts[second]) if i not in same]
+        alike = _near(_hashes(facts[second], rest), _hashes(facts[first], others))
+        one, other = ([as_text(name) for name in names[split]] for split in (first, second))
+        report.leaks += [(one[j], other[i]) for i, j in same.items()]
+        report.near_leaks += [(one[others[j]], other[rest[i]], bits) for i, j, bits in alike]
 
 
 def _comparable(facts: list[Facts]) -> list[int]:

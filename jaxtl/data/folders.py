@@ -115,22 +115,22 @@ class FileSource(EncodedSource):
             raise ReadError(str(error)) from error
 
 
-def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, FileSource | None]:
-    """Opens a folder of class folders, or one with `train/` and perhaps `val/` of class folders.
+def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, ...]:
+    """Opens a folder of class folders, or one with folders of these for each split.
 
     Classes are the names of the class folders, sorted. Class folders are searched to any depth;
     hidden files and folders are passed over; files that are not images are reported in one
     warning. Next to `train/` the first of `val/`, `valid/`, `validation/`, `test/` is for
-    validation, and the others are ignored. A folder called `train` that holds no folders is
-    an ordinary class.
+    validation, `test/` beside one of the others is for the test, and all others are ignored. A
+    folder called `train` that holds no folders is an ordinary class.
 
     Returns:
-        The training images and the validation images, or all images and None where the folder
-        has no such split. Both have the classes of the training images.
+        The images to train on, those for validation and those for the test, as far as there are
+        such folders; or all images. All have the classes of the first.
 
     Raises:
-        UserError: the folder is empty or cannot be read, a class has no images, or the validation
-            images have a class that the training images do not have.
+        UserError: the folder is empty or cannot be read, a class has no images, or others have a
+            class that the training images do not have.
     """
     with _readable():
         splits, names = _split_folders(root), _subfolders(root)
@@ -140,24 +140,26 @@ def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, FileSource | Non
                     f"{root} has {', '.join(names)}, but no train/ with class folders in it: "
                     "name the training images train/, or name the folder of one split"
                 )
-            return _source(root, _images_by_class(root)), None
+            return (_source(root, _images_by_class(root)),)
         train = _source(root / "train", _images_by_class(root / "train"))
         if ignored := [name for name in names if name not in splits]:
             _log.warning("%s: ignored: %s", root, ", ".join(ignored))
-        if len(splits) == 1:
-            return train, None
-        second = root / splits[1]
-        found = _images_by_class(second)
+        return train, *(_same_classes(root / name, train) for name in splits[1:])
+
+
+def _same_classes(folder: Path | ObjectFolder, train: FileSource) -> FileSource:
+    """Another split, with the classes of the training images."""
+    found = _images_by_class(folder)
     unknown = sorted(set(found) - set(train.classes))
     if unknown:
         raise UserError(
-            f"{second} has the class {unknown[0]!r}, which {train.root} lacks: "
+            f"{folder} has the class {unknown[0]!r}, which {train.root} lacks: "
             "both need the same class folders"
         )
     missing = sorted(set(train.classes) - set(found))
     if missing:
-        _log.warning("%s has no images of the class %s", second, ", ".join(missing))
-    return train, _source(second, found, train.classes)
+        _log.warning("%s has no images of the class %s", folder, ", ".join(missing))
+    return _source(folder, found, train.classes)
 
 
 @dataclasses.dataclass
@@ -165,7 +167,7 @@ class Survey:
     """Everything in a folder, also what `open_folder` refuses or passes over.
 
     Attributes:
-        splits: the images of `train` and of the folder for validation, or of `all`.
+        splits: the images of `train` and of the folders for validation and test, or of `all`.
         empty_classes: class folders without images.
         other_files: files that are not images, or outside of the class folders.
         hidden: hidden files and folders.
@@ -196,11 +198,14 @@ def survey_folder(root: Path) -> Survey:
 
 
 def _split_folders(root: Path | ObjectFolder) -> list[str]:
-    """`train` and the first folder for validation, if there is one; `all` without such a split."""
+    """`train`, the first folder for validation and another one for the test, as far as there are
+    such folders; `all` without these splits.
+    """
     names = _subfolders(root)
     if "train" not in names or not _subfolders(root / "train"):
         return ["all"]
-    return ["train", *[name for name in VALIDATION_FOLDERS if name in names][:1]]
+    there = [name for name in VALIDATION_FOLDERS if name in names]
+    return ["train", *there[:1], *({"test"} & set(there[1:]))]
 
 
 def _texts(folder: Path, paths: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from jaxtl.data.reading import ReadError, patiently
 from jaxtl.data.sources import Source
 from jaxtl.errors import UserError
 
+_Order = tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"]]  # and how often before
 _TOGETHER = 8  # images that a thread decodes for Grain at a time, which costs 0.3 ms each time
 
 
@@ -160,7 +161,7 @@ class Loader:
                 images = self._decoded[places]
                 yield batch._replace(inputs=_filled_up(images, self.part_size))
         else:
-            groups = self._groups(self._order(epoch), start_step)
+            groups = self._groups(self._order(epoch)[0], start_step)
             order = np.concatenate([np.zeros(0, np.int64), *groups])
             with contextlib.closing(self._stream(order, stop)) as images:
                 for batch in self.rows(epoch, start_step, views=views):
@@ -173,17 +174,19 @@ class Loader:
     def rows(self, epoch: int, start_step: int = 0, *, views: int = 0) -> Iterator[Batch]:
         """Yields the same batches with the images' indices instead of the images.
 
-        Image i shows view (i + epoch) mod `views`: after `views` epochs every view of every image
-        has come once, and each epoch mixes views. With 0 the number of the view is the epoch.
+        Image i that came n times before shows view (i + n) mod `views`: after `views` times every
+        view of an image has come once, and each epoch mixes views. With 0 the number of the view is
+        n. Where every image comes once an epoch, n is the epoch.
         """
-        for group in self._groups(self._order(epoch).astype(np.int32), start_step):
-            indices = _filled_up(group, self.part_size)
+        parts = (self._groups(each.astype(np.int32), start_step) for each in self._order(epoch))
+        for group, before in zip(*parts, strict=True):
+            indices, times = (_filled_up(part, self.part_size) for part in (group, before))
             yield Batch(
                 inputs=indices,
                 labels=_filled_up(self.source.labels[group], self.part_size),
                 valid=np.arange(self.part_size) < len(group),
                 indices=indices,
-                views=(indices + epoch) % views if views else np.full_like(indices, epoch),
+                views=(indices + times) % views if views else times,
             )
 
     def _groups(self, order: np.ndarray, start_step: int) -> Iterator[np.ndarray]:
@@ -193,17 +196,19 @@ class Loader:
             batch = order[first : first + self.batch_size]
             yield batch[begin : begin + self.part_size]
 
-    def _order(self, epoch: int) -> Int64[np.ndarray, " images"]:
+    def _order(self, epoch: int) -> _Order:
         """The order of an epoch, drawn by `RandomState`, whose numbers NumPy promises to keep.
 
         Grain's own shuffle would give epoch e of seed 1 the order of epoch e + 1 of seed 0, and
         takes some 20 ms an epoch however few images there are.
         """
-        if not self._shuffle:
-            return np.arange(self._images.start, self._images.stop)
         if self._balanced:
             return balanced_order(self.source.labels, self._seed, epoch)
-        return np.random.RandomState([self._seed, epoch]).permutation(len(self))
+        if self._shuffle:
+            order = np.random.RandomState([self._seed, epoch]).permutation(len(self))
+        else:
+            order = np.arange(self._images.start, self._images.stop)
+        return order, np.full_like(order, epoch)
 
     def _decode_all(
         self, stop: Callable[[], bool]
@@ -253,9 +258,7 @@ class Loader:
             raise UserError(f"{name}: {error}") from error
 
 
-def balanced_order(
-    labels: Int32[np.ndarray, "images"], seed: int, epoch: int
-) -> Int64[np.ndarray, "images"]:
+def balanced_order(labels: Int32[np.ndarray, "images"], seed: int, epoch: int) -> _Order:
     """The images of an epoch, in which the classes that have images come equally often, to one.
 
     The images of a class come one after the other in an order that is drawn anew each time that all
@@ -265,8 +268,11 @@ def balanced_order(
         labels: the class of each image.
         seed: at least 0.
         epoch: at least 0. The order depends on nothing else.
+
+    Returns:
+        The images, and how often each came before, in this epoch and in those before.
     """
-    classes, chosen = np.unique(labels), []
+    classes, chosen, before = np.unique(labels), [], []
     for place, label in enumerate(classes):
         images = np.flatnonzero(labels == label)
         # Places are dealt out to one class after the other, over all epochs.
@@ -275,7 +281,9 @@ def balanced_order(
         drawn = [np.random.RandomState([seed, label, n]).permutation(images) for n in rounds]
         skipped = begin - rounds.start * len(images)
         chosen.append(np.concatenate(drawn)[skipped : skipped + end - begin])
-    return np.random.RandomState([seed, epoch]).permutation(np.concatenate(chosen))
+        before.append(np.arange(begin, end) // len(images))
+    order = np.random.RandomState([seed, epoch]).permutation(len(labels))
+    return np.concatenate(chosen)[order], np.concatenate(before)[order]
 
 
 def _filled_up(array: np.ndarray, length: int) -> np.ndarray:

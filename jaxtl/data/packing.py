@@ -59,7 +59,7 @@ def pack(
     """Packs a data set, or continues where the same call was stopped.
 
     Args:
-        spec: as for `open_splits`; its splits become `train` and `validation`.
+        spec: as for `open_splits`; its splits become `train`, `validation` and `test`.
         out: the folder to write, which `tfds:OUT` names afterwards.
         side: images whose shorter side is longer are scaled to it, in pixels, and encoded as JPEG;
             None keeps the bytes of every image.
@@ -72,8 +72,9 @@ def pack(
             class, or `out` holds something else.
         OSError: `out` cannot be written.
     """
-    train, val = open_parts(spec, retry=retry)
-    splits = {"train": train} if val is None else {"train": train, "validation": val}
+    train, val, test = open_parts(spec, retry=retry)
+    named = {"train": train, "validation": val, "test": test}
+    splits = {name: part for name, part in named.items() if part is not None}
     for source in splits.values():
         _refuse_bad_images(spec, source, retry)
     job = {

@@ -165,8 +165,8 @@ def _solarize(pixels: Image, strength: Array, sign: Array, policy: Policy) -> Im
 
 def _posterize(pixels: Image, strength: Array, sign: Array, policy: Policy) -> Image:
     """Clears the low bits of each value."""
-    step = 2 ** jnp.round(policy.bits * strength)
-    return jnp.floor(pixels / step) * step
+    bits = jnp.round(policy.bits * strength).astype(jnp.int32)
+    return (pixels.astype(jnp.int32) >> bits << bits).astype(pixels.dtype)
 
 
 def _stretch(pixels: Image, strength: Array, sign: Array, policy: Policy) -> Image:

@@ -118,10 +118,9 @@ class TfdsSource(EncodedSource):
         return dataclasses.replace(self, numbers=numbers, labels=labels, skipped=skipped)
 
 
-def open_tfds(
-    name: str, *, pixels: bool = False, retry: float = 0
-) -> tuple[TfdsSource, TfdsSource | None]:
-    """Opens the split `train` of a data set and the first of `validation`, `val` and `test`.
+def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[TfdsSource, ...]:
+    """Opens the split `train` of a data set, the first of `validation`, `val` and `test`, and
+    `test` where it is not that one.
 
     Args:
         name: what TFDS calls it (`NAME`, `NAME/CONFIG`, `NAME:VERSION`), looked for in
@@ -130,7 +129,8 @@ def open_tfds(
         pixels, retry: as for `inspect`, which reads the labels.
 
     Returns:
-        The training images, and the validation images or None where there is no such split.
+        The images to train on, those for validation and those for the test, as far as there are
+        such splits.
 
     Raises:
         UserError: TFDS is not installed, the data set is not prepared in this format, it is
@@ -142,9 +142,9 @@ def open_tfds(
         builder = _builder(found)
     if "train" not in builder.info.splits:
         raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
-    second = next((s for s in VALIDATION_SPLITS if s in builder.info.splits), None)
-    train = _source(builder, "train", name, pixels, retry)
-    return train, None if second is None else _source(builder, second, name, pixels, retry)
+    there = [split for split in VALIDATION_SPLITS if split in builder.info.splits]
+    splits = ["train", *there[:1], *({"test"} & set(there[1:]))]
+    return tuple(_source(builder, split, name, pixels, retry) for split in splits)
 
 
 def _local_copy(url: str) -> Path:

@@ -19,6 +19,8 @@ _log = logging.getLogger("jaxtl")
 
 OnBadImage = Literal["error", "skip"]
 
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
+
 
 class EncodedSource(abc.ABC):
     """A `Source` of encoded images, each of which is looked at before training starts.
@@ -125,26 +127,29 @@ def _without(source: EncodedSource, bad: dict[int, str]) -> EncodedSource:
 
 
 def warn_of_leaks(
-    train: list[Facts],
-    val: list[Facts],
-    describe_train: Callable[[int], str],
-    describe_val: Callable[[int], str],
+    first: list[Facts],
+    second: list[Facts],
+    describe_first: Callable[[int], str],
+    describe_second: Callable[[int], str],
+    between: tuple[str, str],
 ) -> None:
-    """Warns where the same bytes are among the training and the validation images.
+    """Warns where the same bytes are among the images of two splits.
 
     Args:
-        train, val: what is known of each image.
-        describe_train, describe_val: what to call the image of an index.
+        first, second: what is known of each image.
+        describe_first, describe_second: what to call the image of an index.
+        between: the splits, of `train`, `val` and `test`, in this order.
     """
     seen: dict[str, int] = {}
-    for i, facts in enumerate(train):
+    for i, facts in enumerate(first):
         seen.setdefault(facts.sha256, i)
-    both = [(seen[facts.sha256], i) for i, facts in enumerate(val) if facts.sha256 in seen]
+    both = [(seen[facts.sha256], i) for i, facts in enumerate(second) if facts.sha256 in seen]
     if both:
+        one, other = (_SPLITS[split] for split in between)
         _log.warning(
-            "%d validation images are among the training images too, so validation looks better "
-            "than it is; the first is %s, the same as %s",
-            len(both),
-            describe_val(both[0][1]),
-            describe_train(both[0][0]),
+            "%d %s images are among the %s images too, so %s looks better than it is; the first "
+            "is %s, the same as %s",
+            *(len(both), other, one, "the test" if other == "test" else other),
+            describe_second(both[0][1]),
+            describe_first(both[0][0]),
         )

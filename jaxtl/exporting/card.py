@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from jaxtl.metrics import class_results, confusion
-from jaxtl.reports.measures import proportion
+from jaxtl.files import as_text
+from jaxtl.metrics import Evaluation, class_results, confusion, proportion
 from jaxtl.training.predictor import Predictor
 from jaxtl.weights import hub
 
@@ -18,11 +19,11 @@ of the classes in the order of the probabilities and the result of the file itse
 
 ## Data
 
-`{data}`: {train} images to train on and {val} to validate on{skipped}.
-SHA-256 of their fingerprints: training `{train_sha256}`, validation `{val_sha256}`.
+`{data}`: {train} images to train on and {val} to validate on{tested_on}{skipped}.
+SHA-256 of their fingerprints: training `{train_sha256}`, validation `{val_sha256}`{test_sha256}.
 
 ## Results
-
+{tested}
 On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 
 | accuracy | interval | correct |
@@ -39,7 +40,7 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
   kind tends to be a little lower.
 - The intervals hold for images drawn independently from what the validation images are drawn from,
   and say nothing of other cameras, places or times.
-- Every image gets one of these classes, also one that shows none of them.
+- Every image gets one of these classes, also one that shows none of them.{unfinished}
 
 ## Weights and licence
 
@@ -47,28 +48,32 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 """
 
 
-def model_card(predictor: Predictor, name: str) -> str:
-    """The card of a run, as the README.md of a repository on the Hugging Face hub.
+_TEST = """
+On the test images, which were looked at once, when the run had ended:
 
-    Measures the run on its validation images.
+| accuracy | interval | correct |
+|---|---|---|
+| {accuracy} |
+"""
+
+
+def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
+    """The card of a run, as the README.md of a repository on the Hugging Face hub.
 
     Args:
         predictor: the run.
-        name: what the model is called.
+        evaluation: its validation.
 
     Returns:
         Markdown, with front matter in YAML as the hub defines it.
-
-    Raises:
-        UserError: the images cannot be read, or have changed.
     """
     metadata, config = predictor.metadata, predictor.config
-    found = predictor.evaluate(predictor.images("val"))
-    correct, images = int(found.sums.top1), int(found.sums.images)
-    counts = confusion(found.labels, found.predicted, len(predictor.classes))
+    correct, images = int(evaluation.sums.top1), int(evaluation.sums.images)
+    test, tested = metadata.data.test, metadata.correct("test")
+    counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
     results = zip(predictor.classes, class_results(counts), strict=True)
     text = _TEXT.format(
-        name=name,
+        name=predictor.name,
         classes=len(predictor.classes),
         network=config.model.name,
         version=metadata.versions.get("jaxtl", "of an unknown version"),
@@ -79,6 +84,9 @@ def model_card(predictor: Predictor, name: str) -> str:
         data=_public(metadata.source),
         train=metadata.data.train.images,
         val=metadata.data.val.images,
+        tested_on=f", and {test.images} for a test that chose nothing" if test else "",
+        tested=_TEST.format(accuracy=_cells(*tested)) if tested else "",
+        test_sha256=f", test `{test.sha256}`" if test else "",
         skipped=f"; {metadata.skipped_images} were unreadable" if metadata.skipped_images else "",
         train_sha256=metadata.data.train.sha256,
         val_sha256=metadata.data.val.sha256,
@@ -87,32 +95,41 @@ def model_card(predictor: Predictor, name: str) -> str:
             f"| {_escaped(title)} | {_cells(result.correct, result.images)} |"
             for title, result in results
         ),
+        unfinished=f"\n- The run has not ended: {_escaped(predictor.unfinished)}."
+        if predictor.unfinished
+        else "",
         weights=_weights(predictor),
     )
-    return f"---\n{_front_matter(predictor, name, correct / images)}\n---\n\n{text}"
+    accuracies = {"validation": correct / images}
+    if tested:
+        accuracies["test"] = tested[0] / tested[1]
+    return f"---\n{_front_matter(predictor, accuracies)}\n---\n\n{text}"
 
 
-def _front_matter(predictor: Predictor, name: str, accuracy: float) -> str:
-    """What the hub reads of a card, as YAML."""
+def _front_matter(predictor: Predictor, accuracies: Mapping[str, float]) -> str:
+    """What the hub reads of a card, as YAML; the accuracies are those of the splits."""
     from huggingface_hub import EvalResult, ModelCardData
 
     metadata = predictor.metadata
     data = _public(metadata.source)
-    result = EvalResult(
-        task_type="image-classification",
-        dataset_type=data,
-        dataset_name=data,
-        dataset_split="validation",
-        metric_type="accuracy",
-        metric_value=round(accuracy, 4),
-    )
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split=split,
+            metric_type="accuracy",
+            metric_value=round(accuracy, 4),
+        )
+        for split, accuracy in accuracies.items()
+    ]
     front = ModelCardData(
-        model_name=name,
+        model_name=predictor.name,
         library_name="jaxtl",
         pipeline_tag="image-classification",
         tags=["jax", predictor.config.model.name],
         base_model=_repository(metadata.weights.source if metadata.weights else ""),
-        eval_results=[result],
+        eval_results=results,
     )
     return front.to_yaml()
 
@@ -144,8 +161,10 @@ def _repository(source: str) -> str | None:
 
 def _public(source: str) -> str:
     """A source without the folders of this machine: `tfds:pets`, or the last part of a path."""
-    return source if re.match(r"[a-z]+:(?!/)", source) else Path(source).name
+    if re.match(r"[a-z]+:(?!/|[a-z0-9]+://)", source):
+        return as_text(source)
+    return as_text(f"{'tfds:' if source.startswith('tfds:') else ''}{Path(source).name}")
 
 
 def _escaped(title: str) -> str:
-    return re.sub(r"([\\|`*_<\[])", r"\\\1", title)
+    return re.sub(r"([\\|`*_<\[])", r"\\\1", as_text(title))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +22,14 @@ class Format(NamedTuple):
     """A kind of file: how it is written, and how its own runtime runs it.
 
     Attributes:
-        runtime: the distribution that runs it.
+        runtime: the module that runs it.
         needs: the modules that writing and running it take.
         install: what installs them.
         write: writes a network, given the file and the pixels a side of the images.
         load: reads the file again.
-        line: Python that classifies `images` with the file.
+        usage: Python that gives the probabilities of `images` by the file.
         dtype: the type of the feature maps in the file; None for that of the run.
+        apart: how far a probability may be from that of the run.
     """
 
     runtime: str
@@ -35,8 +37,20 @@ class Format(NamedTuple):
     install: str
     write: Callable[[Network, Path, int], None]
     load: Callable[[Path], Classify]
-    line: str
+    usage: str
     dtype: str | None = "float32"
+    apart: float = 1e-3
+
+
+def with_version(module: str) -> str:
+    """The distribution that has a module, with its version: `onnxruntime-gpu 1.20.0`."""
+    name = module
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # it is called otherwise than its module
+        name = importlib.metadata.packages_distributions()[module][0]
+        version = importlib.metadata.version(name)
+    return f"{name} {version}"
 
 
 def check_installed(name: str, needs: Sequence[str], install: str) -> None:

@@ -14,6 +14,20 @@ from jaxtl.weights.unavailable import reason, within
 _ANSWER_TIMEOUT = 10.0  # seconds until the hub must have answered
 
 
+def check_target(target: str) -> None:
+    """Refuses what cannot be pushed to, without asking the hub.
+
+    Args:
+        target: `hf:USER/NAME`.
+
+    Raises:
+        UserError: the target is no such name, or huggingface_hub is missing.
+    """
+    if not hub.names_repository(target) or "@" in target:
+        raise UserError(f"--push takes hf:USER/NAME, not {target}")
+    check_installed("--push", ("huggingface_hub",), "pip install 'jaxtl[hf]'")
+
+
 def create_repository(target: str) -> str:
     """Creates a private repository on the hub, unless it is there.
 
@@ -24,12 +38,8 @@ def create_repository(target: str) -> str:
         `USER/NAME`.
 
     Raises:
-        UserError: the target is no such name, the hub cannot be reached in time, or it does not
-            accept the token; or huggingface_hub is missing.
+        UserError: the hub cannot be reached in time, or it does not accept the token.
     """
-    if not hub.names_repository(target) or "@" in target:
-        raise UserError(f"--push takes hf:USER/NAME, not {target}")
-    check_installed("--push", ("huggingface_hub",), "pip install 'jaxtl[hf]'")
     name = target.removeprefix(hub.PREFIX)
     with _explaining_errors(target):
         from huggingface_hub import create_repo
@@ -66,8 +76,10 @@ def _explaining_errors(target: str) -> Iterator[None]:
         yield
     except Exception as error:  # those of an HTTP library that differs between its versions
         status = getattr(getattr(error, "response", None), "status_code", None)
-        if status in (401, 403):
+        if status == 401:
             why = "the hub does not accept the token; log in by: hf auth login"
+        elif status == 403:
+            why = "the token may not write there; log in with another: hf auth login --force"
         else:
             why = reason(error)
         raise UserError(f"nothing was uploaded to {target}: {why}") from error

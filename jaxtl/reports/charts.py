@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 400, 230
+COLOURS = range(1, 9)
+"""The style sheet's colours of lines, by number."""
+DASHES = ("solid", "dashed", "dotted")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 8, 20, 34
 _MOST_DOTS = 60  # of a line whose points are marked
 
@@ -17,13 +21,15 @@ class Line:
 
     Attributes:
         name: what the legend calls it.
-        colour: a number of the style sheet's colours of lines, from 1.
+        colour: one of `COLOURS`.
         points: (x, y), ascending in x; values that are not finite are left out.
+        dash: one of `DASHES`.
     """
 
     name: str
     colour: int
     points: Sequence[tuple[float, float]]
+    dash: str = DASHES[0]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Drawn:
 
     name: str
     colour: int
+    dash: str
     path: str
     dots: list[tuple[float, float, str]]
 
@@ -77,7 +84,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
     from matplotlib.ticker import MaxNLocator
 
     finite = [
-        Line(line.name, line.colour, [p for p in line.points if math.isfinite(p[1])])
+        dataclasses.replace(line, points=[p for p in line.points if math.isfinite(p[1])])
         for line in lines
     ]
     xs = [x for line in finite for x, _ in line.points] or [0.0]
@@ -104,6 +111,7 @@ def chart(title: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]] 
         Drawn(
             line.name,
             line.colour,
+            line.dash,
             " ".join(f"{across(x)},{up(y)}" for x, y in line.points),
             [(across(x), up(y), f"{line.name}, epoch {x:g}: {y:.4g}") for x, y in line.points]
             if len(line.points) <= _MOST_DOTS

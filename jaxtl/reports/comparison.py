@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxtl.config import Config
 from jaxtl.config.config_file import leaves
-from jaxtl.reports.charts import Chart, Line, chart
+from jaxtl.metrics import Proportion, proportion
+from jaxtl.reports.charts import COLOURS, DASHES, Chart, Line, chart
 from jaxtl.reports.history import Row, series, title_of
-from jaxtl.reports.measures import Proportion, proportion
-from jaxtl.reports.page import template, write
+from jaxtl.reports.page import state, template, write
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
 
-_COLOURS = range(2, 9)  # of lines; the first is grey
+_STYLES = [(colour, dash) for dash in DASHES for colour in COLOURS[1:]]  # the first one is grey
 _NOT_GIVEN = "-"
 
 
@@ -24,9 +25,10 @@ class Compared(NamedTuple):
 
     Attributes:
         name: what tells it from the others: its path below their common folder.
-        colour: a number of the style sheet's colours of lines.
+        colour, dash: of its lines, as of a `Line`.
         state: `complete`, or how far it came.
         accuracy: the validation accuracy of its result, or of its last epoch; None before that.
+        test: the accuracy of its test; None before its end, or without one.
         loss: the loss there, in nats.
         epochs: how many were trained.
         images_per_second: the mean over its epochs; None if it is not known.
@@ -35,8 +37,10 @@ class Compared(NamedTuple):
 
     name: str
     colour: int
+    dash: str
     state: str
     accuracy: Proportion | None
+    test: Proportion | None
     loss: float | None
     epochs: int
     images_per_second: float | None
@@ -61,18 +65,22 @@ def write_comparison(paths: Sequence[Path], to: Path) -> Path:
     """
     runs = [RunDirectory(path) for path in paths]
     names = _names(paths)
-    configs = [leaves(run.config()) for run in runs]
+    configs = [run.config() for run in runs]
     logs = [read_metrics(run.metrics) if run.metrics.exists() else [] for run in runs]
     compared = [
-        _compared(name, _COLOURS[index % len(_COLOURS)], run.metadata(), rows)
-        for index, (name, run, rows) in enumerate(zip(names, runs, logs, strict=True))
+        _compared(name, index, config, run.metadata(), rows)
+        for index, (name, config, run, rows) in enumerate(
+            zip(names, configs, runs, logs, strict=True)
+        )
     ]
     page = template("comparison.html").render(
         title=f"{len(runs)} runs compared",
         runs=compared,
+        tested=any(run.test for run in compared),
         same_images=len({run.val for run in compared}) == 1,
+        distinct=len(_STYLES),
         charts=_charts(compared, logs),
-        settings=_different(configs),
+        settings=_different([leaves(config) for config in configs]),
     )
     return write(to, page)
 
@@ -83,16 +91,19 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path.relative_to(common)) for path in resolved]
 
 
-def _compared(name: str, colour: int, metadata: RunMetadata, rows: Sequence[Row]) -> Compared:
+def _compared(
+    name: str, index: int, config: Config, metadata: RunMetadata, rows: Sequence[Row]
+) -> Compared:
     validated = [row for row in rows if row["split"] == "val"]
     result: dict[str, Any] = metadata.result or (validated[-1] if validated else {})
     images = metadata.data.val.images
     speeds = [value for _, value in series(rows, "train", "images_per_second")]
     return Compared(
         name,
-        colour,
-        "complete" if metadata.result is not None else "not complete",
+        *_STYLES[index % len(_STYLES)],
+        state(config, metadata, rows),
         proportion(round(result["accuracy"] * images), images) if result else None,
+        proportion(*tested) if (tested := metadata.correct("test")) else None,
         result.get("loss"),
         len(validated),
         sum(speeds) / len(speeds) if speeds else None,
@@ -108,7 +119,7 @@ def _charts(compared: Sequence[Compared], logs: Sequence[Sequence[Row]]) -> list
         if column in ("phase", "epoch", "step", "split"):
             continue
         lines = [
-            Line(run.name, run.colour, points)
+            Line(run.name, run.colour, points, run.dash)
             for run, rows in zip(compared, logs, strict=True)
             if (points := series(rows, "val", column))
         ]

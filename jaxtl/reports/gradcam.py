@@ -11,7 +11,7 @@ from jaxtl.models import Network, Variables, merge, output_spec, split
 
 
 def last_maps(network: Network, image_size: int) -> str:
-    """The stage after the last one that returns feature maps."""
+    """The last stage that takes maps, as at least the one after `preprocess` does."""
     backwards = reversed(network.stage_names)
     return next(s for s in backwards if len(output_spec(network, image_size, s).shape) == 4)
 

@@ -8,16 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxtl.metrics import Proportion, proportion
+
 BINS = 15  # as Guo et al. 2017 take
 _COOLEST, _HOTTEST = 0.05, 20.0
-
-
-class Proportion(NamedTuple):
-    """A fraction with its 95% interval, all in 0..1."""
-
-    value: float
-    low: float
-    high: float
 
 
 class ClassRow(NamedTuple):
@@ -66,19 +60,6 @@ class Calibration:
     error_at_temperature: float
     loss: float
     loss_at_temperature: float
-
-
-def proportion(correct: int, images: int) -> Proportion:
-    """A fraction with its Wilson score interval (Wilson 1927, JASA 22, pages 209-212).
-
-    Args:
-        correct: 0..images.
-        images: at least 1.
-    """
-    from scipy.stats import binomtest
-
-    bounds = binomtest(correct, images).proportion_ci(0.95, method="wilson")
-    return Proportion(correct / images, float(bounds.low), float(bounds.high))
 
 
 def class_rows(counts: Int[np.ndarray, "classes classes"]) -> list[ClassRow]:

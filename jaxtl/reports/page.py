@@ -13,10 +13,11 @@ from jaxtl.config import Config
 from jaxtl.config.config_file import leaves
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
-from jaxtl.reports.charts import Chart, Line, chart
+from jaxtl.metrics import proportion
+from jaxtl.reports.charts import COLOURS, Chart, Line, chart
 from jaxtl.reports.findings import Findings
 from jaxtl.reports.history import Row, begins, curves
-from jaxtl.reports.measures import BINS, class_rows, most_confused, proportion
+from jaxtl.reports.measures import BINS, class_rows, most_confused
 from jaxtl.reports.thumbnails import heat_map
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
@@ -70,8 +71,8 @@ def write_page(
         results.append(_learning_rate(plan, rows))
     page = template("run.html").render(
         title=run.path.resolve().name,
-        state=_state(config, metadata, rows),
-        tiles=list(_tiles(metadata, rows, findings)),
+        state=state(config, metadata, rows),
+        tiles=list(_tiles(config, metadata, rows, findings)),
         plan=plan,
         results=results,
         machine=machine,
@@ -108,11 +109,17 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["colours"] = COLOURS
     environment.filters["percent"] = lambda value: f"{value:.1%}"
     return environment
 
 
-def _state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
+def state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
+    """How far a run came.
+
+    Raises:
+        UserError: the log has a phase that the run has not.
+    """
     if metadata.result is not None:
         return "complete"
     if not rows:
@@ -125,7 +132,7 @@ def _state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
 
 
 def _tiles(
-    metadata: RunMetadata, rows: Sequence[Row], findings: Findings | None
+    config: Config, metadata: RunMetadata, rows: Sequence[Row], findings: Findings | None
 ) -> Iterator[tuple[str, str, str]]:
     """What comes first: a name, a number and what there is to say of it."""
     images = metadata.data.val.images
@@ -145,6 +152,14 @@ def _tiles(
         f"{accuracy:.2%}",
         f"{correct:,} of {images:,} images; 95% interval {low:.1%} to {high:.1%}",
     )
+    if tested := metadata.correct("test"):
+        value, low, high = proportion(*tested)
+        yield (
+            "test accuracy",
+            f"{value:.2%}",
+            f"{tested[0]:,} of {tested[1]:,} images that chose nothing; "
+            f"95% interval {low:.1%} to {high:.1%}",
+        )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None:
         yield (
@@ -153,9 +168,10 @@ def _tiles(
             "between confidence and accuracy",
         )
     if metadata.result is not None:
+        averaged = metadata.averaged.get(config.phases[-1].name)
         yield (
-            "best epoch",
-            f"{metadata.result['best_epoch']:g}",
+            "average of epochs" if averaged else "best epoch",
+            ", ".join(map(str, averaged or [int(metadata.result["best_epoch"])])),
             f"of the last phase; {metadata.result['step']:,.0f} steps in all",
         )
 
@@ -184,7 +200,8 @@ def _about(config: Config, metadata: RunMetadata) -> dict[str, str]:
         f"{config.model.image_size} px",
         "weights": f"{weights.source} {weights.sha256}" if weights else "none: random parameters",
         "data": f"{metadata.source}: {metadata.data.train.images:,} to train on, "
-        f"{metadata.data.val.images:,} to validate on",
+        f"{metadata.data.val.images:,} to validate on"
+        + (f", {test.images:,} to test on" if (test := metadata.data.test) else ""),
         "left out": f"{metadata.skipped_images:,} images that cannot be used",
         "batch": f"{config.data.batch_size} images on {', '.join(metadata.devices)}",
         "versions": ", ".join(f"{name} {v}" for name, v in metadata.versions.items())

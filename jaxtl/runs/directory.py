@@ -9,8 +9,9 @@ import importlib.metadata
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import pydantic
@@ -41,10 +42,16 @@ class SplitMetadata(_Part):
 
 
 class DataMetadata(_Part):
-    """The data that a run trains on and is validated on."""
+    """The data that a run trains on, is validated on and, if there is such a split, tested on."""
 
     train: SplitMetadata
     val: SplitMetadata
+    test: SplitMetadata | None = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_it_was(self, serialize: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without a test the record is that of older versions, which know of none."""
+        return {name: part for name, part in serialize(self).items() if part is not None}
 
 
 class RunMetadata(_Part):
@@ -60,7 +67,9 @@ class RunMetadata(_Part):
         versions: the versions of Python and of the packages, by name.
         continued: the versions each time that the run was continued with others.
         devices: the devices that the run began on.
-        result: steps, best epoch and validation metrics; None until the run is complete.
+        averaged: by phase, the epochs, from 1, whose average its best variables are.
+        result: steps, best epoch and validation metrics, and those of the test, whose names begin
+            with `test_`; None until the run is complete.
     """
 
     classes: tuple[str, ...] = pydantic.Field(min_length=2)
@@ -72,12 +81,23 @@ class RunMetadata(_Part):
     versions: dict[str, str] = {}
     continued: tuple[dict[str, str], ...] = ()
     devices: tuple[str, ...] = ()
+    averaged: dict[str, tuple[int, ...]] = {}
     result: dict[str, float] | None = None
 
     @property
     def convention(self) -> str:
         """The convention of the initial weights: `keras` or `torch`."""
         return self.weights.convention if self.weights else "keras"
+
+    def correct(self, split: Literal["val", "test"]) -> tuple[int, int] | None:
+        """How many images of a split the result classifies correctly, and how many there are.
+
+        None before there is a result, and where the run has no test.
+        """
+        key, part = {"val": "accuracy", "test": "test_accuracy"}[split], getattr(self.data, split)
+        if part is None or self.result is None or key not in self.result:
+            return None
+        return round(self.result[key] * part.images), part.images
 
 
 class RunDirectory:
@@ -167,6 +187,9 @@ class RunDirectory:
     def check_same(self, config: Config, metadata: RunMetadata) -> None:
         """Refuses to continue a run with another config, other data or, if given, other weights.
 
+        A run of an older version has no test, where its source has images for one: it goes on
+        without.
+
         Raises:
             UserError: something differs, and the message names it; or there is no run.
         """
@@ -176,6 +199,8 @@ class RunDirectory:
                 "name another --workdir, or give the same command to continue it"
             )
         known, new = (m.model_dump(mode="json") for m in (self.metadata(), metadata))
+        if "test" not in known["data"] and not config.data.test_fraction:
+            new["data"].pop("test", None)
         compared = ("classes", "data", *(["weights"] if metadata.weights else []))
         if changed := [key for key in compared if known[key] != new[key]]:
             raise UserError(
@@ -199,6 +224,12 @@ class RunDirectory:
             _log.warning(text, began, "; ".join(changed))
             noted = metadata.model_copy(update={"continued": (*metadata.continued, now)})
             write_json(self._run, noted.model_dump())
+
+    def note_average(self, phase: str, epochs: Sequence[int]) -> None:
+        """Writes down which epochs a phase ends with the average of."""
+        metadata = self.metadata()
+        averaged = metadata.averaged | {phase: tuple(epochs)}
+        write_json(self._run, metadata.model_copy(update={"averaged": averaged}).model_dump())
 
     def config(self) -> Config:
         """The run's config.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import pydantic
 
 from jaxtl.config import Phase
-from jaxtl.metrics import NONE, Sums, quality
+from jaxtl.console import metrics_text
+from jaxtl.metrics import CLASS_METRICS, NONE, Sums, quality
 
 Count = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
 EpochResult = tuple[Count, float, float]
-"""The step at the end of an epoch, and its validation result: accuracy and loss."""
+"""The step at the end of an epoch, and its validation result: what is monitored, and the loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Progress:
         stale: the number of epochs since the phase's best validation result, or since it began.
         best_step, best_epoch: when the phase had its best validation result; None before the first.
         best_accuracy, best_loss: the best validation result of the phase.
+        best_score: what it was chosen by (`metrics.monitored`); None if that is the accuracy, as in
+            older versions.
         to_average: the best epochs of a phase that will average them, the best one first.
         lr_factor: the factor on the learning rate of the phase, 1 unless it diverged.
         halvings: how often a learning rate was halved since the run began.
@@ -43,6 +48,7 @@ class Progress:
     best_epoch: Count | None = None
     best_accuracy: float = -1.0
     best_loss: float = float("inf")
+    best_score: float | None = None
     to_average: tuple[EpochResult, ...] = ()
     lr_factor: float = 1.0
     halvings: Count = 0
@@ -75,14 +81,42 @@ class Progress:
         """The progress at the start of the next phase."""
         return Progress(phase=self.phase + 1, step=self.step, halvings=self.halvings)
 
-    def after_epoch(self, accuracy: float, loss: float, average: int | None = None) -> Progress:
+    @property
+    def best_quality(self) -> tuple[float, float]:
+        """How good the best validation result of the phase is; below any other before the first."""
+        if self.best_step is None:
+            return -math.inf, -math.inf
+        score = self.best_accuracy if self.best_score is None else self.best_score
+        return quality(score, self.best_loss)
+
+    def best_text(self, phase: Phase) -> str:
+        """The best validation result of the phase, with what it monitors."""
+        result = {"loss": self.best_loss, "accuracy": self.best_accuracy}
+        if phase.monitor in CLASS_METRICS and self.best_score is not None:
+            result[phase.monitor] = self.best_score
+        return metrics_text(result, "val_")
+
+    def epochs_of(self, used: Sequence[int], steps_per_epoch: int) -> list[int]:
+        """The numbers, from 1, of some of the epochs in `to_average`, named by their places."""
+        ends = sorted(self.to_average[place][0] for place in used)
+        return [self.epoch - (self.step - end) // steps_per_epoch for end in ends]
+
+    def after_epoch(
+        self,
+        accuracy: float,
+        loss: float,
+        average: int | None = None,
+        score: float | None = None,
+    ) -> Progress:
         """The progress once the epoch's validation result is known.
 
         Args:
             accuracy, loss: the result.
             average: how many epochs the phase will average at most; None for none.
+            score: what the phase monitors, from `metrics.monitored`.
         """
-        results = (*self.to_average, (self.step, accuracy, loss))
+        reached = accuracy if score is None else score
+        results = (*self.to_average, (self.step, reached, loss))
         ranked = sorted(results, key=lambda result: quality(*result[1:]), reverse=True)
         done = dataclasses.replace(
             self,
@@ -92,7 +126,7 @@ class Progress:
             stale=self.stale + 1,
             to_average=tuple(ranked[: average or 0]),
         )
-        if quality(accuracy, loss) <= quality(self.best_accuracy, self.best_loss):
+        if quality(reached, loss) <= self.best_quality:
             return done
         return dataclasses.replace(
             done,
@@ -101,12 +135,18 @@ class Progress:
             best_epoch=done.epoch,
             best_accuracy=accuracy,
             best_loss=loss,
+            best_score=score,
         )
 
-    def averaged(self, accuracy: float, loss: float) -> Progress:
+    def averaged(self, accuracy: float, loss: float, score: float | None = None) -> Progress:
         """The progress once the variables of its last step are the average of the best epochs."""
         return dataclasses.replace(
-            self, best_step=self.step, best_accuracy=accuracy, best_loss=loss, to_average=()
+            self,
+            best_step=self.step,
+            best_accuracy=accuracy,
+            best_loss=loss,
+            best_score=score,
+            to_average=(),
         )
 
     def finished(self, phase: Phase) -> bool:

@@ -24,7 +24,7 @@ from rich.console import Console
 from jaxtl.config import Phase
 from jaxtl.console import counter
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.metrics import Sums
+from jaxtl.metrics import Sums, monitored
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.progress import Progress
 from jaxtl.sweeps.variations import Variation
@@ -66,7 +66,7 @@ class HeadRun:
 
     def after_epoch(
         self,
-        phase: str,
+        phase: Phase,
         train: Float64[np.ndarray, "4 train_steps"],
         val: Float64[np.ndarray, "4 val_steps"],
         classes: int,
@@ -75,7 +75,7 @@ class HeadRun:
         """Records an epoch's metrics and updates the progress.
 
         Args:
-            phase: the name of the phase.
+            phase: the phase.
             train, val: the sums of each batch of the epoch and of its validation.
             classes: the number of classes.
             seconds: the time that the training of all runs took.
@@ -88,18 +88,18 @@ class HeadRun:
         trained, validated = (_total(sums).means(classes) for sums in (train, val))
         try:
             for step in np.flatnonzero(~np.isfinite(losses)).tolist():
-                check_finite("training", losses[step], before + step + 1, phase)
-            check_finite("validation", validated["loss"], before + steps, phase)
+                check_finite("training", losses[step], before + step + 1, phase.name)
+            check_finite("validation", validated["loss"], before + steps, phase.name)
         except Diverged as error:
             self.diverged = error
             return False
         self.progress = dataclasses.replace(self.progress, step=before + steps).after_epoch(
-            validated["accuracy"], validated["loss"]
+            validated["accuracy"], validated["loss"], score=monitored(phase.monitor, validated)
         )
         trained["images_per_second"] = float(train[3].sum()) / seconds
         epoch, step = self.progress.epoch, self.progress.step
         for split_name, metrics in (("train", trained), ("val", validated)):
-            self.metrics.append((phase, epoch, step, split_name, metrics))
+            self.metrics.append((phase.name, epoch, step, split_name, metrics))
         return self.progress.best_step == step
 
 
@@ -114,6 +114,7 @@ class HeadTraining:
         trunk: the variables of the frozen stages, on all devices.
         heads: the variables of the last stage where each run stands, with a leading axis of runs.
         feeds: features to train on, for each phase; to validate an epoch; to validate a result.
+        test: features to test a result; None where there is no test.
         loaders: the training images, by seed.
         out: the terminal.
     """
@@ -124,6 +125,7 @@ class HeadTraining:
     trunk: Variables
     heads: Variables
     feeds: Sequence[Feed]
+    test: Feed | None
     loaders: dict[int, Loader]
     out: Console
 
@@ -139,7 +141,7 @@ class HeadTraining:
         self._score_step = make_score_step(graph, stage, cached=cached, devices=self.devices)
 
     def train(self, stop: Stop) -> None:
-        """Trains the heads, phase by phase, and validates the results.
+        """Trains the heads, phase by phase, and validates and tests the results.
 
         Raises:
             Interrupted: `stop` is set; nothing is saved.
@@ -151,9 +153,12 @@ class HeadTraining:
                     run.progress = run.progress.next_phase()
             self._phase(index, feed, val, stop)
         sums, classes = self._score(self.heads, exact), self.network.num_classes or 0
+        tested = None if self.test is None else self._score(self.heads, self.test)
         for number, run in enumerate(self.runs):
             if run.diverged is None:
-                run.result = result_of(run.progress, _total(sums[..., number]), classes)
+                result = _total(sums[..., number]).means(classes)
+                test = {} if tested is None else _total(tested[..., number]).means(classes)
+                run.result = result_of(run.progress, result, test)
 
     def _phase(self, index: int, train: Feed, val: Feed, stop: Stop) -> None:
         """Trains all runs through one phase; each ends it with the result of the phase."""
@@ -186,7 +191,7 @@ class HeadTraining:
                 for number in np.flatnonzero(active).tolist():
                     epoch_sums = trained[..., number], validated[..., number]
                     run = self.runs[number]
-                    better[number] = run.after_epoch(phase.name, *epoch_sums, classes, seconds)
+                    better[number] = run.after_epoch(phase, *epoch_sums, classes, seconds)
                 chosen = better if phase.restore_best else active
                 results = _select(chosen, state.variables, results)
                 show(epoch + 1)

@@ -8,11 +8,13 @@ import json
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pydantic
 
 from jaxtl.errors import UserError
 from jaxtl.files import write_json
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.failure import Failure, Outcome, failed
 from jaxtl.sweeps.ranking import ranked, ranking_rows, write_ranking
 from jaxtl.sweeps.variations import Variation
@@ -45,6 +47,7 @@ class Outcomes:
         self._variations = variations
         self._file, self._log = workdir / "failed.json", workdir / "failed.log"
         self._outcomes: dict[str, Outcome] = dict(self._read())
+        self._images: dict[str, int] = {}
         self.to_retry = {name for name, outcome in self._outcomes.items() if failed(outcome)}
 
     def __contains__(self, name: str) -> bool:
@@ -60,6 +63,11 @@ class Outcomes:
         """The outcomes by name, best first; runs without a result are last."""
         order = [run.name for run in self._variations if run.name in self._outcomes]
         return ranked({name: self._outcomes[name] for name in order})
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What `ranking_rows` makes of the outcomes."""
+        return ranking_rows(self.ranked, self._variations, self._images)
 
     def failure(self, error: Exception, names: Sequence[str]) -> Failure:
         """What an exception means for the runs that it ended; one nobody expected is logged."""
@@ -82,11 +90,15 @@ class Outcomes:
         """
         self._outcomes |= outcomes
         self.to_retry -= outcomes.keys()
+        for name, outcome in outcomes.items():
+            if not isinstance(outcome, Failure):
+                data = RunDirectory(self.workdir / name).metadata().data
+                self._images[name] = data.val.images
         failures = {n: o for n, o in self._outcomes.items() if isinstance(o, Failure)}
         if failures != self._read():
             write_json(self._file, {n: dataclasses.asdict(f) for n, f in failures.items()})
         if self._outcomes:
-            write_ranking(self.table, ranking_rows(self.ranked, self._variations))
+            write_ranking(self.table, self.rows)
 
     def _read(self) -> dict[str, Failure]:
         if not self._file.exists():

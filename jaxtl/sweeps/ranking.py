@@ -7,20 +7,26 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from rich.table import Table
 
 from jaxtl.config.config_file import leaves
 from jaxtl.files import write_whole
-from jaxtl.metrics import quality
+from jaxtl.metrics import proportion, quality
 from jaxtl.sweeps.failure import Failure, Outcome
 from jaxtl.sweeps.variations import Variation
 
 _SHOWN = 20  # rows on the terminal
 _NAMED = 3  # runs that failed for the same reason
 _REASONS = 5  # in a list of failures
-_HIDDEN = "run", "val_top5", "outcome", "reason"
+_HIDDEN = (
+    *("run", "val_accuracy_low", "val_accuracy_high", "val_top5", "val_images"),
+    *("outcome", "reason"),
+)
+_FOLD = "data.fold"
+_INTERVAL = "95 % interval"
 _FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "steps": ","}
 
 
@@ -40,12 +46,17 @@ def ranked(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
 
 
 def ranking_rows(
-    outcomes: Mapping[str, Outcome], variations: Sequence[Variation]
+    outcomes: Mapping[str, Outcome], variations: Sequence[Variation], images: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """A row for each outcome: run, keys that vary, validation metrics, steps, outcome and reason.
 
     The outcome is `complete`, `diverged` or `failed`. A run that is not complete has the metrics
-    `nan`, no steps, and a reason.
+    `nan`, no steps, and a reason. The accuracy comes with its Wilson interval of 95 %.
+
+    Args:
+        outcomes: the runs, best first.
+        variations: all runs of the sweep.
+        images: the number of validation images of each run with a result.
     """
     keys = dict.fromkeys(key for variation in variations for key in variation.values)
     values = {run.name: leaves(run.config) | run.values for run in variations}
@@ -57,10 +68,18 @@ def ranking_rows(
         result, word, reason = results.get(name, {}), "complete", ""
         if isinstance(outcome, Failure):
             word, reason = "failed" if outcome.again else "diverged", outcome.reason
+        measured = {f"val_{metric}": result.get(metric, math.nan) for metric in metrics}
+        low = high = math.nan
+        if name in images:
+            _, low, high = proportion(round(result["accuracy"] * images[name]), images[name])
         row = {
             "run": name,
             **{key: values[name].get(key, "") for key in keys},
-            **{f"val_{metric}": result.get(metric, math.nan) for metric in metrics},
+            "val_accuracy": measured.pop("val_accuracy"),
+            "val_accuracy_low": low,
+            "val_accuracy_high": high,
+            **measured,
+            "val_images": images.get(name, ""),
             "steps": int(result["step"]) if result else "",
             "outcome": word,
             "reason": reason,
@@ -74,13 +93,58 @@ def ranking_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Table:
     more = len(rows) - _SHOWN
     table = Table(caption=f"and {more:,} more in {path}" if more > 0 else None)
     columns = [*(column for column in rows[0] if column not in _HIDDEN), "run"]
+    columns.insert(columns.index("val_accuracy") + 1, _INTERVAL)
     for column in columns:
         table.add_column(column, justify="right" if column in _FORMATS else "left")
     for row in rows[:_SHOWN]:
         lost = row["outcome"] != "complete"
-        instead = {"val_accuracy": row["outcome"], "val_loss": ""} if lost else {}
-        table.add_row(*(_text(column, {**row, **instead}[column]) for column in columns))
+        shown = {**row, _INTERVAL: _interval(row)}
+        shown |= {"val_accuracy": row["outcome"], "val_loss": ""} if lost else {}
+        table.add_row(*(_text(column, shown[column]) for column in columns))
     return table
+
+
+def folds_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Mean and standard deviation over the folds of runs that differ in nothing else, best first.
+
+    The interval is that of all images of the folds together, each of which validates once.
+
+    Args:
+        rows: those from `ranking_rows`.
+
+    Returns:
+        A table; None where no two folds are complete.
+    """
+    if _FOLD not in rows[0]:
+        return None
+    others = [key for key in rows[0] if key not in (*_HIDDEN, *_FORMATS, _FOLD)]
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(repr(row[key]) for key in others), []).append(row)
+    table = Table(*others, "complete", title="over the folds", title_justify="left")
+    for column in ("val_accuracy", _INTERVAL, "val_loss"):
+        table.add_column(column, justify="right")
+    lines: list[tuple[float, list[str]]] = []
+    for members in groups.values():
+        done = [row for row in members if row["outcome"] == "complete"]
+        if len(done) < 2:
+            continue
+        means = {name: [row[name] for row in done] for name in ("val_accuracy", "val_loss")}
+        accuracy, loss = (f"{mean(each):.4f} ± {stdev(each):.4f}" for each in means.values())
+        correct = sum(round(row["val_accuracy"] * row["val_images"]) for row in done)
+        _, low, high = proportion(correct, sum(row["val_images"] for row in done))
+        interval = _interval({"val_accuracy_low": low, "val_accuracy_high": high})
+        texts = [_text(key, done[0][key]) for key in others]
+        complete = f"{len(done)} of {len(members)}"
+        lines.append((mean(means["val_accuracy"]), [*texts, complete, accuracy, interval, loss]))
+    for _, line in sorted(lines, reverse=True):
+        table.add_row(*line)
+    return table if lines else None
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = row["val_accuracy_low"], row["val_accuracy_high"]
+    return "" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
 
 
 def _text(column: str, value: Any) -> str:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxtl.config.config_file import Config, complete, find, plain, read, readable, vary
+from jaxtl.config.config_file import Config, Count, complete, find, plain, read, readable, vary
 from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.files import write_whole
+from jaxtl.metrics import proportion
 from jaxtl.sweeps.variations import run_name
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.setup import open_data, train
@@ -33,6 +34,7 @@ _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was
 _RETRIES = 2  # of a trial whose process was killed
 _DIGITS = 10_000  # trials that the names of run directories have digits for
 _SHOWN = 10  # trials on the terminal
+_IMPOSSIBLE = "impossible"  # marks a trial that `search` gave no config
 
 _BEST = '''"""{said}"""
 
@@ -74,17 +76,20 @@ class Search:
             return values, complete(vary(self.config, values))
 
 
-def load_search(name: str, overrides: Mapping[str, str]) -> Search | None:
+def load_search(
+    name: str, overrides: Mapping[str, str], count: Count | None = None
+) -> Search | None:
     """Reads a config file with a `search(trial)`; None if it has none.
 
     Args:
         name: a config file, as for `config_file.load`.
         overrides: flags, dotted keys with values as typed; they apply before the suggestions.
+        count: counts images, as for `config_file.load`.
 
     Raises:
         UserError: the file or a flag is not possible.
     """
-    names, config = read(name, overrides)
+    names, config = read(name, overrides, count)
     suggest = names.get("search")
     return Search(find(name), config, suggest) if callable(suggest) else None
 
@@ -129,7 +134,7 @@ def search(what: Search, workdir: Path, trials: int, url: str | None, out: Conso
         lost = {number for trial in study.trials for number in _history(trial)}
     _show(study, workdir, out)
     failed = optuna.trial.TrialState.FAIL
-    return all(trial.state != failed or trial.number in lost for trial in study.trials)
+    return all(trial.state != failed or trial.number in lost for trial in _trials(study))
 
 
 class _Failed(Exception):
@@ -140,7 +145,11 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
     """Trains a trial, or what is left of it; returns its accuracy."""
     import optuna
 
-    values, varied = what.variation(trial)
+    try:
+        values, varied = what.variation(trial)
+    except UserError:
+        trial.set_user_attr(_IMPOSSIBLE, True)
+        raise
     number = next(iter(_history(trial.study.trials[trial.number])), trial.number)
     run = workdir / run_name(number, _DIGITS, values)
     trial.set_user_attr("run", run.name)
@@ -153,7 +162,9 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
             raise optuna.TrialPruned
 
     try:
-        return train(varied, open_data(varied), run, out, after_epoch=after_epoch)["accuracy"]
+        data = open_data(varied)
+        trial.set_user_attr("images", len(data.val))
+        return train(varied, data, run, out, after_epoch=after_epoch)["accuracy"]
     except Interrupted:  # Optuna would not come back to it
         again = optuna.storages.RetryHeartbeatStaleTrialCallback()
         again(trial.study, trial.study.trials[trial.number])
@@ -163,6 +174,11 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
         raise _Failed from error
     finally:
         forget_programs()
+
+
+def _trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """All trials of a study that had a config."""
+    return [trial for trial in study.trials if _IMPOSSIBLE not in trial.user_attrs]
 
 
 def _history(trial: optuna.trial.FrozenTrial) -> list[int]:
@@ -199,7 +215,20 @@ def _study(url: str, attempts: int = 5) -> optuna.Study:
         if attempts > 1 and isinstance(error, sqlalchemy.exc.DBAPIError):
             time.sleep(1)
             return _study(url, attempts - 1)
-        raise UserError(f"--storage {url}: {' '.join(str(error).split())}") from error
+        raise UserError(f"--storage {_without_password(url, error)}") from error
+
+
+def _without_password(url: str, error: Exception) -> str:
+    """The address of a database and what is wrong with it, whose text may have the password."""
+    import sqlalchemy
+
+    try:
+        address = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port that is no number
+        return "takes the URL of a database, such as postgresql://USER:PASSWORD@HOST/NAME"
+    shown = address.render_as_string(hide_password=True)
+    reason = " ".join(str(error).split()).replace(url, shown)
+    return f"{shown}: {reason.replace(address.password, '***') if address.password else reason}"
 
 
 def _count(study: optuna.Study) -> int:
@@ -209,7 +238,7 @@ def _count(study: optuna.Study) -> int:
     optuna.storages.fail_stale_trials(study)
     again = {number for trial in study.trials for number in _history(trial)}
     waiting = optuna.trial.TrialState.WAITING
-    return sum(t.state != waiting and t.number not in again for t in study.trials)
+    return sum(t.state != waiting and t.number not in again for t in _trials(study))
 
 
 def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
@@ -220,7 +249,7 @@ def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
     keys = sorted({key for trial in study.trials for key in trial.params})
     rows = csv.writer(text)
     rows.writerow(["trial", "state", "val_accuracy", *keys, "run"])
-    for trial in study.trials:
+    for trial in _trials(study):
         values = (trial.params.get(key, "") for key in keys)
         run = trial.user_attrs.get("run", "")
         rows.writerow([trial.number, trial.state.name.lower(), trial.value, *values, run])
@@ -260,6 +289,15 @@ def _plot(study: optuna.Study, workdir: Path) -> None:
             write_whole(workdir / f"search-{name}.svg", image.getvalue())
 
 
+def _interval(trial: optuna.trial.FrozenTrial) -> str:
+    """The Wilson interval of its accuracy; empty where an older version trained it."""
+    images = trial.user_attrs.get("images")
+    if not images or trial.value is None:
+        return ""
+    _, low, high = proportion(round(trial.value * images), images)
+    return f"{low:.4f} to {high:.4f}"
+
+
 def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
     import optuna
 
@@ -267,13 +305,13 @@ def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
     if not done:
         raise UserError(f"no trial of {workdir} has a result; search.csv says what became of them")
     keys = sorted({key for trial in done for key in trial.params})
-    table = Table("trial", "val_accuracy", *keys)
+    table = Table("trial", "val_accuracy", "95 % interval", *keys)
     for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:_SHOWN]:
         values = (
             f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(trial.params.get, keys)
         )
-        table.add_row(str(trial.number), f"{trial.value:.4f}", *values)
+        table.add_row(str(trial.number), f"{trial.value:.4f}", _interval(trial), *values)
     out.print(table)
-    states = [trial.state.name.lower() for trial in study.trials]
+    states = [trial.state.name.lower() for trial in _trials(study)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     out.print(f"{counts}; the best config: python -m jaxtl.train --cfg {workdir / 'best.py'}")

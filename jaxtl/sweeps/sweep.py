@@ -13,20 +13,21 @@ import jax
 from rich.console import Console
 
 from jaxtl.config.config_file import Config, differences
-from jaxtl.console import metrics_text
-from jaxtl.data.sources import Splits, open_splits
+from jaxtl.console import correct_text, metrics_text
+from jaxtl.data.splits import Splits, open_splits, settings
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, write_json
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.failure import Failure, Outcome, failed
 from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.outcomes import Outcomes
-from jaxtl.sweeps.ranking import failure_lines, ranking_rows, ranking_table
+from jaxtl.sweeps.ranking import failure_lines, folds_table, ranking_table
 from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
 from jaxtl.sweeps.variations import Variation
+from jaxtl.training.checks import check_plan
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import check_single_process
-from jaxtl.training.setup import check_plan, plan_run, run_metadata, train
+from jaxtl.training.setup import plan_run, run_metadata, train
 
 _LISTED = 3  # changes in a message
 
@@ -65,11 +66,11 @@ def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[
                 if variation.name not in outcomes:
                     _train_alone(variation, family, outcomes, out)
                     forget_programs()
-    _show(outcomes, variations, out)
+    _show(outcomes, out)
     return outcomes.ranked
 
 
-def _show(outcomes: Outcomes, variations: Sequence[Variation], out: Console) -> None:
+def _show(outcomes: Outcomes, out: Console) -> None:
     """Shows the table of a whole sweep, the best run, and what failed.
 
     Raises:
@@ -79,10 +80,20 @@ def _show(outcomes: Outcomes, variations: Sequence[Variation], out: Console) -> 
     best, result = next(iter(ranked.items()))
     if isinstance(result, Failure) and not any(map(failed, ranked.values())):
         raise UserError(f"every run of {workdir} diverged; try lower learning rates")
-    out.print(ranking_table(ranking_rows(ranked, variations), outcomes.table))
+    rows = outcomes.rows
+    out.print(ranking_table(rows, outcomes.table))
+    if (over_folds := folds_table(rows)) is not None:
+        out.print(over_folds)
     if not isinstance(result, Failure):
-        means = {name: result[name] for name in ("accuracy", "loss")}
-        out.print(f"best: {workdir / best}  {metrics_text(means, 'val_')}")
+        metadata = RunDirectory(workdir / best).metadata()
+        if val := metadata.correct("val"):
+            means = {name: result[name] for name in ("accuracy", "loss")}
+            out.print(
+                f"best: {workdir / best}  {metrics_text(means, 'val_')}  {correct_text(*val)}"
+            )
+        if test := metadata.correct("test"):
+            means = {name: result[f"test_{name}"] for name in ("accuracy", "loss")}
+            out.print(f"its test: {metrics_text(means, 'test_')}  {correct_text(*test)}")
     again = f"the same command with --workdir {workdir} tries again"
     for line in failure_lines(ranked, again, outcomes.table):
         out.print(line)
@@ -109,13 +120,7 @@ def _families(
         config = group[0].config
         try:
             try:
-                data = splits(
-                    config.data.source,
-                    val_fraction=config.data.val_fraction,
-                    seed=config.data.seed,
-                    on_bad_image=config.data.on_bad_image,
-                    retry_seconds=config.data.retry_seconds,
-                )
+                data = splits(config.data.source, **settings(config.data))
             except UserError as error:
                 without_data += [(variation, error) for variation in group]
                 continue

@@ -20,9 +20,9 @@ from jaxtl.config import Augment, Config
 from jaxtl.config.config_file import leaves
 from jaxtl.console import counter
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import Splits
+from jaxtl.data.splits import Splits
 from jaxtl.files import replacing
-from jaxtl.metrics import quality
+from jaxtl.metrics import CLASS_METRICS, quality
 from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.groups import Group
@@ -75,8 +75,9 @@ def train_together(
         workdir: the folder of their directories.
         out: the terminal.
         done: is called with the runs once they are written, and before a signal ends the sweep. It
-            is not called where they train more than a head, or where the features that they train
-            on are not kept in memory: then they have to train one by one.
+            is not called where they train more than a head, where a phase monitors a metric of
+            classes, or where the features that they train on are not kept in memory: then they have
+            to train one by one.
 
     Raises:
         Interrupted: a signal asked for it; nothing is saved of runs that are not complete.
@@ -85,6 +86,11 @@ def train_together(
     if not (plans := _plan_features(group)):
         return
     configs = [variation.config for variation in group.variations]
+    monitors = {phase.monitor for phase in configs[0].phases} & CLASS_METRICS
+    if monitors:  # together they only know sums over images
+        what = f"{' and '.join(sorted(monitors))} of each"
+        out.print(f"\n{len(configs)} runs train one by one, because of the {what}")
+        return
     first, *others = map(leaves, configs)
     keys = [key for key in first if any(other[key] != first[key] for other in others)]
     out.print(f"\n{len(configs)} runs train together: they differ in {', '.join(keys)}")
@@ -107,9 +113,10 @@ def _plan_features(group: Family) -> list[_Planned]:
     """Decides how the features are kept; nothing where the runs cannot train together.
 
     Returns:
-        A plan for the training features of each phase, one for the validation of an epoch, and one
-        for that of a result, each with its config, images and augmentation: a single run validates
-        its result by the whole network, without rounding to `cache.dtype`.
+        A plan for the training features of each phase, one for the validation of an epoch, one for
+        that of a result and, if there is one, one for its test, each with its config, images and
+        augmentation: a single run measures its result by the whole network, without rounding to
+        `cache.dtype`.
     """
     config, stage = group.variations[0].config, group.network.stage_names[-1]
     runs = len(group.variations)
@@ -117,22 +124,28 @@ def _plan_features(group: Family) -> list[_Planned]:
         return []  # each run goes back where it diverges, and the others do not
     if any(phase.average_best for phase in config.phases):
         return []  # each run chooses the epochs that it averages
+    if any(phase.lr == "auto" for phase in config.phases):
+        return []  # each run finds its own
     if runs < 2 or any(trainable.frontier != stage for trainable in group.trainables):
         return []
     row = output_spec(group.network, config.model.image_size, stage)
     unrounded = config.cache.model_copy(update={"dtype": "float32"})
     exact = config.model_copy(update={"cache": unrounded})
-    train, val = (setup.loader(part, config, shuffle=False) for part in group.data)
+    parts = group.data.named.values()
+    train, val, *test = (setup.loader(part, config, shuffle=False) for part in parts)
     plans: list[_Planned] = []
     for phase in config.phases:
         planned = plan(config, row, len(train), epochs=phase.epochs, runs=runs, mixes=phase.mixes)
         plans.append((planned, config, train, config.augment))
     # All of them have to fit on the disk together; phases with as many views share theirs.
     beside = sum({planned.views: planned.size for planned, *_ in plans}.values())
-    for kept in (config, exact):
-        planned = plan(kept, row, len(val), epochs=runs, views=1, beside=beside)
-        plans.append((planned, kept, val, Augment()))
-        beside += planned.size if exact != config else 0
+    sizes: dict[tuple[str, int], int] = {}  # by what they share a table for
+    for kept, images in ((config, val), (exact, val), *((exact, images) for images in test)):
+        table = kept.cache.dtype, id(images)
+        others = sum(size for other, size in sizes.items() if other != table)
+        planned = plan(kept, row, len(images), epochs=runs, views=1, beside=beside + others)
+        plans.append((planned, kept, images, Augment()))
+        sizes[table] = planned.size
     return plans if all(planned.cached and planned.resident for planned, *_ in plans) else []
 
 
@@ -155,6 +168,7 @@ def _heads(
     feeds = _open_features(plans, network, variables, out, stop)
     if feeds is None:
         return None
+    test = feeds.pop() if group.data.test is not None else None
     return HeadTraining(
         runs=[HeadRun(variation) for variation in group.variations],
         network=network,
@@ -162,6 +176,7 @@ def _heads(
         trunk=partition(variables, paths)[1],
         heads={path: jnp.stack([heads[c.seed][path] for c in configs]) for path in paths},
         feeds=feeds,
+        test=test,
         loaders=loaders,
         out=out,
     )

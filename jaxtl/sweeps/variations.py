@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxtl.config.config_file import Config, complete, find, plain, read, readable, vary
+from jaxtl.config.config_file import Config, Count, complete, find, plain, read, readable, vary
 from jaxtl.errors import UserError
 
 _LONGEST = 100  # characters of a name
@@ -40,19 +40,29 @@ def grid(axes: Mapping[str, Iterable[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def load_sweep(name: str, overrides: Mapping[str, str]) -> list[Variation]:
+def folds(count: int) -> Iterator[dict[str, Any]]:
+    """Yields the folds of a cross-validation (`data.folds`), each of which validates once."""
+    yield from grid({"data.folds": (count,), "data.fold": range(count)})
+
+
+def load_sweep(
+    name: str, overrides: Mapping[str, str], count: Count | None = None
+) -> list[Variation]:
     """Reads a config file with a `sweep()`.
 
     Args:
         name: a config file, as for `config_file.load`.
         overrides: flags, dotted keys with values as typed; they apply before the variations.
+        count: counts images, as for `config_file.load`.
 
     Raises:
         UserError: the file has no `sweep()`, or `sweep()` yields something else than variations.
     """
-    names, config = read(name, overrides)
+    names, config = read(name, overrides, count)
     path = find(name)
     if not callable(sweep := names.get("sweep")):
+        if callable(names.get("search")):
+            raise UserError(f"{path} has a search(trial) and no sweep(): search by --trials 30")
         raise UserError(
             f"{path} has no sweep(); add one that yields dicts such as "
             '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train'

@@ -28,7 +28,7 @@ def compile_and_print(described: str, cfg: str, overrides: Mapping[str, str]) ->
     from jaxtl.config.config_file import load
     from jaxtl.console import console
     from jaxtl.training.forecast import print_forecast
-    from jaxtl.training.setup import open_data
+    from jaxtl.training.setup import count_images, open_data
 
-    config = load(cfg, overrides)
+    config = load(cfg, overrides, count_images)
     print_forecast(config, open_data(config), accelerators, console())

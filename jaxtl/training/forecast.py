@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxtl.config import Config, Phase
 from jaxtl.data.loader import Batch
-from jaxtl.data.sources import Splits
+from jaxtl.data.splits import Splits
 from jaxtl.forecast.bounds import Forecast, largest_that_fits, speeds, try_to_build, usable_memory
 from jaxtl.forecast.program import Program, compile_program
 from jaxtl.forecast.table import caption, forecast_table

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxtl.config import Augment, Config, Phase
-from jaxtl.console import EpochProgress, metrics_text
+from jaxtl.config import Config, Phase
+from jaxtl.console import EpochProgress
 from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted, UserError
-from jaxtl.metrics import Evaluation, Sums, quality, to_host
+from jaxtl.metrics import Evaluation, Sums, monitored, quality, to_host
 from jaxtl.models import Network, Variables
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.progress import Progress
@@ -25,12 +25,13 @@ from jaxtl.training import hosts
 from jaxtl.training.averaging import Quality, greedy_soup
 from jaxtl.training.divergence import Diverged, check_finite
 from jaxtl.training.evaluation import Evaluator
-from jaxtl.training.feature_cache import Feed, FrozenPass, open_feed
+from jaxtl.training.feature_cache import Feed
 from jaxtl.training.feature_store import FeatureStore
+from jaxtl.training.lr_range import constant, rising_rates
 from jaxtl.training.memory import OutOfMemory, is_out_of_memory, out_of_memory
 from jaxtl.training.optimizer import hyperparameters, weights_of_classes
 from jaxtl.training.parallel import lagging, replicate, shard
-from jaxtl.training.phase import PhaseRun, begin_phase, plan_inputs
+from jaxtl.training.phase import PhaseRun, begin_phase, open_inputs
 from jaxtl.training.profiling import InputWait, Trace, device_use, is_idle
 from jaxtl.training.recovery import Recovery
 from jaxtl.training.report import Page
@@ -52,7 +53,7 @@ class Training:
         trainables: what trains, for each phase.
         variables: all variables where the run stands.
         progress: where the run stands.
-        train_data, val_data: the images.
+        train_data, val_data, test_data: the images; None for those of a test where there are none.
         directory: the run directory.
         checkpoints: the checkpoints of the run.
         log: the log of its metrics.
@@ -72,6 +73,7 @@ class Training:
     progress: Progress
     train_data: Loader
     val_data: Loader
+    test_data: Loader | None
     directory: RunDirectory
     checkpoints: RunCheckpoints
     log: RunLog
@@ -95,11 +97,11 @@ class Training:
             self.config.on_nan, self.checkpoints, self.saver, self.log, self.out, self.devices
         )
 
-    def run(self) -> Evaluation:
+    def run(self) -> tuple[Evaluation, Evaluation | None]:
         """Trains what is left of the run; returns, or raises, once everything is on disk.
 
         Returns:
-            The validation of the run's result, with log probabilities.
+            The validation of the run's result, with log probabilities, and its test.
 
         Raises:
             Interrupted: a signal asked the run to stop; it is saved and can be continued, unless
@@ -113,9 +115,7 @@ class Training:
                     if index > self.progress.phase:
                         self.progress = self.progress.next_phase()
                     self._phase(index, stop)
-                evaluation = self.evaluator.evaluate(
-                    self.variables, Feed(self.val_data), stop, keep_probabilities=True
-                )
+                evaluation, tested = self._result(stop)
             except Interrupted:
                 # An error here is the one to report: the run is not saved.
                 hosts.together(self._close)
@@ -130,7 +130,16 @@ class Training:
                 raise
             hosts.together(self._close)
             hosts.together(stop.check)
-        return evaluation
+        return evaluation, tested
+
+    def _result(self, stop: Stop) -> tuple[Evaluation, Evaluation | None]:
+        evaluate, variables = self.evaluator.evaluate, self.variables
+        val = evaluate(variables, Feed(self.val_data), stop, keep_probabilities=True)
+        # Here alone a run looks at these images: all that it could choose is chosen.
+        if self.test_data is None:
+            return val, None
+        keep = self.config.phases[-1].monitor == "auroc"
+        return val, evaluate(variables, Feed(self.test_data), stop, keep_probabilities=keep)
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:
@@ -178,22 +187,36 @@ class Training:
 
     def _begin(self, index: int, stop: Stop) -> PhaseRun:
         phase, trainable = self.config.scaled_phases[index], self.trainables[index]
-        train, val = self._feeds(phase, trainable, stop)
+        train, val = open_inputs(
+            *(self.config, self.network, phase, trainable.frontier),
+            variables=self.variables,
+            loaders=(self.train_data, self.val_data),
+            store=self.store,
+            out=self.out,
+            stop=stop,
+        )
         view_seed = self.config.data.seed if train.views else self.config.seed
         source = self.train_data.source
         weights = weights_of_classes(phase, source.labels, source.classes)
         hyper = hyperparameters(phase, self.config.seed, view_seed, weights)
-        step, state, frozen, hyper = begin_phase(
+        begin = functools.partial(
+            begin_phase,
             self.network,
             trainable,
-            phase,
-            self.variables,
-            hyper._replace(lr=np.asarray(phase.lr * self.progress.lr_factor, np.float32)),
+            variables=self.variables,
             steps_per_epoch=self.train_data.steps_per_epoch,
             devices=self.devices,
-            step=self.progress.step,
             augmentation=self.config.augment,
             cached=train.dtype,
+        )
+        if phase.lr == "auto" and not self.progress.begun:
+            begun = begin(phase=constant(phase), hyper=hyper)
+            found = rising_rates(begun, train, self.devices, stop.interruptible).suggestion
+            self.out.print(f"{phase.name}: the loss falls fastest at learning rate {found:.2g}")
+            self.progress = dataclasses.replace(self.progress, lr_factor=found)
+        lr = np.asarray(phase.base_lr * self.progress.lr_factor, np.float32)
+        step, state, frozen, hyper = begin(
+            phase=phase, hyper=hyper._replace(lr=lr), step=self.progress.step
         )
         if self.progress.begun:
             saved = self.checkpoints.optimizer(self.progress.number, state.optimizer)
@@ -222,8 +245,7 @@ class Training:
             return
         best = self.checkpoints.changed(number, self.variables)
         self.variables = self.variables | replicate(best, self.devices)
-        result = {"loss": self.progress.best_loss, "accuracy": self.progress.best_accuracy}
-        self.out.print(f"{phase.name}: back to its best, {metrics_text(result, 'val_')}")
+        self.out.print(f"{phase.name}: back to its best, {self.progress.best_text(phase)}")
 
     def _average_best(self, run: PhaseRun, progress: Progress, stop: Stop) -> Progress:
         """Puts the average of the best epochs in place of the last one, if one is as good.
@@ -239,54 +261,30 @@ class Training:
             saved = self.checkpoints.changed(2 * step + 1, self.variables)
             return replicate(partition(saved, run.state.variables)[0], self.devices)
 
+        measured: dict[Quality, dict[str, float]] = {}
+
         def measure(variables: Variables) -> Quality:
-            sums = self.evaluator.evaluate(run.frozen | variables, run.val, stop).sums
-            means = sums.means(self.network.num_classes or 0)
-            return quality(means["accuracy"], means["loss"])
+            means = self._validate(run, variables, stop)
+            score = monitored(run.phase.monitor, means)
+            found = quality(means["accuracy"] if score is None else score, means["loss"])
+            measured[found] = means
+            return found
 
         epochs = [functools.partial(variables_at, step) for step, *_ in progress.to_average]
-        best = quality(progress.best_accuracy, progress.best_loss)
-        average, (accuracy, minus_loss), used = greedy_soup(epochs, best, measure)
+        average, best, used = greedy_soup(epochs, progress.best_quality, measure)
+        if len(used) == 1:
+            progress = dataclasses.replace(progress, to_average=())
+        else:
+            run.state, means = run.state._replace(variables=average), measured[best]
+            numbers = progress.epochs_of(used, self.train_data.steps_per_epoch)
+            hosts.from_first(lambda: self.directory.note_average(run.phase.name, numbers))
+            score = monitored(run.phase.monitor, means)
+            progress = progress.averaged(means["accuracy"], means["loss"], score)
         self.out.print(
             f"{run.phase.name}: averages {len(used)} of its {len(epochs)} best epochs, "
-            + metrics_text({"loss": -minus_loss, "accuracy": accuracy}, "val_")
+            f"{progress.best_text(run.phase)}"
         )
-        if len(used) == 1:
-            return dataclasses.replace(progress, to_average=())
-        run.state = run.state._replace(variables=average)
-        return progress.averaged(accuracy, -minus_loss)
-
-    def _feeds(self, phase: Phase, trainable: Trainable, stop: Stop) -> tuple[Feed, Feed]:
-        """The inputs of training and validation: images, or cached activations."""
-        stage = trainable.frontier
-        train, val = plan_inputs(
-            *(self.config, self.network, phase, stage),
-            images=(len(self.train_data), len(self.val_data)),
-            several_hosts=hosts.several(),
-        )
-        self.out.print(f"{phase.name}: {train.why}")
-        feeds = []
-        for planned, loader, augmentation in (
-            (train, self.train_data, self.config.augment),
-            (val, self.val_data, Augment()),
-        ):
-            work = FrozenPass(
-                config=self.config,
-                network=self.network,
-                variables=self.variables,
-                loader=loader,
-                stage=stage,
-                views=planned.views,
-                augmentation=augmentation,
-                devices=jax.local_devices(),
-                part=(jax.process_index(), jax.process_count()),
-            )
-            feed = open_feed(planned, work, self.store, self.out, stop.is_set)
-            if feed is None:
-                hosts.together(stop.check)
-                raise Interrupted(stop.signal)
-            feeds.append(feed)
-        return feeds[0], feeds[1]
+        return progress
 
     def _epoch(self, run: PhaseRun, stop: Stop) -> None:
         """Trains what is left of an epoch, validates, logs and saves, in this order.
@@ -304,12 +302,13 @@ class Training:
                 self._save(run, at_once=self.progress.batch < batches)
             waited = run.waits.fraction
             shown.validating()
-            evaluation = self.evaluator.evaluate(run.frozen | run.state.variables, run.val, stop)
-            num_classes = self.network.num_classes or 0
-            train = self.progress.sums.means(num_classes)
-            val = evaluation.sums.means(num_classes)
+            train = self.progress.sums.means(self.network.num_classes or 0)
+            val = self._validate(run, run.state.variables, stop)
             check_finite("validation", val["loss"], self.progress.step, phase.name)
-            progress = self.progress.after_epoch(val["accuracy"], val["loss"], phase.average_best)
+            score = monitored(phase.monitor, val)
+            progress = self.progress.after_epoch(
+                val["accuracy"], val["loss"], phase.average_best, score
+            )
             train |= {"images_per_second": shown.images_per_second, "input_wait": waited}
             train |= device_use(
                 jax.local_devices(),
@@ -333,6 +332,14 @@ class Training:
         hosts.together(stop.check)
         if self.after_epoch is not None:
             self.after_epoch(run.past_epochs + progress.epoch, val["accuracy"])
+
+    def _validate(self, run: PhaseRun, variables: Variables, stop: Stop) -> dict[str, float]:
+        """The metrics of what the phase trains, and what it monitors, on the validation images."""
+        monitor = run.phase.monitor
+        evaluation = self.evaluator.evaluate(
+            run.frozen | variables, run.val, stop, keep_probabilities=monitor == "auroc"
+        )
+        return evaluation.metrics(self.network.num_classes or 0, monitor)
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.

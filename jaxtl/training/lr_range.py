@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float
-from rich.console import Console
 
-from jaxtl.config import Config, Phase
-from jaxtl.data.loader import Batch, Loader
-from jaxtl.data.sources import Splits
+from jaxtl.config import Phase
+from jaxtl.data.loader import Batch
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.metrics import to_host
-from jaxtl.models import Network, Variables, split
-from jaxtl.training.optimizer import hyperparameters, weights_of_classes
-from jaxtl.training.parallel import all_devices, replicate, shard
-from jaxtl.training.phase import begin_phase
-from jaxtl.training.predictor import Predictor
-from jaxtl.training.setup import check_plan, loader, plan_run, pretrained, train
-from jaxtl.weights import with_convention
+from jaxtl.training.feature_cache import Feed
+from jaxtl.training.parallel import replicate, shard
+from jaxtl.training.phase import BegunPhase
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 10.0, 100
 _SKIPPED = 10  # steps of which the smoothed loss is the mean of too few
@@ -47,74 +41,51 @@ class RangeTest(NamedTuple):
     suggestion: float
 
 
-def range_test(config: Config, data: Splits, name: str | None, out: Console) -> RangeTest:
-    """Trains a phase for a hundred steps, at learning rates from 1e-7 to 10 that rise by a factor.
+def constant(phase: Phase) -> Phase:
+    """The phase without its schedule."""
+    plain = {"schedule": "constant", "warmup_epochs": 0.0, "step_epochs": ()}
+    return phase.model_copy(update=plain)
 
-    Smith 2017 (arXiv:1506.01186, section 3.3). The phases before are trained first, and nothing is
-    kept. The phase trains as it does in a run, but for its schedule; its multipliers hold. The test
-    ends early where the loss is four times the lowest.
+
+def _single_batches(feed: Feed) -> Iterator[Batch]:
+    """The batches of one epoch after the other, without end, each a chunk of one step."""
+    for epoch in itertools.count():
+        for chunk in feed.chunks(epoch):
+            for step in range(len(chunk.labels)):
+                yield jax.tree.map(lambda array, at=step: array[at : at + 1], chunk)
+
+
+def rising_rates(
+    begun: BegunPhase,
+    feed: Feed,
+    devices: Sequence[jax.Device],
+    watched: Callable[[Iterator[Batch]], Iterable[Batch]] = iter,
+) -> RangeTest:
+    """Trains for a hundred steps, at learning rates from 1e-7 to 10 that rise by a factor.
+
+    Smith 2017 (arXiv:1506.01186, section 3.3). It ends early where the loss is four times the
+    lowest.
 
     Args:
-        config: the config of a run.
-        data: its images.
-        name: the phase; None for the first one.
-        out: the terminal.
+        begun: a phase without a schedule, from `begin_phase`; its arrays are used up.
+        feed: what it trains on.
+        devices: as for `begin_phase`.
+        watched: may end the batches by an error, where a signal asks for it.
 
     Raises:
-        UserError: there is no such phase, or the loss never falls.
+        UserError: the loss never falls.
     """
-    names = [phase.name for phase in config.phases]
-    if name is not None and name not in names:
-        raise UserError(f"no phase is called {name!r}; there are {names}")
-    index = names.index(name) if name is not None else 0
-    check_plan(config, data.train, all_devices())
-    network, trainables = plan_run(config, len(data.train.classes))
-    if index:
-        network, variables = _after(config, config.phases[:index], network, data, out)
-    else:
-        network, variables, _ = pretrained(config, network)
-    plain = {"schedule": "constant", "warmup_epochs": 0.0, "step_epochs": ()}
-    phase = config.scaled_phases[index].model_copy(update=plain)
-    images, devices = loader(data.train, config, shuffle=True), all_devices()
-    weights = weights_of_classes(phase, data.train.labels, data.train.classes)
-    step, state, frozen, hyper = begin_phase(
-        *(network, trainables[index], phase, variables),
-        hyperparameters(phase, config.seed, config.seed, weights),
-        steps_per_epoch=images.steps_per_epoch,
-        devices=devices,
-        augmentation=config.augment,
-    )
-    lrs = np.geomspace(_LOWEST, _HIGHEST, _STEPS)
-    losses: list[float] = []
-    for lr, batch in zip(lrs, _batches(images), strict=False):
+    step, state, frozen, hyper = begun
+    lrs, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
+    for lr, batch in zip(lrs, watched(_single_batches(feed)), strict=False):
         hyper = hyper._replace(lr=replicate(np.float32(lr), devices))
-        chunk = shard(jax.tree.map(lambda array: array[None], batch), devices, axis=1)
-        state, sums = step(state, frozen, None, hyper, chunk)
+        state, sums = step(state, frozen, feed.table, hyper, shard(batch, devices, axis=1))
         (done,) = to_host(sums)
         losses.append(float(done.loss / done.images))
         smooth = _smoothed(losses)
         if not smooth[-1] < _DIVERGED * smooth.min():
             break
-    scaled = phase.lr / config.phases[index].lr  # a run scales the rate that the config has
-    return _found(lrs[: len(losses)] / scaled, _smoothed(losses))
-
-
-def _after(
-    config: Config, phases: tuple[Phase, ...], network: Network, data: Splits, out: Console
-) -> tuple[Network, Variables]:
-    """The network as some phases leave it."""
-    with tempfile.TemporaryDirectory() as folder:
-        train(config.model_copy(update={"phases": phases}), data, Path(folder) / "run", out)
-        trained = Predictor(Path(folder) / "run")
-        variables = split(trained.network)[1]
-    return with_convention(network, trained.metadata.convention), variables
-
-
-def _batches(images: Loader) -> Iterator[Batch]:
-    epoch = 0
-    while True:
-        yield from images.epoch(epoch)
-        epoch += 1
+    return _found(lrs[: len(losses)], _smoothed(losses))
 
 
 def _smoothed(losses: list[float]) -> Float[np.ndarray, "steps"]:

@@ -23,7 +23,7 @@ class Hyperparameters(NamedTuple):
     Runs that differ only in them share one program.
 
     Attributes:
-        lr: the learning rate of the phase, before schedule and multipliers.
+        lr: the learning rate of the phase (1 where it is `auto`), before schedule and multipliers.
         weight_decay: the decoupled weight decay of kernels.
         label_smoothing: the fraction of each label that is spread over all classes.
         seed: seeds dropout, and views that are drawn anew every epoch.
@@ -44,7 +44,7 @@ def hyperparameters(
 ) -> Hyperparameters:
     """The hyperparameters of a phase, as arrays of the types that a step is compiled for."""
     return Hyperparameters(
-        lr=np.asarray(phase.lr, np.float32),
+        lr=np.asarray(phase.base_lr, np.float32),
         weight_decay=np.asarray(phase.weight_decay, np.float32),
         label_smoothing=np.asarray(phase.label_smoothing, np.float32),
         seed=np.asarray(seed, np.int32),

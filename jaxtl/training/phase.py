@@ -9,19 +9,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from rich.console import Console
 
 from jaxtl.config import Augment, Config, Phase
-from jaxtl.data.loader import Batch
+from jaxtl.data.loader import Batch, Loader
+from jaxtl.errors import Interrupted
 from jaxtl.forecast.macs import count_macs
 from jaxtl.models import Network, Variables, output_spec, stage_of
 from jaxtl.runs.progress import Progress
+from jaxtl.training import hosts
 from jaxtl.training.averaging import begin_average
-from jaxtl.training.feature_cache import Feed, Plan, has_parameters, plan
+from jaxtl.training.feature_cache import Feed, FrozenPass, Plan, has_parameters, open_feed, plan
+from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, on_cpu, on_tpu, replicate
 from jaxtl.training.profiling import InputWait
 from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
+from jaxtl.training.stopping import Stop
 from jaxtl.training.trainable import Trainable, partition, running_momentum, training_graph
 
 
@@ -94,6 +99,61 @@ def plan_inputs(
     decide = functools.partial(plan, config, row, epochs=phase.epochs, several_hosts=several_hosts)
     train = decide(images[0], mixes=phase.mixes)
     return train, decide(images[1], views=1, beside=train.size)
+
+
+def open_inputs(
+    config: Config,
+    network: Network,
+    phase: Phase,
+    stage: str,
+    *,
+    variables: Variables,
+    loaders: tuple[Loader, Loader],
+    store: FeatureStore,
+    out: Console,
+    stop: Stop,
+) -> tuple[Feed, Feed]:
+    """The inputs of training and validation: images, or cached activations.
+
+    Args:
+        config, network, phase, stage: as for `plan_inputs`.
+        variables: all variables at the start of the phase, on all devices.
+        loaders: the training images and the validation images.
+        store: where activations are kept.
+        out: the terminal.
+        stop: asks to stop.
+
+    Raises:
+        Interrupted: `stop` asked for it.
+        UserError: as `open_feed`.
+    """
+    train, val = plan_inputs(
+        *(config, network, phase, stage),
+        images=(len(loaders[0]), len(loaders[1])),
+        several_hosts=hosts.several(),
+    )
+    out.print(f"{phase.name}: {train.why}")
+    feeds = []
+    for planned, loader, augmentation in zip(
+        (train, val), loaders, (config.augment, Augment()), strict=True
+    ):
+        work = FrozenPass(
+            config=config,
+            network=network,
+            variables=variables,
+            loader=loader,
+            stage=stage,
+            views=planned.views,
+            augmentation=augmentation,
+            devices=jax.local_devices(),
+            part=(jax.process_index(), jax.process_count()),
+        )
+        feed = open_feed(planned, work, store, out, stop.is_set)
+        if feed is None:
+            hosts.together(stop.check)
+            raise Interrupted(stop.signal)
+        feeds.append(feed)
+    return feeds[0], feeds[1]
 
 
 BegunPhase = tuple[TrainStep, TrainState, Variables, Hyperparameters]

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from jaxtl.config import Augment
 from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Batch, Loader
-from jaxtl.data.sources import ArraySource, Source, open_splits
+from jaxtl.data.sources import ArraySource, Source
+from jaxtl.data.splits import open_splits, settings
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, merge, split, structure
@@ -37,9 +38,11 @@ class Predictor:
             by the flips that the run trained with.
 
     Attributes:
+        name: that of the directory.
         classes: the names of the classes, in the order of the probabilities.
         config: the config of the run.
         metadata: data, weights, versions and result of the run.
+        unfinished: how far a run came that has not ended, in words; None for one that has.
 
     Raises:
         UserError: there is no run, it is damaged, or it has no checkpoint yet; or with `tta`, it
@@ -48,6 +51,7 @@ class Predictor:
 
     def __init__(self, directory: str | Path, *, dtype: str | None = None, tta: bool = False):
         run = RunDirectory(Path(directory))
+        self._directory, self.name = directory, run.path.resolve().name
         self.config = run.config()
         self.metadata = run.metadata()
         self.classes = self.metadata.classes
@@ -65,8 +69,16 @@ class Predictor:
             newest = checkpoints.newest()
             if newest is None:
                 raise UserError(f"{directory} has no checkpoint: its first epoch is not complete")
-            number = newest.result_number(run.phase(newest.phase))
+            phase = run.phase(newest.phase)
+            number = newest.result_number(phase)
             variables = checkpoints.variables(number, shapes)
+        self.unfinished: str | None = None
+        if self.metadata.result is None:
+            which = "best" if number == newest.best_number else "newest"
+            self.unfinished = (
+                f"{newest.epoch} of {phase.epochs} epochs of phase {phase.name} are complete, and "
+                f"its {which} variables so far are taken"
+            )
         self._variables = replicate(variables, self._devices)
         flips = _flips(self.config.augment) if tta else [NO_FLIP]
         self._evaluator = Evaluator(network, self._devices, flips)
@@ -76,25 +88,24 @@ class Predictor:
         """The network with its trained variables."""
         return merge(self._graph, self._variables)
 
-    def images(self, split: Literal["train", "val"]) -> Source:
-        """The labelled images that the run was trained on, or those that it was validated on.
+    def images(self, split: Literal["train", "val", "test"]) -> Source:
+        """The labelled images that the run was trained on, validated on, or tested on.
 
         Raises:
-            UserError: they cannot be read, or have changed.
+            UserError: the run has no such images, they cannot be read, or have changed.
         """
-        data, where = self.config.data, self.metadata.source
-        splits = open_splits(
-            where,
-            val_fraction=data.val_fraction,
-            seed=data.seed,
-            on_bad_image=data.on_bad_image,
-            retry_seconds=data.retry_seconds,
-        )
-        source, known = getattr(splits, split), getattr(self.metadata.data, split)
-        if source.fingerprint != known.sha256:
+        where, known = self.metadata.source, getattr(self.metadata.data, split)
+        if known is None:
+            raise UserError(
+                "the run has no images for a test: train one with a folder test/ beside train/ and "
+                "val/, or with --cfg.data.test_fraction=0.2, or name other images by --data"
+            )
+        source = getattr(open_splits(where, **settings(self.config.data)), split)
+        if source is None or source.fingerprint != known.sha256:
             raise UserError(
                 f"{where} changed since the run, or an older version of jaxtl wrote it; put it "
-                f"back as it was, or measure it by jaxtl evaluate with --data={where}"
+                "back as it was, or measure the run on what is there: "
+                f"python -m jaxtl.evaluate --run {self._directory} --data {where}"
             )
         return source
 
@@ -183,7 +194,9 @@ def _flips(config: Augment) -> list[Flip]:
     )
     flips = list(itertools.product(rows, columns))
     if flips == [NO_FLIP]:
-        raise UserError("the run trained without flips, so --tta has nothing to average")
+        raise UserError(
+            "the run trained without flips, so there is nothing to average; leave --tta out"
+        )
     return flips
 
 

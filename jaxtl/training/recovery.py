@@ -74,13 +74,13 @@ class Recovery:
         back = dataclasses.replace(back, lr_factor=factor, halvings=halvings)
         self._go_back(run, back, begun_with)
         self.log.forget(back.step - back.batch)
-        lr = run.phase.lr * factor
+        lr = run.phase.base_lr * factor
         self.out.print(f"{reason}; back to step {back.step}, with half the learning rate: {lr:.3g}")
         return back
 
     def _go_back(self, run: PhaseRun, back: Progress, begun_with: Variables) -> None:
         """Continues from a place of the phase, and removes the checkpoints of later steps."""
-        lr = np.asarray(run.phase.lr * back.lr_factor, np.float32)
+        lr = np.asarray(run.phase.base_lr * back.lr_factor, np.float32)
         run.hyper = replicate(run.hyper._replace(lr=lr), self.devices)
         run.state = self._state(run, back, begun_with)
         if self.saver.newest and self.saver.newest.step > back.step:

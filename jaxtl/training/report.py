@@ -144,4 +144,4 @@ def _learning_rates(phase: Phase, steps_per_epoch: int) -> list[tuple[float, flo
     # Some schedules of optax take one step alone.
     factors = np.asarray(jax.vmap(schedule(phase, steps_per_epoch))(at))
     epochs = ((at + 1) / steps_per_epoch).tolist()
-    return list(zip(epochs, (phase.lr * factors).tolist(), strict=True))
+    return list(zip(epochs, (phase.base_lr * factors).tolist(), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import jax
 import platformdirs
 from rich.console import Console
 
-from jaxtl.config import Config
-from jaxtl.console import metrics_text
+from jaxtl.config import Config, Counts, Data
+from jaxtl.console import correct_text, metrics_text
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import Source, Splits, absolute, found_line, open_splits, skipped
+from jaxtl.data.sources import Source, absolute, found_line
+from jaxtl.data.splits import Splits, open_splits, settings, skipped
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
-from jaxtl.metrics import Sums
+from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, Variables, split
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import (
@@ -31,10 +32,10 @@ from jaxtl.runs.directory import (
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
 from jaxtl.training import hosts
+from jaxtl.training.checks import check_monitors, check_plan
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.loop import AfterEpoch, Training
-from jaxtl.training.optimizer import check_schedule, weights_of_classes
-from jaxtl.training.parallel import all_devices, check_batch_size
+from jaxtl.training.parallel import all_devices
 from jaxtl.training.profiling import Trace, check_planned
 from jaxtl.training.report import Page
 from jaxtl.training.shared_run import (
@@ -73,7 +74,7 @@ def train(
         after_epoch: called after each epoch, once it is saved; what it raises ends the run.
 
     Returns:
-        Steps, best epoch of the last phase, and validation metrics of the result.
+        What `run.json` says of the result, see `result_of`.
 
     Raises:
         UserError: the user has to change something; the message says what.
@@ -86,15 +87,19 @@ def train(
     steps_per_epoch = -(-len(data.train) // config.data.batch_size)
     planned = steps_per_epoch * sum(phase.epochs for phase in config.phases)
     hosts.together(lambda: check_planned(profile, planned))
-    for part in data:
+    for part in data.named.values():
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
+    hosts.together(lambda: check_monitors(config, data.val, out))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened, profile)
         training.after_epoch = after_epoch
-        evaluation = training.run()
-        result = result_of(training.progress, evaluation.sums, len(data.train.classes))
+        evaluation, tested = training.run()
+        asked = len(data.train.classes), config.phases[-1].monitor
+        val = evaluation.metrics(*asked)
+        test = {} if tested is None else tested.metrics(*asked)
+        result = result_of(training.progress, val, test)
 
         def finish() -> None:
             run.finish(result)
@@ -103,31 +108,19 @@ def train(
             training.page.at_the_end(evaluation, data.val, training.variables)
 
         hosts.from_first(finish)
-    sums = evaluation.sums
     seconds = time.perf_counter() - begun
     out.print(
-        f"{metrics_text(sums.means(len(data.train.classes)), 'val_')}  "
-        f"({sums.top1}/{sums.images} correct) after {training.progress.step:,} steps and "
-        f"{seconds:.0f} s  {workdir}"
+        f"{_result_text(evaluation, val, 'val_')} after "
+        f"{training.progress.step:,} steps and {seconds:.0f} s  {workdir}"
     )
+    if tested is not None:
+        out.print(_result_text(tested, test, "test_"))
     return result
 
 
-def check_plan(config: Config, images: Source, devices: Sequence[jax.Device]) -> None:
-    """Refuses batches, schedules and weights that do not fit the devices or the training images.
-
-    Args:
-        config: the config of a run.
-        images: the training images.
-        devices: all devices that train.
-
-    Raises:
-        UserError: they do not; the message names numbers that do.
-    """
-    check_batch_size(config, devices)
-    for phase in config.phases:
-        check_schedule(phase, -(-len(images) // config.data.batch_size))
-        weights_of_classes(phase, images.labels, images.classes)
+def _result_text(evaluation: Evaluation, metrics: Mapping[str, float], prefix: str) -> str:
+    counts = int(evaluation.sums.top1), int(evaluation.sums.images)
+    return f"{metrics_text(metrics, prefix)}  {correct_text(*counts)}"
 
 
 def choose_workdir(config: Config, data: Splits, name: str, new: bool, out: Console) -> Path:
@@ -155,14 +148,21 @@ def open_data(config: Config) -> Splits:
     Raises:
         UserError: there is no such source, or its images and labels cannot be used.
     """
-    data = config.data
-    return open_splits(
-        data.source,
-        val_fraction=data.val_fraction,
-        seed=data.seed,
-        on_bad_image=data.on_bad_image,
-        retry_seconds=data.retry_seconds,
-    )
+    return _splits(config.data)
+
+
+def count_images(data: Data) -> Counts:
+    """Counts the training images that a config names.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    train = _splits(data).train
+    return Counts(len(train), len(train.classes))
+
+
+def _splits(data: Data) -> Splits:
+    return open_splits(data.source, **settings(data))
 
 
 def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]]:
@@ -220,22 +220,40 @@ def origin_of(weights: WeightsRecord | None, network: Network, config: Config) -
 
 def run_metadata(config: Config, data: Splits) -> RunMetadata:
     """The metadata of a run before its weights are known."""
-    train, val = (SplitMetadata(images=len(p), sha256=p.fingerprint) for p in data)
+    splits = {
+        name: SplitMetadata(images=len(part), sha256=part.fingerprint)
+        for name, part in data.named.items()
+    }
     left_out = skipped(data)
     return RunMetadata(
         classes=data.train.classes,
-        data=DataMetadata(train=train, val=val),
+        data=DataMetadata(**splits),
         source=absolute(config.data.source),
         skipped=tuple({"path": as_text(path), "reason": why} for path, why in left_out[:_NAMED]),
         skipped_images=len(left_out),
     )
 
 
-def result_of(progress: Progress, sums: Sums, num_classes: int) -> dict[str, float]:
-    """What `run.json` says of a complete run: steps, best epoch and validation metrics."""
+def result_of(
+    progress: Progress, val: Mapping[str, float], test: Mapping[str, float]
+) -> dict[str, float]:
+    """What `run.json` says of a complete run.
+
+    Args:
+        progress: where the run stands.
+        val, test: the metrics of its validation and of its test; none without a test.
+
+    Returns:
+        Steps, best epoch of the last phase, validation metrics, and those of the test with names
+        that begin with `test_`.
+    """
     best_epoch = progress.best_epoch or progress.epoch
-    metrics = sums.means(num_classes)
-    return {"step": progress.step, "best_epoch": best_epoch, **metrics}
+    return {
+        "step": progress.step,
+        "best_epoch": best_epoch,
+        **val,
+        **{f"test_{name}": value for name, value in test.items()},
+    }
 
 
 def _open(
@@ -272,7 +290,9 @@ def _open(
     hosts.from_first(lock)
     check_shared(run)
     begun = hosts.from_first(begin)
-    progress = as_progress(begun["progress"]) or Progress()
+    progress, test = as_progress(begun["progress"]) or Progress(), data.test
+    if test is not None and not hosts.from_first(lambda: run.metadata().data.test is not None):
+        test = None  # an older version began the run
     network = with_convention(network, begun["convention"])
     out.print(stage_table(network, config.scaled_phases, trainables))
     return Training(
@@ -283,6 +303,7 @@ def _open(
         progress=progress,
         train_data=loader(data.train, config, shuffle=True),
         val_data=loader(data.val, config, shuffle=False),
+        test_data=None if test is None else loader(test, config, shuffle=False),
         directory=run,
         checkpoints=SharedCheckpoints(*own) if hosts.several() else own[0],
         log=hosts.together(lambda: _open_log(run, progress, opened) if own else NoLog()),

@@ -51,5 +51,6 @@ def _treatment(sizes: dict[str, int], phase: Phase, trainable: Trainable) -> str
         return FROZEN
     multipliers = {trainable.multipliers[p] for p in sizes if p in trainable.multipliers}
     partly = "partly " if FROZEN in labels else ""
-    lrs = ", ".join(f"{phase.lr * multiplier:g}" for multiplier in sorted(multipliers))
-    return f"{partly}trained, learning rate {lrs}"
+    auto = "auto times " if phase.lr == "auto" else ""
+    lrs = ", ".join(f"{phase.base_lr * multiplier:g}" for multiplier in sorted(multipliers))
+    return f"{partly}trained, learning rate {auto}{lrs}"

@@ -148,7 +148,8 @@ class JaxtlPeer(Peer):
 
     def _config(self, row: str, memory_gb: float = 0.0) -> Config:
         stage, sizes = row.rpartition(":")[2], self.sizes
-        whole = {"forward": head_only(), "frozen": head_only(), "full": everything()}
+        whole = {"forward": head_only(), "frozen": head_only()}
+        whole |= dict.fromkeys(("full", "full_frozen"), everything())
         phase = Phase(
             name="bench",
             train=whole.get(row) or from_stage(stage, decay=1.0),

@@ -27,7 +27,8 @@ def classifier(
     Args:
         folder: the folder of the weights.
         size: pixels a side.
-        row: the stages that train: `full`, `block_14` (from there up), or just the head.
+        row: the stages that train: `full`, `full_frozen` (all, with frozen statistics), `block_14`
+            (from there up), or just the head.
         rescale: take images with values 0..255; otherwise they are in the network's range.
         dropout: fraction of the features that training drops.
         dtype: the type of the images.
@@ -35,7 +36,7 @@ def classifier(
     trunk = keras.applications.MobileNetV2(
         input_shape=(size, size, 3), include_top=False, weights=folder / "keras.weights.h5"
     )
-    trunk.trainable = row in ("full", "block_14")
+    trunk.trainable = row in ("full", "full_frozen", "block_14")
     if row == "block_14":
         names = [layer.name for layer in trunk.layers]
         for layer in trunk.layers[: names.index("block_14_expand")]:

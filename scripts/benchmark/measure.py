@@ -22,7 +22,7 @@ from benchmark.jobs import FIRST_STEP
 from benchmark.protocol import COMPILED, PEERS, WEIGHTS, Finished, Sizes, Worker, run
 
 SINGLE_RUNS, ONE_BATCH, FILES = "64 single runs", "the same batch", "jaxtl, the files"
-STEPS = ("forward", "frozen", "full", "block_14")
+STEPS = ("forward", "frozen", "full", "full_frozen", "block_14")
 
 _JOB = ("-m", "benchmark.jobs")
 _WEIGHTS = f"--cfg.model.weights={WEIGHTS}"
@@ -97,7 +97,8 @@ def operation(bench: Bench, row: str) -> Results:
     name = row.removesuffix("_pages")
     peers = [peer for peer in bench.peers if not (row.startswith("jpeg") and peer == COMPILED)]
     # jaxtl's commands take large pages by themselves.
-    large = peers if row == "full_pages" else ["jaxtl"] if row == "full" else []
+    ours = ["jaxtl"] if row in ("full", "full_frozen") else []
+    large = peers if row == "full_pages" else ours
     environment = {peer: {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} for peer in large}
     with contextlib.ExitStack() as stack:
         workers = {
@@ -108,9 +109,10 @@ def operation(bench: Bench, row: str) -> Results:
             worker.ask("prepare", name)
         calls = {peer: partial(worker.ask, "seconds") for peer, worker in workers.items()}
         measured = _values(bench.in_turn(calls))
+        peaks = {peer: {"values": [worker.ask("peak_bytes")]} for peer, worker in workers.items()}
         for peer, worker in workers.items() if row in STEPS else ():
             measured[peer]["accuracy"] = worker.ask("accuracy", row)
-    return {row: measured}
+    return {row: measured} | ({f"{row}_memory": peaks} if row == "full_frozen" else {})
 
 
 def data(bench: Bench, row: str) -> Results:

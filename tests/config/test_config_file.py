@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxtl.config import Counts
 from jaxtl.config.config_file import Config, differences, find, load
 from jaxtl.config.phases import Stages
 from jaxtl.errors import UserError
@@ -145,6 +146,9 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(changes, place):
     [
         ({"data": {"batch_size": 0}}, "data.batch_size"),
         ({"data": {"val_fraction": 0.0}}, "data.val_fraction"),
+        ({"data": {"folds": 1}}, "data.folds"),
+        ({"data": {"folds": 3, "fold": 3}}, "data"),
+        ({"data": {"fold": 1}}, "data"),
         ({"data": {"val_fraction": 1.0}}, "data.val_fraction"),
         ({"data": {"resize": "pad"}}, "data.resize"),
         ({"model": {"dropout": 1.5}}, "model.dropout"),
@@ -384,7 +388,7 @@ def test_a_config_that_is_not_python_is_refused_with_its_path(write):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_opens_with_its_command(path):
-    loaded = load(str(path), {"data.source": "somewhere"})
+    loaded = load(str(path), {"data.source": "somewhere"}, lambda data: Counts(300, 10))
     assert loaded.data.source == "somewhere"
     assert f"--cfg {path.name}" in path.read_text().split('"""')[1]
 
@@ -499,7 +503,7 @@ def test_differences_within_a_phase_called_train_are_named_one_by_one():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_config_comes_back_from_json_as_it_was(path):
     flags = {"data.source": "5", "augment.crop_scale": "(0.25, 1.0)", "model.weights": "None"}
-    loaded = load(str(path), flags)
+    loaded = load(str(path), flags, lambda data: Counts(300, 10))
     restored = Config.model_validate_json(loaded.model_dump_json())
     assert restored == loaded
     assert differences(restored, loaded) == []

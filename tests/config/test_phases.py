@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from jaxtl.config import Counts
 from jaxtl.config.config_file import Config, differences, load, vary
 from jaxtl.config.phases import Phase, Stages, everything, from_stage, gradual, head_only
 from jaxtl.errors import UserError
@@ -193,14 +194,17 @@ def test_the_table_of_a_run_shows_the_rate_of_each_stage():
 
 
 def test_every_network_has_a_config():
-    flags = {"data.source": "digits"}
-    assert {load(str(path), flags).model.name for path in SHIPPED} == set(REGISTRY)
+    assert {load_shipped(path).model.name for path in SHIPPED} == set(REGISTRY)
+
+
+def load_shipped(path):
+    return load(str(path), {"data.source": "digits"}, lambda data: Counts(1438, 10))
 
 
 @functools.cache
 def shipped(path):
     """The network of a config, and what trains in each of its phases."""
-    return plan_run(load(str(path), {"data.source": "digits"}), 3)
+    return plan_run(load_shipped(path), 3)
 
 
 @pytest.mark.slow
@@ -219,7 +223,7 @@ def test_every_shipped_config_unfreezes_its_network_from_the_head_on(path):
     "path", [p for p in SHIPPED if "million" in p.read_text()], ids=lambda path: path.stem
 )
 def test_what_a_config_says_of_its_parameters_is_so(path):
-    network, trainables = plan_run(load(str(path), {"data.source": "digits"}), 1000)
+    network, trainables = plan_run(load_shipped(path), 1000)
     fixed, counts = batch_statistics(network), dict.fromkeys(network.stage_names, 0)
     for where, value in split(network)[1].items():
         if where not in fixed:

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from jaxtl.data.checking import check
 from jaxtl.data.decoding import decode
-from jaxtl.data.sources import open_splits
+from jaxtl.data.splits import open_splits
 from jaxtl.errors import UserError
 
 GREY = np.linspace(20, 230, 24 * 24).reshape(24, 24).astype(np.uint8)

@@ -1,5 +1,6 @@
 """Batches: every image once, in an order of seed and epoch, from memory as from the stream."""
 
+import dataclasses
 import threading
 import time
 
@@ -123,7 +124,7 @@ def test_each_epoch_mixes_the_views():
 def test_without_a_number_of_views_every_epoch_is_one_of_its_own():
     for epoch in (0, 1, 6):
         for batch in loader(numbered(11)).rows(epoch):
-            np.testing.assert_array_equal(batch.views, np.full(4, epoch))
+            assert set(batch.views[batch.valid].tolist()) == {epoch}
 
 
 @pytest.mark.parametrize("memory_bytes", [STREAM, MEMORY])
@@ -282,8 +283,11 @@ def test_balanced_epochs_have_each_class_and_over_time_each_image_equally_often(
     there, epochs = [n for n in counts if n], 2 * 3 * 7 * 5
     shown = np.zeros(len(labels), int)
     for epoch in range(epochs):
-        order = balanced_order(labels, 3, epoch)
+        order, before = balanced_order(labels, 3, epoch)
         assert len(order) == len(labels)
+        for image in np.unique(order):
+            times = np.sort(before[order == image])
+            np.testing.assert_array_equal(times, shown[image] + np.arange(len(times)))
         of_class = np.bincount(labels[order], minlength=len(counts))[np.array(counts) > 0]
         assert of_class.max() - of_class.min() <= 1
         shown += np.bincount(order, minlength=len(labels))
@@ -292,7 +296,26 @@ def test_balanced_epochs_have_each_class_and_over_time_each_image_equally_often(
         if count:
             assert times.max() - times.min() <= 1
             assert abs(times.sum() - epochs * len(labels) / len(there)) <= 1
-    first, second = (balanced_order(labels, 3, epoch) for epoch in (0, 1))
+    first, second = (balanced_order(labels, 3, epoch)[0] for epoch in (0, 1))
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(first, balanced_order(labels, 3, 0))
-    assert not np.array_equal(first, balanced_order(labels, 4, 0))
+    np.testing.assert_array_equal(first, balanced_order(labels, 3, 0)[0])
+    assert not np.array_equal(first, balanced_order(labels, 4, 0)[0])
+
+
+@pytest.mark.parametrize("views", [0, 3])
+def test_an_image_that_comes_again_in_a_balanced_epoch_shows_another_view(views):
+    source = numbered(13)
+    labels = (np.arange(13) >= 12).astype(np.int32)  # the last image is a class of its own
+    source = dataclasses.replace(source, labels=labels, classes=("a", "b"))
+    load = loader(source, balanced=True, memory_bytes=MEMORY)
+    seen = [
+        int(view)
+        for epoch in range(6)
+        for batch in load.epoch(epoch, views=views)
+        for view in batch.views[batch.valid & (batch.indices == 12)]
+    ]
+    assert len(seen) == 6 * 13 / 2
+    if views:
+        assert np.ptp(np.bincount(seen, minlength=views)) == 0
+    else:
+        assert len(set(seen)) == len(seen)

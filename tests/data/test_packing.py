@@ -15,7 +15,8 @@ from PIL import Image
 
 from jaxtl.data.decoding import decode
 from jaxtl.data.packing import pack
-from jaxtl.data.sources import open_all, open_splits
+from jaxtl.data.sources import open_all
+from jaxtl.data.splits import open_splits
 from jaxtl.errors import UserError
 
 
@@ -50,7 +51,7 @@ def test_packed_bytes_labels_and_splits_are_those_of_the_folder(images, tmp_path
     packed = pack(str(images), tmp_path / "packed", images_per_shard=10)
     assert packed.images == {"train": 23}
     assert len(list((tmp_path / "packed").glob("*.array_record-*-of-00003"))) == 3
-    for part, other in zip(split(images), split(f"tfds:{tmp_path}/packed"), strict=True):
+    for part, other in zip(split(images)[:2], split(f"tfds:{tmp_path}/packed")[:2], strict=True):
         assert everything(part) == everything(other)
         assert part.classes == other.classes
 
@@ -61,7 +62,7 @@ def test_folders_for_validation_stay_apart(images, tmp_path):
     write_images(tmp_path / "data" / "val", 4)
     packed = pack(str(tmp_path / "data"), tmp_path / "packed")
     assert packed.images == {"train": 23, "validation": 4}
-    train, val = split(f"tfds:{tmp_path}/packed")
+    train, val, _ = split(f"tfds:{tmp_path}/packed")
     assert (len(train), len(val)) == (23, 4)
 
 

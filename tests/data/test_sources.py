@@ -13,7 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jaxtl.data.folders import image_files
-from jaxtl.data.sources import absolute, found_line, open_all, open_splits, stratified_split
+from jaxtl.data.sources import absolute, found_line, open_all
+from jaxtl.data.splits import open_splits, stratified_split
 from jaxtl.errors import UserError
 
 
@@ -50,7 +51,7 @@ def refused(spec):
 
 
 def test_digits_are_scaled_to_bytes_and_split_by_class():
-    train, val = split("digits")
+    train, val, _ = split("digits")
     whole = open_all("digits")
     assert (len(whole), len(train) + len(val)) == (1797, 1797)
     assert whole.classes == train.classes == tuple("0123456789")
@@ -114,7 +115,7 @@ def test_images_beside_the_class_folders_are_reported(tmp_path, caplog):
 def test_train_and_val_folders_are_the_split(tmp_path):
     cats_and_dogs(tmp_path, 3, "train")
     cats_and_dogs(tmp_path, 2, "val")
-    train, val = split(tmp_path)
+    train, val, _ = split(tmp_path)
     assert (len(train), len(val)) == (6, 4)
     assert train.classes == val.classes == ("cats", "dogs")
     assert len(open_all(str(tmp_path))) == 4
@@ -129,7 +130,7 @@ def test_the_first_of_val_valid_validation_and_test_is_taken(tmp_path):
 
 def test_train_alone_is_split(tmp_path):
     cats_and_dogs(tmp_path, 5, "train")
-    train, val = split(tmp_path)
+    train, val, _ = split(tmp_path)
     assert (len(train), len(val)) == (8, 2)
     assert len(open_all(str(tmp_path))) == 10
 
@@ -142,9 +143,9 @@ def test_folders_that_are_splits_are_not_taken_for_classes(tmp_path, names):
 
 
 def test_folders_beside_a_split_that_are_not_looked_at_are_named(tmp_path, caplog):
-    make(tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("train", "val", "test") for kind in "ab"))
+    make(tmp_path, *(f"{part}/{kind}/1.jpg" for part in ("train", "val", "valid") for kind in "ab"))
     split(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: ignored: test"]
+    assert caplog.messages == [f"{tmp_path}: ignored: valid"]
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -325,7 +326,7 @@ def test_the_fingerprint_follows_the_contents_and_neither_the_place_nor_the_time
     assert now() == before
     image.write_bytes(image.read_bytes()[::-1])  # of the same size
     assert now() != before
-    assert len({part.fingerprint for part in split(tmp_path / "here")}) == 2
+    assert len({part.fingerprint for part in split(tmp_path / "here").named.values()}) == 2
 
 
 def test_the_fingerprint_of_digits_follows_the_split():

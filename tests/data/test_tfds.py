@@ -14,7 +14,8 @@ from PIL import Image
 
 from jaxtl.data.checking import check
 from jaxtl.data.decoding import decode
-from jaxtl.data.sources import absolute, open_all, open_splits
+from jaxtl.data.sources import absolute, open_all
+from jaxtl.data.splits import open_splits
 from jaxtl.errors import UserError
 
 CLASSES = ["ant", "bee", "cow"]
@@ -48,7 +49,7 @@ def refused(spec):
 
 def test_images_come_undecoded_with_labels_and_names(write_tfds, folder):
     write_tfds(folder, {"train": examples(9), "test": examples(4, 100)}, CLASSES)
-    train, val = split(folder)
+    train, val, _ = split(folder)
     assert train.classes == val.classes == tuple(CLASSES)
     np.testing.assert_array_equal(train.labels, [0, 1, 2] * 3)
     assert [train[i] for i in range(9)] == [png(i) for i in range(9)]
@@ -67,7 +68,7 @@ def test_validation_comes_before_test(write_tfds, folder):
 
 def test_train_alone_is_split_by_class(write_tfds, folder):
     write_tfds(folder, {"train": examples(15)}, CLASSES)
-    train, val = split(folder)
+    train, val, _ = split(folder)
     np.testing.assert_array_equal(np.bincount(train.labels), [4, 4, 4])
     np.testing.assert_array_equal(np.bincount(val.labels), [1, 1, 1])
     assert len(open_all(f"tfds:{folder}")) == 15
@@ -84,7 +85,7 @@ def test_a_name_is_found_and_read_without_tensorflow(write_tfds, folder, tmp_pat
     program = """
 import sys
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import open_splits
+from jaxtl.data.splits import open_splits
 assert "tensorflow_datasets" not in sys.modules
 train = open_splits("tfds:tiny", val_fraction=0.2, seed=0).train
 loader = Loader(train, image_size=4, resize="stretch", batch_size=6, seed=0, shuffle=False,
@@ -185,7 +186,7 @@ def test_records_that_cannot_be_read_for_a_while_are_waited_for(write_tfds, fold
     other.start()
     splits = open_splits(f"tfds:{folder}", val_fraction=0.2, seed=0, retry_seconds=60)
     other.join()
-    assert sum(map(len, splits)) == 6
+    assert sum(map(len, splits.named.values())) == 6
     assert "tiny/1.0.0 train[0]: cannot be read: ArrayRecord file" in caplog.text
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from jaxtl.data.inspection import inspect
 from jaxtl.data.loader import Loader
 from jaxtl.data.reading import ReadError, read_file
-from jaxtl.data.sources import open_all, open_splits, skipped
+from jaxtl.data.sources import open_all
+from jaxtl.data.splits import open_splits, skipped
 from jaxtl.errors import UserError
 
 
@@ -42,7 +43,7 @@ def opened(folder, on_bad_image="error"):
 
 
 def prints(folder, on_bad_image="error"):
-    return [part.fingerprint for part in opened(folder, on_bad_image)]
+    return [part.fingerprint for part in opened(folder, on_bad_image).named.values()]
 
 
 def cut(path):
@@ -132,10 +133,10 @@ def test_only_skip_finds_before_training_what_only_decoding_shows(images, caplog
         list(loader(open_all(str(images))).epoch(0))
     caplog.clear()
     splits = opened(images, "skip")
-    assert sum(map(len, splits)) == 19
+    assert sum(map(len, splits.named.values())) == 19
     assert [path for path, _ in skipped(splits)] == ["a/3.png"]
     assert "skipped 1 of 20 images that cannot be used" in caplog.text
-    named = {part.describe(i) for part in splits for i in range(len(part))}
+    named = {part.describe(i) for part in splits.named.values() for i in range(len(part))}
     assert f"{images}/a/3.png" not in named
     assert whole.train.fingerprint != splits.train.fingerprint
 
@@ -214,7 +215,7 @@ def test_a_start_waits_for_images_that_cannot_be_read_for_a_while(images, on_bad
         splits = open_splits(
             str(images), val_fraction=0.2, seed=0, on_bad_image=on_bad_image, retry_seconds=60
         )
-    assert [part.fingerprint for part in splits] == before
+    assert [part.fingerprint for part in splits.named.values()] == before
 
 
 def test_a_class_that_loses_all_its_images_is_an_error(images):
@@ -517,8 +518,10 @@ def test_a_bad_record_is_skipped_by_its_place(write_tfds, tmp_path):
     with pytest.raises(UserError, match=r"tiny/1\.0\.0 train\[3\]: not a JPEG"):
         open_splits(spec, val_fraction=0.2, seed=0, on_bad_image="error")
     splits = open_splits(spec, val_fraction=0.2, seed=0, on_bad_image="skip")
-    assert sum(map(len, splits)) == 7
+    assert sum(map(len, splits.named.values())) == 7
     assert skipped(splits) == (
         ("tiny/1.0.0 train[3]", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"),
     )
-    assert all(isinstance(part[i], bytes) for part in splits for i in range(len(part)))
+    assert all(
+        isinstance(part[i], bytes) for part in splits.named.values() for i in range(len(part))
+    )

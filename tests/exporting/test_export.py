@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from jaxtl.cli import run as run_command
 from jaxtl.config import Config, Data, Model, Phase, head_only
 from jaxtl.errors import UserError
 from jaxtl.exporting import onnx
-from jaxtl.exporting.export import FORMATS, export_run
+from jaxtl.exporting.card import model_card
+from jaxtl.exporting.classifier import with_version
+from jaxtl.exporting.export import FORMATS, export_run, open_run
+from jaxtl.metrics import Evaluation, Sums
 from jaxtl.models import merge, split
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -48,6 +52,10 @@ def correct(path, images, labels):
     return int((probabilities.argmax(axis=1) == labels).sum())
 
 
+def export(directory, path, **options):
+    return export_run(open_run(directory, path, **options), path, **options)
+
+
 def ended(capsys, *arguments):
     """The exit code of the command, and what it printed."""
     with pytest.raises(SystemExit) as exit:
@@ -69,6 +77,10 @@ def test_the_command_writes_a_file_and_json_with_the_accuracy_that_it_says(
     assert found > 200  # of 359: the head has learned
     assert abs(found - trained) <= 1
     assert re.findall(r"\((\d+)/359 correct\)", said.out) == [str(trained), str(found)]
+    images, labels = validation
+    usage = said.out.partition("; run: ")[2]
+    given = {"onnxruntime": onnxruntime, "images": images}
+    assert (eval(usage, given).argmax(axis=1) == labels).sum() == found
 
     assert about["classes"] == [str(digit) for digit in range(10)]
     assert (about["image_size"], about["resize"]) == (32, "stretch")
@@ -90,7 +102,7 @@ def test_the_command_writes_a_file_and_json_with_the_accuracy_that_it_says(
 def test_eight_bits_that_lose_more_than_a_hundredth_are_not_left(digits, tmp_path):
     """A head on a random trunk has nothing to spare."""
     with pytest.raises(UserError, match=r"a\.onnx is not written: .*; leave --int8 out"):
-        export_run(digits, tmp_path / "a.onnx", int8=True)
+        export(digits, tmp_path / "a.onnx", int8=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,7 +115,7 @@ def test_a_run_of_mobilenet_is_as_accurate_in_every_format(tmp_path):
     config = Config(model=model, data=Data(source="digits"), phases=(phase,), views=1)
     run(config, tmp_path / "run")
     done = {
-        name: export_run(tmp_path / "run", tmp_path / name, int8=name.startswith("int8"))
+        name: export(tmp_path / "run", tmp_path / name, int8=name.startswith("int8"))
         for name in ("a.onnx", "int8.onnx", "a.stablehlo", "a.keras")
     }
     for name, exported in done.items():
@@ -119,15 +131,103 @@ def test_a_run_of_mobilenet_is_as_accurate_in_every_format(tmp_path):
     assert done["int8.onnx"].bytes < 0.35 * done["a.onnx"].bytes
 
 
-def test_a_file_that_is_less_accurate_is_not_left(digits, tmp_path, monkeypatch):
-    def worse(network, path, size):
-        graph, variables = split(network)
-        onnx.write(merge(graph, variables | {"head/bias": -variables["head/bias"] + 3}), path, size)
+OTHER_HEADS = {
+    "less accurate": (lambda kernel, bias: (kernel, 3 - bias), r" of 359 .* the run has \d+"),
+    "as accurate, and surer": (
+        lambda kernel, bias: (1.02 * kernel, 1.02 * bias),
+        r"a probability is 0\.0\d+ from that of the run, and 0\.001 is allowed",
+    ),
+}
 
-    monkeypatch.setitem(FORMATS, ".onnx", FORMATS[".onnx"]._replace(write=worse))
-    with pytest.raises(UserError, match=r"a\.onnx is not written: .* of 359 .* the run has \d+"):
-        export_run(digits, tmp_path / "a.onnx")
+
+@pytest.mark.parametrize("case", OTHER_HEADS)
+def test_a_file_that_gives_something_else_than_the_run_is_not_left(
+    case, digits, tmp_path, monkeypatch
+):
+    change, words = OTHER_HEADS[case]
+
+    def write(network, path, size):
+        graph, variables = split(network)
+        names = "head/kernel", "head/bias"
+        changed = dict(zip(names, change(*map(variables.get, names)), strict=True))
+        onnx.write(merge(graph, variables | changed), path, size)
+
+    monkeypatch.setitem(FORMATS, ".onnx", FORMATS[".onnx"]._replace(write=write))
+    expected = rf"a\.onnx is not written: in onnxruntime .*{words}; write .*, such as \.stablehlo"
+    with pytest.raises(UserError, match=expected):
+        export(digits, tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    """A function that copies the run and changes its JSON files."""
+
+    def copy(**changes):
+        shutil.copytree(digits, tmp_path / "copy")
+        for name, changed in changes.items():
+            path = tmp_path / "copy" / f"{name}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+        return tmp_path / "copy"
+
+    return copy
+
+
+def test_of_a_run_that_has_not_ended_the_command_and_the_card_say_so(copy, digits, capsys):
+    (phase,) = json.loads((digits / "config.json").read_text())["phases"]
+    unfinished = copy(config={"phases": [phase | {"epochs": 40}]}, run={"result": None})
+    path = unfinished.parent / "README.md"
+    code, said = ended(capsys, "--run", unfinished, "--to", path)
+    words = "has not ended: 25 of 40 epochs of phase p0 are complete, and its best variables so far"
+    assert code == 0, said.err
+    assert said.out.startswith(f"{unfinished} {words}")
+    assert f"\n- The run {words}" in path.read_text()
+
+
+SHOWN = {
+    "digits": "digits",
+    "/home/me/pets": "pets",
+    "gs://bucket/private/pets": "pets",
+    "tfds:cats_vs_dogs:4.0.1": "tfds:cats_vs_dogs:4.0.1",
+    "tfds:/home/me/pets": "tfds:pets",
+    "tfds:gs://bucket/private/pets": "tfds:pets",
+    "/home/me/caf\udce9": r"caf\xe9",
+}
+
+
+def test_a_card_names_the_data_without_folders_and_as_utf_8(digits):
+    predictor, labels = jaxtl.load_run(digits), np.arange(10)
+    for source, shown in SHOWN.items():
+        predictor.metadata = predictor.metadata.model_copy(update={"source": source})
+        text = model_card(predictor, Evaluation(Sums(1.0, 10, 10, 10), labels, labels))
+        assert f"\n`{shown}`: 1438 images" in text
+        (entry,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+        named = {"name": shown, "type": shown, "split": "validation"}
+        assert entry["results"][0]["dataset"] == named
+        assert "private" not in text
+        assert "home" not in text
+
+
+def test_card_and_json_name_classes_as_utf_8(copy):
+    names = [f"caf\udce9 {n}" for n in range(10)]
+    directory = copy(run={"classes": names})
+    path = directory.parent / "a.onnx"
+    predictor = open_run(directory, path)
+    done = export_run(predictor, path)
+    assert json.loads(done.about.read_bytes())["classes"] == [rf"caf\xe9 {n}" for n in range(10)]
+    card = model_card(predictor, done.evaluation).encode().decode()
+    rows = re.findall(r"^\| (caf.*?) \|", card, re.MULTILINE)
+    assert rows == [rf"caf\\xe9 {n}" for n in range(10)]
+
+
+def test_a_runtime_may_come_in_a_distribution_of_another_name(tmp_path, monkeypatch):
+    (tmp_path / "fast_runtime.py").touch()
+    about = tmp_path / "fast_runtime_gpu-1.2.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fast-runtime-gpu\nVersion: 1.2\n")
+    (about / "top_level.txt").write_text("fast_runtime\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert with_version("fast_runtime") == "fast-runtime-gpu 1.2"
 
 
 REFUSALS = {
@@ -246,7 +346,9 @@ def test_the_file_its_json_and_the_card_are_uploaded_to_a_private_repository(
     assert asked.get("private") is True or asked.get("visibility") == "private"
 
 
+READS = "hf_reads"
 REFUSED_UPLOADS = {
+    "a token that reads": ("", READS, "hf:me/digits", "may not write there; log in with another"),
     "a wrong token": ("", "hf_wrong", "hf:me/digits", "does not accept the token; log in by"),
     "no hub": (refused_address(), "hf_right", "hf:me/digits", "hf:me/digits: .*refused"),
     "no repository": ("", "hf_right", "me/digits", "--push takes hf:USER/NAME, not me/digits"),
@@ -259,6 +361,8 @@ def test_an_upload_that_cannot_be_is_refused_in_one_line_before_the_export(
 ):
     address, token, target, words = REFUSED_UPLOADS[case]
     client(address or server.address, token)
+    if token == READS:
+        server.token, server.read_only = READS, True
     code, said = ended(capsys, "--run", digits, "--to", tmp_path / "a.onnx", "--push", target)
     assert code == 2
     assert said.err.count("\n") == 1
@@ -267,10 +371,14 @@ def test_an_upload_that_cannot_be_is_refused_in_one_line_before_the_export(
     assert server.repositories == {}
 
 
-def test_no_repository_is_created_for_a_path_that_cannot_be(
-    digits, tmp_path, capsys, client, server
+@pytest.mark.parametrize(
+    ("run", "file", "words"), [("", "a.pb", "does not end in one of"), ("none", "a.onnx", "no run")]
+)
+def test_no_repository_is_created_for_a_run_or_path_that_cannot_be(
+    run, file, words, digits, tmp_path, capsys, client, server
 ):
     client(server.address, server.token)
-    code, said = ended(capsys, "--run", digits, "--to", tmp_path / "a.pb", "--push", "hf:me/digits")
+    target = tmp_path / file, "--push", "hf:me/digits"
+    code, said = ended(capsys, "--run", digits / run, "--to", *target)
     assert (code, server.created) == (2, [])
-    assert "does not end in one of" in said.err
+    assert words in said.err

@@ -150,6 +150,7 @@ import numpy as np
 from pathlib import Path
 from networks import images, probabilities, trained
 from jaxtl.exporting import tflite
+from jaxtl.exporting.export import FORMATS
 from jaxtl.models import structure
 network, path = trained(structure("mobilenet_v2", num_classes=5)), Path("a.tflite")
 tflite.write(network, path, 64)
@@ -157,6 +158,9 @@ classify = tflite.load(path)
 for count in (3, 1):
     given = images(count, 64)
     np.testing.assert_allclose(classify(given), probabilities(network, given), atol=1e-4)
+import ai_edge_litert.interpreter
+found = eval(FORMATS[".tflite"].usage.format(file=path), globals() | {"images": given})
+np.testing.assert_allclose(found, probabilities(network, given), atol=1e-4)
 """
 
 

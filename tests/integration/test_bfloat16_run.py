@@ -9,7 +9,7 @@ from small_network import small_network
 
 import jaxtl
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import open_splits
+from jaxtl.data.splits import open_splits
 from jaxtl.models import merge, split
 from jaxtl.runs.checkpoints import Checkpoints
 

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -274,6 +275,27 @@ def test_a_directory_that_becomes_read_only_under_a_command(workplace, tmp_path)
     ended = finish(command(workplace, path))
     assert ended.code == 0, ended.err
     assert len(measurements(path)) == 20
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_read_any_more_kills_a_run_which_continues(workplace, tmp_path):
+    """As a page of a disk that fails, the end of a file under its map raises SIGBUS."""
+    home, path = tmp_path / "home", tmp_path / "run"
+    flags = ("--cfg", "tiny.py", "--cfg.views=1", "--cfg.cache.memory_gb=0", "--workdir")
+    whole = workplace.run("jaxtl.train", *flags, tmp_path / "whole", home=home)
+    assert whole.code == 0, whole.err
+    process = workplace.start("jaxtl.train", *flags, path, home=home, saving_often=True)
+    wait_until(lambda: len(measurements(path)) >= 6, process)
+    for rows in (home / "jaxtl" / "activations").rglob("rows.bin"):
+        os.truncate(rows, 0)
+    assert finish(process).code == -signal.SIGBUS
+    assert 6 <= len(measurements(path)) < 20
+    ended = workplace.run("jaxtl.train", *flags, path, home=home)
+    assert ended.code == 0, ended.err
+    assert (measurements(path), bits(path)) == (
+        measurements(tmp_path / "whole"),
+        bits(tmp_path / "whole"),
+    )
 
 
 @pytest.mark.slow

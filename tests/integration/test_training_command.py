@@ -126,7 +126,7 @@ def test_the_last_line_is_the_result(whole):
     correct = round(result["accuracy"] * 18)
     assert result_line(whole.ended).startswith(
         f"val_loss {result['loss']:.4f} val_accuracy {result['accuracy']:.4f}  "
-        f"({correct}/18 correct) after 60 steps and "
+        f"({correct}/18 correct, 95 % interval "
     )
     assert result_line(whole.ended).endswith("  whole")
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -21,6 +22,14 @@ def classified(out):
         entry["path"]: {guess["class"]: guess["probability"] for guess in entry["classes"]}
         for entry in json.loads(out)
     }
+
+
+def interval(result, images):
+    """Wilson's, of 95 %, by hand."""
+    z, p = 1.959963984540054, result["accuracy"]
+    centre = (p + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z * math.sqrt(p * (1 - p) / images + z**2 / (4 * images**2)) / (1 + z**2 / images)
+    return f"{max(centre - half, 0):.4f} to {min(centre + half, 1):.4f}"
 
 
 def label(path):
@@ -54,7 +63,7 @@ def test_evaluate_finds_the_accuracy_that_training_reported(evaluated, whole):
     assert lines[0] == "Found 18 images belonging to 3 classes."
     assert lines[-1] == (
         f"loss {result['loss']:.4f} accuracy {result['accuracy']:.4f}  "
-        f"({round(result['accuracy'] * 18)}/18 correct)"
+        f"({round(result['accuracy'] * 18)}/18 correct, 95 % interval {interval(result, 18)})"
     )
 
 
@@ -66,7 +75,8 @@ def test_evaluate_counts_each_class_as_predict_classifies_its_images(evaluated, 
         correct = sum(label(path) == name == guess for path, guess in guessed.items())
         found = sum(guess == name for guess in guessed.values())
         precision = f"{correct / found:.4f}" if found else "-"
-        assert table[name] == ["6", str(correct), f"{correct / 6:.4f}", precision]
+        recall = [f"{correct / 6:.4f}", interval({"accuracy": correct / 6}, 6)]
+        assert table[name] == ["6", str(correct), *recall, precision]
 
 
 def test_evaluate_measures_other_images(whole, workplace):
@@ -75,7 +85,7 @@ def test_evaluate_measures_other_images(whole, workplace):
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert lines[0] == "Found 12 images belonging to 3 classes."
-    correct = int(re.search(r"\((\d+)/12 correct\)$", lines[-1])[1])
+    correct = int(re.search(r"\((\d+)/12 correct, .*\)$", lines[-1])[1])
     assert f"accuracy {correct / 12:.4f}" in lines[-1]
 
 

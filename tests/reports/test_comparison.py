@@ -42,6 +42,29 @@ def test_a_run_without_an_epoch_has_no_result(tmp_path):
     assert re.search(r'b</td><td class="n">\s*-\s*</td><td class="n">-</td>', page)
 
 
+def test_the_state_of_a_run_that_is_not_complete_has_its_epoch(tmp_path):
+    paths = [run(tmp_path / "a", 0.1, [0.5]), run(tmp_path / "b", 0.1, [0.5, 0.6])]
+    RunDirectory(paths[1]).finish({"step": 2, "best_epoch": 2, "loss": 0.2, "accuracy": 0.6})
+    page = write_comparison(paths, tmp_path / "both.html").read_text()
+    states = re.findall(r"<td>([^<]*)</td></tr>", page)
+    assert states[:2] == ["not complete: phase head, epoch 1 of 2", "complete"]
+
+
+def test_the_lines_of_up_to_21_runs_differ_and_of_more_the_page_says_that_they_do_not(tmp_path):
+    paths = [run(tmp_path / f"{number:02}", 0.1, [0.5]) for number in range(22)]
+    page, crowded = (
+        write_comparison(paths[:count], tmp_path / f"{count}.html").read_text()
+        for count in (21, 22)
+    )
+    drawn = re.findall(r'<g class="(line-\d \w+)"><polyline', page)
+    assert len(drawn) == 2 * 21  # of loss and accuracy
+    assert len(set(drawn)) == 21
+    named = re.findall(r'<span class="key (line-\d \w+)"></span>', page)
+    assert drawn == [*named, *named]
+    assert "More than 21 runs" in crowded
+    assert "More than 21 runs" not in page
+
+
 def test_the_command_writes_it(tmp_path, capsys):
     paths = [str(run(tmp_path / name, 0.1, [0.5])) for name in ("a", "b")]
     assert report.main([*paths, "--to", str(tmp_path / "both.html")]) == 0

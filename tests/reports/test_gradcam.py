@@ -3,9 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from small_network import small_network
 
-from jaxtl.models import split, structure
+from jaxtl.models import Network, split, structure
+from jaxtl.models.layers import Head, Preprocess
 from jaxtl.reports.gradcam import grad_cam, last_maps
 
 
@@ -15,6 +17,20 @@ from jaxtl.reports.gradcam import grad_cam, last_maps
 )
 def test_the_last_maps_are_those_before_the_average(name):
     assert last_maps(structure(name, num_classes=3), 96) == "pool"
+
+
+class Means(nnx.Module):
+    """The mean of each channel of an image."""
+
+    def __call__(self, x, context):
+        return x.astype("float32").mean(axis=(1, 2))
+
+
+def test_of_a_network_without_feature_maps_they_are_the_images():
+    spec = small_network(num_classes=4).spec
+    stages = {"means": Means(), "head": Head(3, 4, dropout=0.0)}
+    network = Network({"preprocess": Preprocess(spec.convention, "float32"), **stages}, spec)
+    assert last_maps(network, 32) == "means"
 
 
 def test_it_is_the_sum_of_the_maps_by_the_weights_of_the_class():

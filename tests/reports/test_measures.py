@@ -7,8 +7,8 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.metrics import precision_recall_fscore_support
 
-from jaxtl.metrics import confusion
-from jaxtl.reports.measures import calibration, class_rows, most_confused, proportion
+from jaxtl.metrics import confusion, proportion
+from jaxtl.reports.measures import calibration, class_rows, most_confused
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 5, 300)

@@ -271,6 +271,16 @@ def test_the_page_gives_the_result(page):
     assert "<b>0.5000</b>" in page
 
 
+def test_the_page_of_an_average_names_its_epochs(tmp_path):
+    run = begun(tmp_path / "run", CLASSES)
+    run.note_average("head", [1, 2])
+    run.note_average("finetune", [1, 3, 4])
+    run.finish({"step": 6, "best_epoch": 3, "loss": 0.2, "accuracy": 0.6})
+    page = write_page(run, PLAN).read_text()
+    assert "<div>average of epochs<b>1, 3, 4</b><span>of the last phase; 6 steps" in page
+    assert "best epoch" not in page
+
+
 def test_the_page_gives_precision_recall_and_f1_of_each_class(page):
     rows = Reader(page).rows
     start = rows.index(["class", "images", "precision", "recall", "F1"])

@@ -224,6 +224,17 @@ def test_accuracy_counts_first_and_loss_between_equals():
     assert (done.sums, done.batch, done.epoch) == (NONE, 0, 5)
 
 
+def test_what_is_monitored_counts_before_accuracy_and_loss():
+    results = [(0.9, 0.5, 0.2), (0.1, 0.7, 0.6), (0.8, 0.4, 0.6), (0.95, 0.1, 0.3)]
+    progress = Progress()
+    for step, (accuracy, loss, score) in enumerate(results, start=1):
+        progress = dataclasses.replace(progress, step=step)
+        progress = progress.after_epoch(accuracy, loss, average=3, score=score)
+    assert (progress.best_step, progress.best_score, progress.best_accuracy) == (3, 0.6, 0.8)
+    assert [step for step, *_ in progress.to_average] == [3, 2, 4]
+    assert progress.averaged(0.7, 0.3, 0.65).best_quality == (0.65, -0.3)
+
+
 HEADS = {"head/kernel": jnp.arange(12.0).reshape(3, 2, 2) * -0.1}  # of three runs
 COMPLETE = Progress(step=9, epoch=3, best_step=7, best_accuracy=0.9, best_loss=0.1)
 TRUNK = {path: VARIABLES[path] for path in ("stem/kernel", "block_1/bn/mean")}

@@ -11,7 +11,8 @@ import threading
 import pytest
 
 from jaxtl.config import Config
-from jaxtl.data.sources import Splits, open_all
+from jaxtl.data.sources import open_all
+from jaxtl.data.splits import Splits
 from jaxtl.errors import UserError
 from jaxtl.runs.directory import (
     DataMetadata,
@@ -31,6 +32,24 @@ METADATA = RunMetadata(
     data=DataMetadata(train=SPLIT, val=SPLIT),
     weights=WeightsRecord("keras", "a.h5", "0" * 64, "keras", "new", ("head",)),
 )
+
+
+def test_a_run_of_an_older_version_goes_on_where_there_are_images_for_a_test(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.begin(CONFIG, METADATA)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["data"].keys() == {"train", "val"}
+    tests = [
+        METADATA.model_copy(update={"data": DataMetadata(train=SPLIT, val=SPLIT, test=test)})
+        for test in (SPLIT, SPLIT.model_copy(update={"images": 4}))
+    ]
+    for metadata in tests:
+        directory.check_same(CONFIG, metadata)
+    directory.begin(CONFIG, tests[0])
+    directory.check_same(CONFIG, tests[0])
+    for other in (tests[1], METADATA):
+        with pytest.raises(UserError, match="its data changed"):
+            directory.check_same(CONFIG, other)
 
 
 def test_one_process_at_a_time_trains_in_a_directory(tmp_path):

@@ -16,7 +16,7 @@ from jaxtl import sweep as command
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.sweeps.search import _study, load_search, search
+from jaxtl.sweeps.search import _count, _study, load_search, search
 
 CONFIG = """
 from jaxtl.config import Cache, Config, Data, Model, Phase
@@ -134,10 +134,10 @@ def test_a_trial_that_a_signal_stops_is_gone_on_with(config, tmp_path):
 @pytest.mark.parametrize(
     ("text", "flags", "message"),
     [
-        (CONFIG, [], "give a number of them, --trials 30"),
+        (CONFIG, [], r"no sweep\(\): search by --trials 30"),
+        (CONFIG, ["--storage", "sqlite://"], "a number of trials, at least 1: --trials 30"),
         (CONFIG.partition("def search")[0], ["--trials", "3"], "has no search"),
         (CONFIG, ["--trials", "2", "--storage", "nosql://x"], "--storage nosql://x: "),
-        (CONFIG.replace('"model.dropout":', '"model.drop":'), ["--trials", "2"], "model.drop"),
     ],
 )
 def test_what_is_no_search_is_refused(text, flags, message, tmp_path):
@@ -145,3 +145,38 @@ def test_what_is_no_search_is_refused(text, flags, message, tmp_path):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         command.main(["--cfg", str(path), "--workdir", str(tmp_path / "search"), *flags])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CONFIG.replace('"model.dropout":', '"model.drop":'), "model.drop"),
+        (CONFIG.replace("1e-6, 1e-1", "1e-1, 1e-6"), r"wide\.py cannot be read: ValueError"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_mistake_in_the_config_ends_a_search_and_is_no_trial(text, message, tmp_path):
+    path = tmp_path / "wide.py"
+    path.write_text(text)
+    workdir = tmp_path / "search"
+    with pytest.raises(UserError, match=message):
+        command.main(["--cfg", str(path), "--workdir", str(workdir), "--trials", "2"])
+    assert _count(study_of(workdir)) == 0
+
+
+@pytest.mark.parametrize("address", ["nosql://me:secret@host/x", "nosql://me:secret@host:port/x"])
+def test_the_password_of_a_database_is_not_shown(address, config, tmp_path):
+    flags = ["--cfg", str(config), "--workdir", str(tmp_path), "--trials", "1"]
+    with pytest.raises(UserError, match="--storage ") as raised:
+        command.main([*flags, "--storage", address])
+    assert "secret" not in str(raised.value)
+
+
+def test_of_a_config_with_both_a_sweep_and_a_search_trials_decide(tmp_path):
+    path = tmp_path / "wide.py"
+    path.write_text(CONFIG + "\ndef sweep():\n    yield {'phases.none.lr': 0.1}\n")
+    flags = ["--cfg", str(path), "--workdir", str(tmp_path / "runs")]
+    with pytest.raises(UserError, match=r"variation 00-phases\.none"):
+        command.main(flags)
+    with pytest.raises(UserError, match="--storage nosql://x"):
+        command.main([*flags, "--trials", "1", "--storage", "nosql://x"])

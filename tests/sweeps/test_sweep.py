@@ -23,6 +23,7 @@ from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.sweeps.failure import Failure
+from jaxtl.sweeps.ranking import folds_table, ranking_rows
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import grid, load_sweep
 from jaxtl.training import parallel, step
@@ -95,7 +96,8 @@ def test_runs_of_several_seeds_on_one_trunk_are_the_runs_alone(swept, tmp_path):
     brought = {"model.weights": f"('keras', '{weights}')", "phases.head.epochs": "4"}
     brought |= {"phases.head.ema": "0.8", "phases.head.lr_scaling": "sqrt"}
     brought |= {"phases.head.class_weights": "auto", "phases.head.focal": "1"}
-    brought |= {"data.balanced": "True"}
+    brought |= {"data.balanced": "True", "data.test_fraction": "0.2"}
+    brought |= {"phases.head.monitor": "loss"}
     variations = load_sweep(str(tmp_path / "swept.py"), brought)
     out = Console(file=io.StringIO(), width=200)
     found = sweep(variations, tmp_path / "all", out)
@@ -410,3 +412,57 @@ def test_values_may_be_numbers_of_numpy(tmp_path):
 def test_a_grid_is_the_cross_product_with_the_last_key_fastest():
     found = list(grid({"a": (1, 2), "b": (3, 4)}))
     assert found == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+
+
+FOLDED = """from jaxtl.sweeps.variations import folds
+    for values in grid({"phases.head.lr": (0.1, 0.2)}):
+        yield from (values | fold for fold in folds(3))"""
+
+
+def test_folds_are_variations_that_differ_in_the_fold(tmp_path):
+    found = [
+        (v.config.phases[0].lr, v.config.data.folds, v.config.data.fold)
+        for v in written(tmp_path, FOLDED)
+    ]
+    assert found == [(lr, 3, fold) for lr in (0.1, 0.2) for fold in range(3)]
+
+
+def test_the_folds_of_what_else_is_equal_have_a_mean_and_a_spread(tmp_path):
+    accuracies = {0.1: (0.5, 0.7, 0.6), 0.2: (0.9, 0.6, None)}
+    variations = written(tmp_path, FOLDED)
+    outcomes, images = {}, {}
+    for variation in variations:
+        lr, fold = variation.config.phases[0].lr, variation.config.data.fold
+        accuracy = accuracies[lr][fold]
+        outcomes[variation.name] = Failure("error", "no disk")
+        if accuracy is not None:
+            outcomes[variation.name] = {"accuracy": accuracy, "loss": 1 - accuracy, "step": 3}
+            images[variation.name] = 10 * (fold + 1)
+    out = Console(file=io.StringIO(), width=200)
+    out.print(folds_table(ranking_rows(outcomes, variations, images)))
+    lines = [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in out.file.getvalue().splitlines()]
+    said = {line[0]: line[1:] for line in lines if line and line[0] in ("0.1", "0.2")}
+    assert list(said) == ["0.2", "0.1"]  # the better one first
+    assert said["0.1"][:3] == ["3", "3 of 3", "0.6000 ± 0.1000"]
+    z, p, n = 1.959963984540054, 37 / 60, 60  # 5, 14 and 18 of 10, 20 and 30 images
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5 / (1 + z**2 / n)
+    assert said["0.1"][3:] == [f"{centre - half:.4f} to {centre + half:.4f}", "0.4000 ± 0.1000"]
+    assert said["0.2"][1:3] == ["2 of 3", f"0.7500 ± {0.3 / 2**0.5:.4f}"]
+    others = written(tmp_path, VARIED)
+    equal = {"accuracy": 0.5, "loss": 0.5, "step": 3}
+    rows = ranking_rows({v.name: equal for v in others}, others, {v.name: 10 for v in others})
+    assert folds_table(rows) is None
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_each_fold_on_the_images_of_the_others(tmp_path):
+    out = Console(file=io.StringIO(), width=200)
+    variations = written(tmp_path, FOLDED.replace("(0.1, 0.2)", "(0.1,)"))
+    found = sweep(variations, tmp_path / "all", out)
+    accuracies = [result["accuracy"] for result in found.values()]
+    spread = f"{np.mean(accuracies):.4f} ± {np.std(accuracies, ddof=1):.4f}"
+    assert spread in out.file.getvalue().partition("over the folds")[2]
+    data = [RunDirectory(tmp_path / "all" / name).metadata().data for name in found]
+    assert [part.val.images for part in data] == [599] * 3
+    assert len({part.val.sha256 for part in data}) == 3

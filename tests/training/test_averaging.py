@@ -12,6 +12,7 @@ from small_run import NETWORK, bits, metrics, opened, run, settings, watched
 from jaxtl.data.loader import Loader
 from jaxtl.errors import Interrupted
 from jaxtl.models import merge, split
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.progress import Progress
 from jaxtl.training.averaging import greedy_soup
 from jaxtl.training.setup import open_data
@@ -108,6 +109,8 @@ def test_the_phase_ends_with_the_greedy_average_of_the_epochs_of_shorter_runs(wh
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(progress.best_accuracy, measure(expected)[0])
     assert progress.best_accuracy >= max(measure(epoch)[0] for epoch in flat)
+    noted = RunDirectory(whole).metadata().averaged[config.phases[0].name]
+    np.testing.assert_allclose(np.mean([flat[n - 1] for n in noted], axis=0), expected, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ from step_setup import lively
 
 from jaxtl.config import Config, Phase
 from jaxtl.data.loader import Loader
-from jaxtl.data.sources import open_all, open_splits
+from jaxtl.data.sources import open_all
+from jaxtl.data.splits import open_splits
 from jaxtl.models import build, merge, output_spec, split
 from jaxtl.training.feature_cache import (
     FrozenPass,

@@ -1,5 +1,6 @@
 """What several processes agree on, in real processes; and what a single one never waits for."""
 
+import importlib
 import json
 import logging
 import os
@@ -141,6 +142,27 @@ def test_a_cluster_that_jax_detects_is_joined_where_it_has_several_processes(
     assert not cluster._is_one_of_several(None, 1, None)
     no_cluster.setenv(size, "1")
     assert not cluster._is_one_of_several(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("evaluate", ["--run", "none"]),
+        ("report", ["none"]),
+        ("predict", ["--run", "none", "none.png"]),
+        ("export", ["--run", "none", "--to", "none.onnx"]),
+    ],
+)
+def test_commands_of_one_process_say_so_before_anything_else(
+    no_cluster, caplog, monkeypatch, command, flags
+):
+    monkeypatch.setattr(logging.getLogger("jaxtl"), "propagate", True)
+    for name, value in (SLURM | {"SLURM_NTASKS": "4"}).items():
+        no_cluster.setenv(name, value)
+    with pytest.raises(UserError, match="none"):
+        importlib.import_module(f"jaxtl.{command}").main(flags)
+    (message,) = caplog.messages
+    assert f"4 processes of a cluster, and jaxtl.{command} uses one" in message
 
 
 @pytest.mark.parametrize(("tasks", "said"), [("1", 0), ("4", 1)])

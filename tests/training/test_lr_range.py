@@ -9,7 +9,8 @@ from rich.console import Console
 from jaxtl import lr_find
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
-from jaxtl.training.lr_range import _found, _smoothed, range_test
+from jaxtl.training.lr_finder import range_test
+from jaxtl.training.lr_range import _found, _smoothed
 from jaxtl.training.setup import open_data
 
 QUIET = Console(quiet=True)

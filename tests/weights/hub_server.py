@@ -27,6 +27,7 @@ class Hub:
         asked: the method, repository and file of every request for a file.
         revisions_asked: the revision in each of these.
         token: what uploads have to come with.
+        read_only: nobody may write, also with the token.
         created: what the creation of each repository asked for.
     """
 
@@ -39,6 +40,7 @@ class Hub:
     moves_to: str | None = None
     revisions_asked: list[str] = field(default_factory=list)
     token: str = "hf_right"
+    read_only: bool = False
     created: list[dict] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -80,6 +82,8 @@ class Hub:
             self.closing.wait(10)
         elif request.headers.get("Authorization") != f"Bearer {self.token}":
             self._refuse(request, 401, "")
+        elif self.read_only:
+            self._refuse(request, 403, "")
         elif request.path == "/api/repos/create":
             asked = json.loads(body)
             self.created.append(asked)

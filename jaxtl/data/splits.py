@@ -1,0 +1,257 @@
+"""The images of a run, split: to train on, to choose by, and to measure the choice on."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+from jaxtl.config import Data
+from jaxtl.data.facts import Facts
+from jaxtl.data.folders import FileSource
+from jaxtl.data.sources import Parts, Source, Subset, open_parts
+from jaxtl.data.vetting import EncodedSource, OnBadImage, vet, warn_of_leaks
+from jaxtl.errors import UserError
+
+
+class Splits(NamedTuple):
+    """The images of a run, with the same classes.
+
+    Attributes:
+        train: those that it trains on.
+        val: those that choose the best epoch.
+        test: those that nothing is chosen by; None where there are none.
+    """
+
+    train: Source
+    val: Source
+    test: Source | None = None
+
+    @property
+    def named(self) -> dict[str, Source]:
+        """The splits that there are, by name."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+
+def open_splits(
+    spec: str,
+    *,
+    val_fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    folds: int | None = None,
+    fold: int = 0,
+    on_bad_image: OnBadImage | None = None,
+    retry_seconds: float = 0,
+) -> Splits:
+    """Opens a source for training.
+
+    Args:
+        spec: `digits`, the path of a folder (see `open_folder`), also of one on an object store
+            (`gs://BUCKET/...`, `s3://BUCKET/...`), or `tfds:NAME` or `tfds:DIR` (see `open_tfds`).
+        val_fraction, seed, test_fraction, folds, fold: as for `as_splits`.
+        on_bad_image: what to do about images that cannot be used, see `vet`, which warns too of
+            images that are in two splits; None looks at no image before it is wanted.
+        retry_seconds: how long to wait for images that cannot be read then.
+
+    Raises:
+        UserError: there is no such source, it holds no proper data set, an image cannot be used, or
+            as `as_splits`.
+    """
+    parts = open_parts(spec, pixels=on_bad_image == "skip", retry=retry_seconds)
+    if on_bad_image is not None:
+        vetted = functools.partial(_vetted, on_bad_image=on_bad_image, retry=retry_seconds)
+        train, val, test = parts
+        parts = Parts(
+            vetted(train),
+            None if val is None else vetted(val),
+            None if test is None else vetted(test),
+        )
+    splits = as_splits(
+        spec,
+        parts,
+        val_fraction=val_fraction,
+        seed=seed,
+        test_fraction=test_fraction,
+        folds=folds,
+        fold=fold,
+    )
+    if on_bad_image is not None:
+        for (one, first), (other, second) in itertools.combinations(splits.named.items(), 2):
+            known, described = (_facts(first), _facts(second)), (first.describe, second.describe)
+            warn_of_leaks(*known, *described, between=(one, other))
+    return splits
+
+
+def settings(data: Data) -> dict[str, Any]:
+    """What a config says of how to open its source: the keyword arguments of `open_splits`."""
+    return {
+        "val_fraction": data.val_fraction,
+        "seed": data.seed,
+        "test_fraction": data.test_fraction,
+        "folds": data.folds,
+        "fold": data.fold,
+        "on_bad_image": data.on_bad_image,
+        "retry_seconds": data.retry_seconds,
+    }
+
+
+def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
+    """The images of all splits that were left out: path, or name in the source, and reason."""
+    sources = [part.source if isinstance(part, Subset) else part for part in splits.named.values()]
+    unique = {id(source): source for source in sources}  # several may be parts of the same one
+    found: list[tuple[str, str]] = []
+    for source in unique.values():
+        split = ""  # the name of a record has it
+        if len(unique) > 1 and isinstance(source, FileSource):
+            split = f"{source.root.name}/"
+        found += [(split + name, reason) for name, reason in getattr(source, "skipped", ())]
+    return tuple(found)
+
+
+def _vetted(source: Source, on_bad_image: OnBadImage, retry: float) -> Source:
+    if isinstance(source, EncodedSource):
+        return vet(source, on_bad_image, retry)
+    return source
+
+
+def _facts(source: Source) -> list[Facts]:
+    """What is known of each encoded image; nothing of images in memory."""
+    if isinstance(source, Subset):
+        known = _facts(source.source)
+        return [known[index] for index in source.indices] if known else []
+    return source.facts if isinstance(source, EncodedSource) else []
+
+
+def as_splits(
+    spec: str,
+    parts: Parts,
+    *,
+    val_fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    folds: int | None = None,
+    fold: int = 0,
+) -> Splits:
+    """Splits the training images where a source has none for validation, or none for a test.
+
+    Args:
+        spec: what to call the source in messages.
+        parts: what `open_parts` returns.
+        val_fraction: where the source has no split of its own, the fraction of each class that is
+            kept for validation, in (0, 1): rounded, but at least one image of each class is in
+            each split.
+        seed: draws these images, 0..2**32 - 1.
+        test_fraction: the fraction of each class that is kept for the test, likewise, in [0, 1); 0
+            for none. It is drawn first, so that `val_fraction` does not change it, and
+            `val_fraction` is that of the images that are left.
+        folds: divide these into so many parts in place of `val_fraction`, see `stratified_fold`.
+        fold: which of them is for validation, from 0.
+
+    Raises:
+        UserError: there is one class only, a class has too few images to be split, or a test
+            fraction or folds are wanted where there are images for it.
+    """
+    train, val, test = parts
+    if len(train.classes) < 2:
+        there = f"one class only, {train.classes[0]!r}" if train.classes else "no classes"
+        raise UserError(f"{spec} has {there}: a classifier needs at least two")
+    if test_fraction and test is not None:
+        raise UserError(
+            f"{spec} has a test split of its own, so data.test_fraction has nothing to do: leave "
+            "it out, or set it to 0"
+        )
+    if test_fraction:
+        train, test = _divided(train, test_fraction, seed)
+    if folds and val is not None:
+        raise UserError(
+            f"{spec} has validation images of its own, and data.folds would divide the others: "
+            f"leave it out, or give the images of all folds as one folder, such as {spec}/train"
+        )
+    if folds:
+        kept, held_out = stratified_fold(train, folds, fold, seed)
+        train, val = _part(train, kept), _part(train, held_out)
+    if val is None:
+        train, val = _divided(train, val_fraction, seed)
+    return Splits(train, val, test)
+
+
+def _divided(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    kept, held_out = stratified_split(source, fraction, seed)
+    return _part(source, kept), _part(source, held_out)
+
+
+def stratified_split(
+    source: Source, fraction: float, seed: int
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held_out"]]:
+    """Draws the same fraction of every class; returns the indices of the others and of these.
+
+    Both ascend. Not scikit-learn's splitters: they divide the total, which can leave a rare class
+    without an image for validation, and they refuse sets that are smaller than twice the number of
+    classes. The generator is NumPy's `RandomState`, whose numbers NumPy promises never to change.
+
+    Raises:
+        UserError: there are no images, or a class has a single one.
+    """
+    if not len(source):
+        raise UserError("there is no image that can be used")
+    generator = np.random.RandomState(seed)
+    drawn = []
+    for label in np.unique(source.labels):
+        members = np.flatnonzero(source.labels == label)
+        if len(members) < 2:
+            left = " left" if isinstance(source, Subset) else ""
+            raise UserError(
+                f"the class {source.classes[label]!r} has a single image{left} "
+                f"({source.describe(int(members[0]))}), too few to split: add images, or make "
+                "train/ and val/ folders yourself"
+            )
+        count = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
+        drawn.append(generator.permutation(members)[:count])
+    held_out = np.sort(np.concatenate(drawn))
+    return np.setdiff1d(np.arange(len(source)), held_out), held_out
+
+
+def stratified_fold(
+    source: Source, folds: int, fold: int, seed: int
+) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held_out"]]:
+    """One of the folds of a cross-validation; returns the indices of the others and of its images.
+
+    Each image is in one fold, and the numbers of images of a class differ by one at most.
+
+    Args:
+        source: the images.
+        folds: how many there are, at least 2.
+        fold: which one, from 0.
+        seed: draws them.
+
+    Raises:
+        UserError: a class has fewer images than there are folds.
+    """
+    from sklearn.model_selection import StratifiedKFold
+
+    counts = Counter(source.labels.tolist())
+    if not counts:
+        raise UserError("there is no image that can be used")
+    rarest = min(counts, key=counts.__getitem__)
+    if counts[rarest] < folds:
+        raise UserError(
+            f"the class {source.classes[rarest]!r} has {counts[rarest]} images, too few for "
+            f"data.folds={folds}: give fewer folds, or add images"
+        )
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(
+        source.labels, source.labels
+    )
+    return next(itertools.islice(parts, fold, None))
+
+
+def _part(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:
+    """Some images of a source, or of the source that it is a part of itself."""
+    whole, places = source, indices
+    if isinstance(source, Subset):
+        whole, places = source.source, source.indices[indices]
+    return Subset(whole, places, source.labels[indices], source.classes)

