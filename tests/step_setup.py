@@ -75,6 +75,7 @@ class Setup:
         cached=None,
         network=mobilenet_v2,
         fused=False,
+        recomputed=False,
         **phase,
     ):
         self.devices = jax.devices()[:devices]
@@ -84,7 +85,13 @@ class Setup:
         self.variables = lively(split(self.network)[1])
         self.trainable = select_trainable(self.network, rules, self.phase.batch_norm)
         self.step = make_train_step(
-            training_graph(self.network, self.trainable, momentum=0.9, axis_name=AXIS, fused=fused),
+            training_graph(
+                *(self.network, self.trainable),
+                momentum=0.9,
+                axis_name=AXIS,
+                fused=fused,
+                recomputed=recomputed,
+            ),
             self.trainable,
             self.phase,
             steps_per_epoch=10,

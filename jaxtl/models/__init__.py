@@ -27,6 +27,7 @@ from jaxtl.models.chain import (
     stage_of,
 )
 from jaxtl.models.layers import BatchNorm, Context
+from jaxtl.models.mobilenet import InvertedResidual
 
 __all__ = [
     "REGISTRY",
@@ -34,6 +35,7 @@ __all__ = [
     "Context",
     "Definition",
     "ExternalNames",
+    "InvertedResidual",
     "KerasFile",
     "LayerNames",
     "Network",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import jax
 from flax import nnx
 
 from jaxtl.models.chain import Definition, ExternalNames, KerasFile, LayerNames, Network, Spec
@@ -21,6 +24,7 @@ from jaxtl.models.layers import (
     Preprocess,
     conv_norm,
 )
+from jaxtl.ops.batch_norm import SUMS
 
 # Table 2 of the paper, one row a group of blocks: expansion, channels, blocks, stride of the first.
 _GROUPS = (
@@ -32,6 +36,9 @@ _GROUPS = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+# Bytes on a device: the fast memory of a TPU v5e (docs/decisions/
+# 0040-fewer-bytes-on-accelerators.md).
+_MOST_RECOMPUTED = 128 * 2**20
 _CONVENTIONS = {
     "keras": Convention("keras", **PLUS_MINUS_ONE, epsilon=1e-3),  # its mobilenet_v2.py
     "torch": Convention("torch", **IMAGENET, epsilon=1e-5),
@@ -67,7 +74,12 @@ def mobilenet_v2(spec: Spec) -> Network:
 
 
 class InvertedResidual(nnx.Module):
-    """Expand 1x1, filter depthwise, project 1x1; the input is added where the shapes allow."""
+    """Expand 1x1, filter depthwise, project 1x1; the input is added where the shapes allow.
+
+    Attributes:
+        recomputes: whether the gradient computes widened maps of up to 128 MiB again and does not
+            keep them, as is good for TPUs, whose fast memory holds such maps.
+    """
 
     def __init__(
         self,
@@ -80,6 +92,7 @@ class InvertedResidual(nnx.Module):
         inner, epsilon = channels * expansion, convention.epsilon
         self.expands = expansion > 1
         self.residual = stride == 1 and channels == out
+        self.recomputes = False
         if self.expands:
             self.expand = Conv(channels, inner)
             self.expand_bn = BatchNorm(inner, epsilon=epsilon)
@@ -90,6 +103,17 @@ class InvertedResidual(nnx.Module):
         self.project_bn = BatchNorm(out, epsilon=epsilon)
 
     def __call__(self, x: Maps, context: Context) -> Output:
+        if not (self.recomputes and self.expands and self._widest(x) <= _MOST_RECOMPUTED):
+            return self._maps(x, context)
+        # What BatchNorms added up is kept: it would be added up over the devices again.
+        keep = jax.checkpoint_policies.save_only_these_names(SUMS)
+        return nnx.remat(InvertedResidual._maps, policy=keep)(self, x, context)
+
+    def _widest(self, x: Maps) -> int:
+        """The bytes of its widest maps."""
+        return math.prod(x.shape[:-1]) * self.depthwise.kernel[...].shape[-1] * x.dtype.itemsize
+
+    def _maps(self, x: Maps, context: Context) -> Output:
         y = x
         if self.expands:
             y = conv_norm(self.expand, self.expand_bn, y, context, nnx.relu6)

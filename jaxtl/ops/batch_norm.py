@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxtl.ops.images import each_image
@@ -21,6 +23,10 @@ Pixels = Float[Array, "*any channels"]
 PerChannel = Float[Array, "channels"]
 Normalised = tuple[Maps, PerChannel, PerChannel]
 Limits = tuple[float, float]
+Summed = TypeVar("Summed")
+
+SUMS = "sums"
+"""The name by which `jax.checkpoint` can keep what BatchNorms sum up over images and devices."""
 
 UNLIMITED = (-math.inf, math.inf)
 """The limits of maps that are not clipped."""
@@ -81,7 +87,7 @@ def _forward(
 
     first, second = (jnp.tensordot(weights, of, 1) for of in each_image(sums, x))
     count = jnp.sum(weights) * (x.shape[1] * x.shape[2])
-    first, second, count = over_devices((first, second, count), axis_name)
+    first, second, count = kept_sums(over_devices((first, second, count), axis_name))
     offset = first / count
     mean, var = center + offset, jnp.maximum(second / count - jnp.square(offset), 0)
     inverse = lax.rsqrt(var + epsilon)
@@ -135,3 +141,8 @@ def inside(y: Pixels, limits: Limits, gradient: Pixels) -> Pixels:
 def over_devices(values: tuple[Array, ...], axis_name: str | None) -> tuple[Array, ...]:
     """Adds up values over a mapped axis, if there is one."""
     return lax.psum(values, axis_name) if axis_name else values
+
+
+def kept_sums(values: Summed) -> Summed:
+    """The values, named `SUMS`."""
+    return jax.tree.map(lambda value: checkpoint_name(value, SUMS), values)

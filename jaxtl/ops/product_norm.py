@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxtl.ops.batch_norm import Limits, inside, over_devices
+from jaxtl.ops.batch_norm import Limits, inside, kept_sums, over_devices
 from jaxtl.ops.windows import Maps, Output
 
 Kernel = Float[Array, "1 1 channels out"]
@@ -67,10 +67,10 @@ def _forward(
     axis_name: str | None,
     limits: Limits,
 ) -> tuple[Normalised, tuple[Array, ...]]:
-    w, (products, sums) = kernel[0, 0], _moments(x, weights)  # of this device
+    w, (products, sums) = kernel[0, 0], kept_sums(_moments(x, weights))  # of this device
     squares = jnp.sum(w * _matmul(products, w), 0)
     count = jnp.sum(weights) * (x.shape[1] * x.shape[2])
-    all_sums, squares, count = over_devices((sums, squares, count), axis_name)
+    all_sums, squares, count = kept_sums(over_devices((sums, squares, count), axis_name))
     mean_x = all_sums / count
     mean = _matmul(mean_x, w)
     var = jnp.maximum(squares / count - jnp.square(mean), 0)

@@ -127,6 +127,11 @@ def on_cpu(devices: Sequence[jax.Device]) -> bool:
     return devices[0].platform == "cpu"
 
 
+def on_tpu(devices: Sequence[jax.Device]) -> bool:
+    """Whether the devices are TPUs."""
+    return devices[0].platform == "tpu"
+
+
 def check_batch_size(config: Config, devices: Sequence[jax.Device]) -> None:
     """Refuses a global batch size that devices, or pieces of a batch, cannot share evenly.
 

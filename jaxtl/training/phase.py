@@ -22,7 +22,7 @@ from jaxtl.training.averaging import begin_average
 from jaxtl.training.feature_cache import Feed, FrozenPass, Plan, has_parameters, open_feed, plan
 from jaxtl.training.feature_store import FeatureStore
 from jaxtl.training.optimizer import Hyperparameters, optimizer
-from jaxtl.training.parallel import AXIS, on_cpu, replicate
+from jaxtl.training.parallel import AXIS, on_cpu, on_tpu, replicate
 from jaxtl.training.profiling import InputWait
 from jaxtl.training.saving import Position
 from jaxtl.training.step import TrainState, TrainStep, make_train_step
@@ -228,6 +228,7 @@ def phase_step(
             momentum=momentum,
             axis_name=AXIS,
             fused=not on_cpu(devices),
+            recomputed=on_tpu(devices),
         ),
         trainable,
         phase,

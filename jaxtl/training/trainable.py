@@ -13,6 +13,7 @@ from jaxtl.config.phases import Stages
 from jaxtl.errors import UserError
 from jaxtl.models import (
     BatchNorm,
+    InvertedResidual,
     Network,
     Variables,
     batch_statistics,
@@ -92,6 +93,7 @@ def training_graph(
     momentum: float,
     axis_name: str,
     fused: bool = False,
+    recomputed: bool = False,
 ) -> nnx.GraphDef:
     """The network's structure, with the BatchNorms that train in training mode.
 
@@ -101,14 +103,18 @@ def training_graph(
         momentum: the fraction of the running statistics that a training step keeps.
         axis_name: the mapped axis over which batch statistics are shared.
         fused: whether they take the operations beside them in, as for `BatchNorm`.
+        recomputed: whether blocks around them compute maps again, as for `InvertedResidual`.
     """
     copy = merge(*split(network))
     layers = {layer_of(path) for path in trainable.statistics}
     for path, module in nnx.iter_modules(copy):
+        name = "/".join(map(str, path))
         if isinstance(module, BatchNorm):
-            module.training = "/".join(map(str, path)) in layers
+            module.training = name in layers
             module.momentum, module.axis_name = momentum, axis_name
             module.fused = fused
+        elif isinstance(module, InvertedResidual):
+            module.recomputes = recomputed and f"{name}/depthwise_bn" in layers
     return split(copy)[0]
 
 
