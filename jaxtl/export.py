@@ -65,14 +65,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def _say(done: Exported) -> None:
     """Prints how accurate a file is, and what runs it."""
+    from jaxtl.console import correct_text
+
     names = {
         "run": "the run",
         "float": f"float32 in {done.runtime}",
         "file": f"{done.path} in {done.runtime}",
     }
     for key, sums in done.sums.items():
-        accuracy = int(sums.top1) / int(sums.images)
-        print(f"{names[key]}: accuracy {accuracy:.4f} ({sums.top1}/{sums.images} correct)")
+        correct, images = int(sums.top1), int(sums.images)
+        print(f"{names[key]}: accuracy {correct / images:.4f} {correct_text(correct, images)}")
     print(f"probabilities differ by at most {done.difference:.2g}")
     print(f"{done.path}: {done.bytes / 1e6:.1f} MB, described in {done.about}; run: {done.usage}")
 

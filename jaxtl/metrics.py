@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -79,6 +80,7 @@ class Proportion(NamedTuple):
     high: float
 
 
+@functools.cache
 def proportion(correct: int, images: int) -> Proportion:
     """A fraction with its Wilson score interval (Wilson 1927, JASA 22, pages 209-212).
 

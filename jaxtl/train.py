@@ -50,13 +50,13 @@ def main(arguments: Sequence[str]) -> int:
     from jaxtl.training.setup import choose_workdir, count_images, open_data, train
 
     profile = range(0) if given.profile is None else steps_to_trace(given.profile)
-    config = load(given.cfg, cli.overrides(rest), count_images)
-    out, workdir = console(), given.workdir
+    out, workdir, overrides = console(), given.workdir, cli.overrides(rest)
     again = "the same command without --new" if given.new else "the same command"
     begun = False
     try:
         with joined(given.coordinator, given.num_processes, given.process_id, out):
             out.quiet = not is_first()
+            config = together(lambda: load(given.cfg, overrides, count_images))
             data = together(lambda: open_data(config))
             if workdir is None:
                 workdir = choose_workdir(config, data, Path(given.cfg).stem, given.new, out)

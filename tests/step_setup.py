@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from small_network import small_network
 
-from jaxtl.config.config_file import Augment, Phase
+from jaxtl.config import Augment, Phase
 from jaxtl.data.loader import Batch
 from jaxtl.models import build, merge, split
 from jaxtl.training.optimizer import hyperparameters, optimizer

@@ -62,8 +62,7 @@ class Phase(Checked):
             matches; the first match wins, and what nothing matches is frozen.
         epochs: passes over the training images, at most.
         lr: the learning rate, before scaling, multipliers and schedule. `auto` tests a hundred when
-            the phase begins, and takes the one at which the loss falls fastest, as
-            `jaxtl.lr_find` does.
+            the phase begins, and takes the one at which the loss falls fastest.
         lr_scaling: what `lr` is multiplied by, for batches of another size than 256: `linear` by
             `data.batch_size` / 256, `sqrt` by the square root of that (docs/large-batches.md).
         optimizer: `adam` (with `weight_decay` it is AdamW), `sgd` (with Nesterov momentum of

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from jaxtl.config.config_file import REQUIRED, Augment, Config, Data, Model
+from jaxtl.config.augment import Augment
+from jaxtl.config.config_file import REQUIRED, Config, Data, Model
 from jaxtl.config.counts import Counts
 from jaxtl.config.phases import Phase, everything, head_only
 from jaxtl.config.phases import from_stage as from_stage_on
 
 Size = Literal["small", "medium", "large"]
 
-_BATCH = 32  # images
 _HEAD_STEPS = 200
 _STEPS: dict[Size, int] = {"small": 500, "medium": 1500, "large": 1500}
 _LARGE_EPOCHS = 15  # at least
@@ -31,7 +31,7 @@ def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
     """
     return Config(
         model=model,
-        data=Data(source=REQUIRED, batch_size=_BATCH),
+        data=Data(source=REQUIRED, batch_size=32),
         augment=Augment(horizontal_flip=True),
         phases=(
             Phase(name="head", train=head_only(), epochs=10, lr=1e-3, patience=3),
@@ -56,7 +56,7 @@ def size_of(counts: Counts) -> Size:
 
 
 def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None = None) -> Config:
-    """Settings that follow from the number of images a class (docs/recipes.md).
+    """Settings that follow from the number of images a class (docs/fine-tuning.md).
 
     The number of steps is what counts with few images, not that of epochs (BiT-HyperRule,
     Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3). The phase `head` trains the head alone
@@ -72,19 +72,18 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
             more); None for that of `size_of`.
     """
     size = size or size_of(counts)
-    steps_per_epoch = -(-counts.images // _BATCH)
-    epochs = max(1, round(_STEPS[size] / steps_per_epoch))
+    epochs = max(1, round(_STEPS[size] / counts.steps_per_epoch))
     if size == "large":
         epochs = max(epochs, _LARGE_EPOCHS)
     return Config(
         model=model,
-        data=Data(source=REQUIRED, batch_size=_BATCH),
+        data=Data(source=REQUIRED, batch_size=counts.batch_size),
         augment=Augment(rotation=10.0, translation=0.05, zoom=0.1),
         phases=(
             Phase(
                 name="head",
                 train=head_only(),
-                epochs=max(1, round(_HEAD_STEPS / steps_per_epoch)),
+                epochs=max(1, round(_HEAD_STEPS / counts.steps_per_epoch)),
                 lr=1e-3,
                 restore_best=False,
             ),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Num
 
-from jaxtl.config.config_file import Augment
+from jaxtl.config import Augment
 from jaxtl.data.policies import POLICIES, change_values, draw_operations, movement
 
 # One key for each thing that is drawn, so that switching one on does not change the others. A new

@@ -208,7 +208,7 @@ def stratified_split(
             raise UserError(
                 f"the class {source.classes[label]!r} has a single image{left} "
                 f"({source.describe(int(members[0]))}), too few to split: add images, or make "
-                "train/ and val/ folders yourself"
+                "folders of train/, val/ and perhaps test/ yourself"
             )
         count = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
         drawn.append(generator.permutation(members)[:count])

@@ -42,6 +42,10 @@ VALIDATION_SPLITS = ("validation", "val", "test")
 _CLASS = ("pythonClassName", "python_class_name", "type")
 
 
+class Unlabelled(UserError):
+    """A split has images without a label."""
+
+
 class Records(NamedTuple):
     """The records of a split.
 
@@ -130,7 +134,7 @@ def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[Tfd
 
     Returns:
         The images to train on, those for validation and those for the test, as far as there are
-        such splits.
+        such splits. A test without labels is ignored; a warning says so.
 
     Raises:
         UserError: TFDS is not installed, the data set is not prepared in this format, it is
@@ -144,7 +148,15 @@ def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[Tfd
         raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
     there = [split for split in VALIDATION_SPLITS if split in builder.info.splits]
     splits = ["train", *there[:1], *({"test"} & set(there[1:]))]
-    return tuple(_source(builder, split, name, pixels, retry) for split in splits)
+    found_splits = []
+    for split in splits:
+        try:
+            found_splits.append(_source(builder, split, name, pixels, retry))
+        except Unlabelled as error:
+            if len(found_splits) < 2:
+                raise
+            _log.warning("%s: it is ignored", error)
+    return tuple(found_splits)
 
 
 def _local_copy(url: str) -> Path:
@@ -288,7 +300,7 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
             raise UserError(f"tfds:{name}: {split}[{number}] {each.problem}")
     labels = np.asarray([each.label for each in facts], np.int32)
     if (labels < 0).any():
-        raise UserError(f"tfds:{name}: {split!r} has images without a label")
+        raise Unlabelled(f"tfds:{name}: {split!r} has images without a label")
     classes = tuple(features[label_key].names)
     source = TfdsSource(full_name, info.num_bytes, known, numbers, labels, classes)
     source.__dict__["facts"] = facts  # of the cached property

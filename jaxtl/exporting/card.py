@@ -36,10 +36,8 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 
 ## Limits
 
-- The best epoch was chosen by these validation images, so the accuracy on new images of the same
-  kind tends to be a little lower.
-- The intervals hold for images drawn independently from what the validation images are drawn from,
-  and say nothing of other cameras, places or times.
+{chosen}- The intervals hold for images drawn independently from what the validation images are
+  drawn from, and say nothing of other cameras, places or times.
 - Every image gets one of these classes, also one that shows none of them.{unfinished}
 
 ## Weights and licence
@@ -47,7 +45,10 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 {weights}
 """
 
-
+_CHOSEN = """\
+- The best epoch was chosen by these validation images, so the accuracy on new images of the same
+  kind tends to be a little lower.
+"""
 _TEST = """
 On the test images, which were looked at once, when the run had ended:
 
@@ -95,6 +96,7 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
             f"| {_escaped(title)} | {_cells(result.correct, result.images)} |"
             for title, result in results
         ),
+        chosen=_CHOSEN if any(phase.restore_best for phase in config.phases) else "",
         unfinished=f"\n- The run has not ended: {_escaped(predictor.unfinished)}."
         if predictor.unfinished
         else "",

@@ -68,6 +68,7 @@ class RunMetadata(_Part):
         continued: the versions each time that the run was continued with others.
         devices: the devices that the run began on.
         averaged: by phase, the epochs, from 1, whose average its best variables are.
+        learning_rates: by phase, the one that was found where the config says `auto`.
         result: steps, best epoch and validation metrics, and those of the test, whose names begin
             with `test_`; None until the run is complete.
     """
@@ -82,6 +83,7 @@ class RunMetadata(_Part):
     continued: tuple[dict[str, str], ...] = ()
     devices: tuple[str, ...] = ()
     averaged: dict[str, tuple[int, ...]] = {}
+    learning_rates: dict[str, float] = {}
     result: dict[str, float] | None = None
 
     @property
@@ -230,6 +232,12 @@ class RunDirectory:
         metadata = self.metadata()
         averaged = metadata.averaged | {phase: tuple(epochs)}
         write_json(self._run, metadata.model_copy(update={"averaged": averaged}).model_dump())
+
+    def note_rate(self, phase: str, lr: float) -> None:
+        """Writes down the learning rate that a phase found."""
+        metadata = self.metadata()
+        rates = metadata.learning_rates | {phase: lr}
+        write_json(self._run, metadata.model_copy(update={"learning_rates": rates}).model_dump())
 
     def config(self) -> Config:
         """The run's config.

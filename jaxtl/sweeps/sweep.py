@@ -137,8 +137,11 @@ def _families(
 
 def _common(config: Config) -> str:
     """The config without what the runs of a family may differ in."""
-    free = {"lr": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}
-    phases = tuple(phase.model_copy(update=free) for phase in config.phases)
+    free = {"weight_decay": 0.0, "label_smoothing": 0.0}
+    phases = tuple(
+        phase.model_copy(update=free | ({} if phase.lr == "auto" else {"lr": 1.0}))
+        for phase in config.phases
+    )
     # Without weights the seed makes the frozen stages too.
     seed = config.seed if config.model.weights is None else 0
     common = config.model_copy(update={"phases": phases, "seed": seed})

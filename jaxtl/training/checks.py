@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jaxtl.config import Config
+from jaxtl.config import Config, Phase
 from jaxtl.data.sources import Source
+from jaxtl.data.splits import Splits
 from jaxtl.errors import UserError
 from jaxtl.metrics import CLASS_METRICS
 from jaxtl.training.optimizer import check_schedule, weights_of_classes
@@ -33,27 +34,33 @@ def check_plan(config: Config, images: Source, devices: Sequence[jax.Device]) ->
         weights_of_classes(phase, images.labels, images.classes)
 
 
-def check_monitors(config: Config, val: Source, out: Console) -> None:
-    """Says what a monitor does with classes that the validation images lack.
+def check_monitors(config: Config, data: Splits, out: Console) -> None:
+    """Says what a monitor does with classes that the images for validation or the test lack.
 
     Args:
         config: the config of a run.
-        val: the validation images.
+        data: its images.
         out: the terminal.
 
     Raises:
-        UserError: a metric has no value on the validation images.
+        UserError: a metric has no value on these images.
     """
-    present = np.unique(val.labels).tolist()
-    absent = [name for index, name in enumerate(val.classes) if index not in present]
     for phase in config.phases:
-        if phase.monitor == "auroc" and len(present) < 2:
-            raise UserError(
-                f"phases.{phase.name}.monitor: auroc needs validation images of two classes at "
-                f"least, and there are none of {', '.join(absent)}: add some, or take accuracy"
-            )
-        if phase.monitor in CLASS_METRICS and absent:
-            out.print(
-                f"{phase.name}: {phase.monitor} is the mean over the {len(present)} classes that "
-                f"validation has, without {', '.join(absent)}"
-            )
+        _check_monitor(phase, data.val, "validation", out)
+    if data.test is not None:  # has what the last phase monitors
+        _check_monitor(config.phases[-1], data.test, "test", out)
+
+
+def _check_monitor(phase: Phase, images: Source, split: str, out: Console) -> None:
+    present = np.unique(images.labels).tolist()
+    absent = [name for index, name in enumerate(images.classes) if index not in present]
+    if phase.monitor == "auroc" and len(present) < 2:
+        raise UserError(
+            f"phases.{phase.name}.monitor: auroc needs {split} images of two classes at "
+            f"least, and there are none of {', '.join(absent)}: add some, or take accuracy"
+        )
+    if phase.monitor in CLASS_METRICS and absent:
+        out.print(
+            f"{phase.name}: {phase.monitor} is the mean over the {len(present)} classes that the "
+            f"{split} images have, without {', '.join(absent)}"
+        )

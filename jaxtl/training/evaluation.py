@@ -55,7 +55,7 @@ class Evaluator:
         batches = feed.epoch(0)
         outputs = (
             (batch, step(variables, feed.table, shard(batch.inputs, self._devices)))
-            for batch in (batches if stop is None else _in_step(batches, stop))
+            for batch in (batches if stop is None else in_step(batches, stop))
         )
         for batch, output in lagging(outputs):
             yield batch, np.asarray(output).reshape(len(batch.labels), -1)
@@ -113,5 +113,6 @@ def _in_order(gathered: np.ndarray) -> np.ndarray:
     return by_batch.reshape(-1, *gathered.shape[3:])
 
 
-def _in_step(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:
+def in_step(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:
+    """The batches until a signal asks to stop, or one cannot be read, on any of the hosts."""
     return (batch for batch, _ in hosts.in_step(stop.interruptible(batches)))

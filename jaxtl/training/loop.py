@@ -209,9 +209,11 @@ class Training:
             augmentation=self.config.augment,
             cached=train.dtype,
         )
-        if phase.lr == "auto" and not self.progress.begun:
+        # A phase that diverged and went back to its start has half the rate.
+        if phase.lr == "auto" and not self.progress.begun and self.progress.lr_factor == 1:
             begun = begin(phase=constant(phase), hyper=hyper)
-            found = rising_rates(begun, train, self.devices, stop.interruptible).suggestion
+            found = rising_rates(begun, train, self.devices, stop).suggestion
+            hosts.from_first(lambda: self.directory.note_rate(phase.name, found))
             self.out.print(f"{phase.name}: the loss falls fastest at learning rate {found:.2g}")
             self.progress = dataclasses.replace(self.progress, lr_factor=found)
         lr = np.asarray(phase.base_lr * self.progress.lr_factor, np.float32)

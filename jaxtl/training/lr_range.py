@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +16,11 @@ from jaxtl.data.loader import Batch
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.metrics import to_host
+from jaxtl.training.evaluation import in_step
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.parallel import replicate, shard
 from jaxtl.training.phase import BegunPhase
+from jaxtl.training.stopping import Stop
 
 _LOWEST, _HIGHEST, _STEPS = 1e-7, 10.0, 100
 _SKIPPED = 10  # steps of which the smoothed loss is the mean of too few
@@ -59,7 +61,7 @@ def rising_rates(
     begun: BegunPhase,
     feed: Feed,
     devices: Sequence[jax.Device],
-    watched: Callable[[Iterator[Batch]], Iterable[Batch]] = iter,
+    stop: Stop | None = None,
 ) -> RangeTest:
     """Trains for a hundred steps, at learning rates from 1e-7 to 10 that rise by a factor.
 
@@ -70,14 +72,15 @@ def rising_rates(
         begun: a phase without a schedule, from `begin_phase`; its arrays are used up.
         feed: what it trains on.
         devices: as for `begin_phase`.
-        watched: may end the batches by an error, where a signal asks for it.
+        stop: asks to stop between two batches.
 
     Raises:
         UserError: the loss never falls.
     """
     step, state, frozen, hyper = begun
     lrs, losses = np.geomspace(_LOWEST, _HIGHEST, _STEPS), []
-    for lr, batch in zip(lrs, watched(_single_batches(feed)), strict=False):
+    batches = _single_batches(feed)
+    for lr, batch in zip(lrs, in_step(batches, stop) if stop else batches, strict=False):
         hyper = hyper._replace(lr=replicate(np.float32(lr), devices))
         state, sums = step(state, frozen, feed.table, hyper, shard(batch, devices, axis=1))
         (done,) = to_host(sums)

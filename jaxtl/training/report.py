@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -63,13 +62,13 @@ class Page:
         """
         self._draw(lambda: find(self._config, evaluation, source, self._network, variables))
 
-    @functools.cached_property
     def _plan(self) -> list[PlannedPhase]:
-        return plan(self._config, self._network, self._trainables, self._train_images)
+        rates = self._run.metadata().learning_rates
+        return plan(self._config, self._network, self._trainables, self._train_images, rates)
 
     def _draw(self, finding: Callable[[], Findings] | None = None) -> None:
         try:
-            write_page(self._run, self._plan, finding() if finding else None)
+            write_page(self._run, self._plan(), finding() if finding else None)
         except Exception as error:  # whatever it is, the run goes on
             self._failed = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -100,12 +99,18 @@ def draw_again(directory: Path, to: Path | None) -> Path:
     trainables = [select_trainable(network, p.train, p.batch_norm) for p in config.phases]
     run = RunDirectory(directory)
     findings = find(config, evaluation, source, network, split(network)[1])
-    planned = plan(config, network, trainables, predictor.metadata.data.train.images)
+    metadata = predictor.metadata
+    images, rates = metadata.data.train.images, metadata.learning_rates
+    planned = plan(config, network, trainables, images, rates)
     return write_page(run, planned, findings, to)
 
 
 def plan(
-    config: Config, network: Network, trainables: Sequence[Trainable], train_images: int
+    config: Config,
+    network: Network,
+    trainables: Sequence[Trainable],
+    train_images: int,
+    rates: Mapping[str, float],
 ) -> list[PlannedPhase]:
     """What each phase is to do, as its page shows it.
 
@@ -114,6 +119,7 @@ def plan(
         network: the structure of its network.
         trainables: what trains, for each phase.
         train_images: the number of images of an epoch.
+        rates: the learning rates that phases found; one that has not begun has none to show.
     """
     steps_per_epoch = -(-train_images // config.data.batch_size)
     statistics = batch_statistics(network)
@@ -131,17 +137,20 @@ def plan(
                 / sum(sizes[stage].values())
                 for stage in ordered
             },
-            _learning_rates(phase, steps_per_epoch),
+            _learning_rates(phase, steps_per_epoch, rates.get(phase.name, 0.0)),
         )
         for phase, trainable in zip(config.scaled_phases, trainables, strict=True)
     ]
 
 
-def _learning_rates(phase: Phase, steps_per_epoch: int) -> list[tuple[float, float]]:
+def _learning_rates(phase: Phase, steps_per_epoch: int, found: float) -> list[tuple[float, float]]:
     """Epoch within the phase and learning rate, at some of its steps and at the last."""
+    lr = found if phase.lr == "auto" else phase.lr
+    if not lr:
+        return []
     steps = phase.epochs * steps_per_epoch
     at = np.unique(np.append(np.arange(0, steps, max(steps // _RATES, 1)), steps - 1))
     # Some schedules of optax take one step alone.
     factors = np.asarray(jax.vmap(schedule(phase, steps_per_epoch))(at))
     epochs = ((at + 1) / steps_per_epoch).tolist()
-    return list(zip(epochs, (phase.base_lr * factors).tolist(), strict=True))
+    return list(zip(epochs, (lr * factors).tolist(), strict=True))

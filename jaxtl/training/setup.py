@@ -90,7 +90,7 @@ def train(
     for part in data.named.values():
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
-    hosts.together(lambda: check_monitors(config, data.val, out))
+    hosts.together(lambda: check_monitors(config, data, out))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened, profile)
@@ -113,7 +113,7 @@ def train(
         f"{_result_text(evaluation, val, 'val_')} after "
         f"{training.progress.step:,} steps and {seconds:.0f} s  {workdir}"
     )
-    if tested is not None:
+    if tested is not None and after_epoch is None:  # a search chooses by its epochs
         out.print(_result_text(tested, test, "test_"))
     return result
 
@@ -158,7 +158,7 @@ def count_images(data: Data) -> Counts:
         UserError: as `open_data`.
     """
     train = _splits(data).train
-    return Counts(len(train), len(train.classes))
+    return Counts(len(train), len(train.classes), data.batch_size)
 
 
 def _splits(data: Data) -> Splits:
@@ -292,7 +292,8 @@ def _open(
     begun = hosts.from_first(begin)
     progress, test = as_progress(begun["progress"]) or Progress(), data.test
     if test is not None and not hosts.from_first(lambda: run.metadata().data.test is not None):
-        test = None  # an older version began the run
+        out.print("the run began without these test images, and goes on without them")
+        test = None
     network = with_convention(network, begun["convention"])
     out.print(stage_table(network, config.scaled_phases, trainables))
     return Training(

@@ -388,7 +388,7 @@ def test_a_config_that_is_not_python_is_refused_with_its_path(write):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_loads_and_opens_with_its_command(path):
-    loaded = load(str(path), {"data.source": "somewhere"}, lambda data: Counts(300, 10))
+    loaded = load(str(path), {"data.source": "somewhere"}, lambda data: Counts(300, 10, 32))
     assert loaded.data.source == "somewhere"
     assert f"--cfg {path.name}" in path.read_text().split('"""')[1]
 
@@ -503,7 +503,7 @@ def test_differences_within_a_phase_called_train_are_named_one_by_one():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_config_comes_back_from_json_as_it_was(path):
     flags = {"data.source": "5", "augment.crop_scale": "(0.25, 1.0)", "model.weights": "None"}
-    loaded = load(str(path), flags, lambda data: Counts(300, 10))
+    loaded = load(str(path), flags, lambda data: Counts(300, 10, 32))
     restored = Config.model_validate_json(loaded.model_dump_json())
     assert restored == loaded
     assert differences(restored, loaded) == []

@@ -198,7 +198,7 @@ def test_every_network_has_a_config():
 
 
 def load_shipped(path):
-    return load(str(path), {"data.source": "digits"}, lambda data: Counts(1438, 10))
+    return load(str(path), {"data.source": "digits"}, lambda data: Counts(1438, 10, 32))
 
 
 @functools.cache

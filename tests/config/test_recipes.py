@@ -44,7 +44,7 @@ def counting(tmp_path):
 def test_a_config_gets_the_counts_of_the_training_images(images, counting, tmp_path, val_fraction):
     flags = {"data.source": str(images), "data.val_fraction": str(val_fraction)}
     load(str(counting), flags, count_images)
-    assert json.loads((tmp_path / "counts.json").read_text()) == [30 * (1 - val_fraction), 3]
+    assert json.loads((tmp_path / "counts.json").read_text()) == [30 * (1 - val_fraction), 3, 32]
 
 
 def test_flags_change_what_followed_from_the_counts(images):
@@ -62,21 +62,44 @@ def test_images_that_cannot_be_counted_are_asked_for(images, counting, tmp_path)
         read(str(counting), {"data.source": str(images)})
 
 
+def test_a_config_that_splits_otherwise_than_it_was_counted_is_refused(images, tmp_path):
+    path = tmp_path / "split.py"
+    path.write_text(
+        "from jaxtl.config import *\n"
+        "def get_config(counts):\n"
+        "    data = Data(source=REQUIRED, val_fraction=0.5)\n"
+        "    phases = (Phase(name='head', train=head_only(), epochs=1),)\n"
+        "    return Config(data=data, phases=phases)\n"
+    )
+    with pytest.raises(UserError, match=r"sets data.val_fraction, .* --cfg.data.val_fraction="):
+        load(str(path), {"data.source": str(images)}, count_images)
+
+
+def test_a_config_with_defaults_gets_no_counts(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from jaxtl.config import *\n"
+        "def get_config(size=160):\n"
+        "    phases = (Phase(name='head', train=head_only(), epochs=1),)\n"
+        "    return Config(model=Model(image_size=size), phases=phases)\n"
+    )
+    assert load(str(path), {}, count_images).model.image_size == 160
+
+
 @pytest.mark.parametrize(
     ("a_class", "size"), [(1, "small"), (19.9, "small"), (20, "medium"), (200, "large")]
 )
 def test_the_size_follows_from_the_images_a_class(a_class, size):
-    assert size_of(Counts(round(10 * a_class), 10)) == size
+    assert size_of(Counts(round(10 * a_class), 10, 32)) == size
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
-@pytest.mark.parametrize("images", [8, 33, 500, 40_000])
-def test_a_recipe_trains_a_number_of_steps(size, images):
-    config = recipe(Counts(images, 2), MODEL, from_stage="block_14", size=size)
-    steps_per_epoch = np.ceil(images / config.data.batch_size)
+@pytest.mark.parametrize(("images", "batch"), [(8, 32), (33, 32), (500, 64), (40_000, 256)])
+def test_a_recipe_trains_a_number_of_steps(size, images, batch):
+    config = recipe(Counts(images, 2, batch), MODEL, from_stage="block_14", size=size)
+    assert config.data.batch_size == batch
+    steps_per_epoch = np.ceil(images / batch)
     wanted = {"small": 500, "medium": 1500, "large": max(1500, 15 * steps_per_epoch)}[size]
     for phase, steps in zip(config.phases, (200, wanted), strict=True):
-        assert abs(phase.epochs * steps_per_epoch - steps) <= max(steps_per_epoch / 2, 0) or (
-            phase.epochs == 1 and steps_per_epoch > steps
-        )
+        assert phase.epochs == max(1, round(steps / steps_per_epoch))
     assert (config.phases[1].train == everything()) == (size == "large")

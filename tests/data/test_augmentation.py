@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtl.config.config_file import Augment
+from jaxtl.config import Augment
 from jaxtl.data import augmentation as module
 from jaxtl.data.augmentation import Geometry, draw_geometry, inverse_affine
 

@@ -111,7 +111,8 @@ def test_page_and_card_show_the_test(tested):
     page = (tested.path / "report.html").read_text()
     assert f"{result['test_accuracy']:.2%}" in page
     assert f"{correct} of 359 images that chose nothing" in page
-    card = model_card(jaxtl.load_run(tested.path), "digits")
+    run = jaxtl.load_run(tested.path)
+    card = model_card(run, run.evaluate(run.images("val")))
     low, high = re.search(WILSON, tested.said.splitlines()[-1]).groups()[2:]
     row = f"| {result['test_accuracy']:.4f} | {low} to {high} | {correct} of 359 |"
     (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"]
