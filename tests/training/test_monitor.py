@@ -146,15 +146,20 @@ def some(val, labels):
     return Subset(val, kept, val.labels[kept], val.classes)
 
 
-def test_classes_that_validation_lacks_are_named_and_too_few_are_refused(by_auroc):
-    out = io.StringIO()
-    check_monitors(by_auroc.config, by_auroc.val, Console(file=out, width=300))
-    assert out.getvalue() == ""
-    check_monitors(
-        by_auroc.config, some(by_auroc.val, [0, 1, 2, 4, 5, 6, 7, 8]), Console(file=out, width=300)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_classes_that_are_lacking_are_named_and_too_few_are_refused(by_auroc, split):
+    def checked(images, out):
+        others = {"val": by_auroc.val} | {{"validation": "val", "test": "test"}[split]: images}
+        check_monitors(by_auroc.config, Splits(by_auroc.val, **others), out)
+
+    text = io.StringIO()
+    out = Console(file=text, width=300)
+    checked(by_auroc.val, out)
+    assert text.getvalue() == ""
+    checked(some(by_auroc.val, [0, 1, 2, 4, 5, 6, 7, 8]), out)
+    assert text.getvalue() == (
+        f"p0: auroc is the mean over the 8 classes that the {split} images have, without 3, 9\n"
     )
-    assert out.getvalue() == (
-        "p0: auroc is the mean over the 8 classes that validation has, without 3, 9\n"
-    )
-    with pytest.raises(UserError, match=r"phases\.p0\.monitor: auroc needs .* two classes"):
-        check_monitors(by_auroc.config, some(by_auroc.val, [4]), Console(quiet=True))
+    needs = rf"phases\.p0\.monitor: auroc needs {split} images of two classes"
+    with pytest.raises(UserError, match=needs):
+        checked(some(by_auroc.val, [4]), out)

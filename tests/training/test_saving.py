@@ -139,9 +139,9 @@ def test_a_phase_begins_anew_whose_only_checkpoint_is_ruined(tmp_path, monkeypat
     config = settings({**FAR_TOO_HIGH, "lr": 2e38}, data=data, on_nan=on_nan)
     evaluate = Evaluator.evaluate
 
-    def stopped(*arguments):
+    def stopped(*arguments, **options):
         ctrl_c()
-        return evaluate(*arguments)
+        return evaluate(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", stopped)
