@@ -510,9 +510,9 @@ def test_a_sweep_trains_each_fold_on_the_images_of_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_finds_its_learning_rate_trains_alone(tmp_path):
-    path = written(tmp_path, 'yield from grid({"phases.head.lr": (1e-2, "auto", 3e-2)})')
+    variations = written(tmp_path, 'yield from grid({"phases.head.lr": (1e-2, "auto", 3e-2)})')
     out = io.StringIO()
-    sweep(load_sweep(str(path), {}), tmp_path / "sweep", Console(file=out, width=300))
+    sweep(variations, tmp_path / "sweep", Console(file=out, width=300))
     assert "2 runs train together: they differ in phases.head.lr" in out.getvalue()
     (run,) = (tmp_path / "sweep").glob("*auto*")
     (found,) = RunDirectory(run).metadata().learning_rates.values()
