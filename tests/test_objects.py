@@ -81,7 +81,7 @@ def test_class_folders_on_a_store_are_the_same_data_as_on_a_disk(store, folder):
     (folder / "train" / "ant" / "notes.txt").write_text("no image")
     upload(store, folder, "same")
     here, there = split(folder), split(f"{BUCKET}/same/")
-    for one, other in zip(here, there, strict=True):
+    for one, other in zip(here.named.values(), there.named.values(), strict=True):
         assert one.fingerprint == other.fingerprint
         np.testing.assert_array_equal(batches(one), batches(other))
     assert there.train.describe(0) == f"{BUCKET}/same/train/ant/0.png"
@@ -104,7 +104,7 @@ def test_an_object_that_is_replaced_is_noticed_and_others_are_not_read_again(sto
 
 def test_an_object_that_vanishes_is_named(store, folder):
     upload(store, folder, "gone")
-    train, _ = split(f"{BUCKET}/gone")
+    train = split(f"{BUCKET}/gone").train
     store.delete_object(Bucket="pictures", Key="gone/train/ant/0.png")
     with pytest.raises(UserError, match=f"{BUCKET}/gone/train/ant/0.png: cannot be read"):
         batches(train)

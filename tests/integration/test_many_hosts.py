@@ -22,7 +22,6 @@ FLAGS = (
     *("--cfg", "tiny.py", "--cfg.model.name=small", "--cfg.model.weights=small.h5"),
     *("--cfg.model.width=1", "--cfg.data.batch_size=16", "--cfg.views=2"),
     *("--cfg.phases.head.epochs=4", "--cfg.phases.finetune.epochs=2"),
-    *("--cfg.data.test_fraction=0.1", "--cfg.phases.finetune.monitor=auroc"),
 )
 STEPS = 3  # an epoch
 MOST_SECONDS = 60  # until the others notice that a host is gone

@@ -47,14 +47,15 @@ def test_a_page_that_cannot_be_drawn_is_said_twice_and_costs_nothing(tmp_path):
     assert checkpoints.newest().epoch == 2
 
 
+@pytest.mark.parametrize("lr", [0.3, "auto"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_learning_rates_of_every_schedule_are_those_of_its_steps(name):
+def test_the_learning_rates_of_every_schedule_are_those_of_its_steps(name, lr):
     phase = CONFIG.phases[0].model_copy(
-        update={"epochs": 9, "lr": 0.3, "schedule": name, **SCHEDULES[name]}
+        update={"epochs": 9, "lr": lr, "schedule": name, **SCHEDULES[name]}
     )
-    found = _learning_rates(phase, 7)
+    assert bool(_learning_rates(phase, 7, found=0)) == (lr != "auto")  # not found yet
     factor = schedule(phase, 7)
-    assert found == [
+    assert _learning_rates(phase, 7, found=0.3) == [
         (pytest.approx((step + 1) / 7), pytest.approx(0.3 * float(factor(step)), abs=1e-7))
         for step in range(63)
     ]
