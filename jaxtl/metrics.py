@@ -80,7 +80,7 @@ class Proportion(NamedTuple):
     high: float
 
 
-@functools.cache
+@functools.cache  # SciPy takes milliseconds, and a sweep asks for all its runs after each
 def proportion(correct: int, images: int) -> Proportion:
     """A fraction with its Wilson score interval (Wilson 1927, JASA 22, pages 209-212).
 

@@ -28,6 +28,8 @@ REQUIRED = "<required>"
 """Stands in a config for a text that the user gives by a flag: `Data(source=REQUIRED)`."""
 
 
+# What the counts of training images and steps follow from; folds keep nearly as many.
+_COUNTED = ("source", "batch_size", "val_fraction", "test_fraction", "seed", "on_bad_image")
 # Keys that change no number of a run, which can be continued with other values.
 _OPERATIONAL = {"data.retry_seconds", "data.memory_gb", "checkpoint.every_minutes"}
 
@@ -233,13 +235,30 @@ def read(
             wrong = type(config).__name__
             raise UserError(f"get_config() must return a jaxtl.config.Config, not {wrong}")
     config = vary(config, values, flag="--cfg.")
-    if data is not None and config.data != data:
-        other = [key for key, value in config.data if value != getattr(data, key)]
-        raise UserError(
-            f"{path}: get_config(counts) sets data.{other[0]}, and the images were counted without "
-            f"it: leave it out, and give --cfg.data.{other[0]}=..."
-        )
+    if data is not None:
+        with readable(path):
+            check_counted(names, data, config.data)
     return names, config
+
+
+def check_counted(names: Mapping[str, Any], counted: Data, data: Data) -> None:
+    """Refuses other images than those whose counts a `get_config(counts)` got.
+
+    Args:
+        names: what the config file defines.
+        counted, data: the images that were counted, and those of the config.
+
+    Raises:
+        UserError: the number of images or of steps may be another one.
+    """
+    if not _takes_counts(names["get_config"]):
+        return
+    for key in _COUNTED:
+        if getattr(data, key) != getattr(counted, key):
+            raise UserError(
+                f"get_config(counts) got the counts of other images than those with data.{key}="
+                f"{getattr(data, key)!r}: leave it out there, and give --cfg.data.{key}=..."
+            )
 
 
 def _takes_counts(get_config: Any) -> bool:

@@ -121,9 +121,9 @@ def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, ...]:
     Classes are the names of the class folders, sorted. Class folders are searched to any depth;
     hidden files and folders are passed over; files that are not images are reported in one
     warning. Next to `train/` the first of `val/`, `valid/`, `validation/`, `test/` is for
-    validation, `test/` beside one of the others is for the test if it has class folders of the same
-    names, and all others are ignored; a warning names them. A folder called `train` that holds no
-    folders is an ordinary class.
+    validation, `test/` beside one of the others is for the test if it has a class folder of the
+    same name, and all others are ignored; a warning names them. A folder called `train` that holds
+    no folders is an ordinary class.
 
     Returns:
         The images to train on, those for validation and those for the test, as far as there are
@@ -147,10 +147,11 @@ def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, ...]:
             _log.warning("%s: ignored: %s", root, ", ".join(ignored))
         others = [_same_classes(root / name, train) for name in splits[1:2]]
         for name in splits[2:]:
-            try:
+            if set(_subfolders(root / name)) & set(train.classes):
                 others.append(_same_classes(root / name, train))
-            except UserError as error:  # many keep images without labels there
-                _log.warning("%s: ignored: %s, which is no test: %s", root, name, error)
+            else:  # many keep images without labels there
+                text = "%s: ignored: %s, which has no folder of a class in train"
+                _log.warning(text, root, name)
         return train, *others
 
 

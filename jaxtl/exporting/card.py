@@ -46,8 +46,8 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 """
 
 _CHOSEN = """\
-- The best epoch was chosen by these validation images, so the accuracy on new images of the same
-  kind tends to be a little lower.
+- These validation images chose the best epoch or the number of epochs, so the accuracy on new
+  images of the same kind tends to be a little lower.
 """
 _TEST = """
 On the test images, which were looked at once, when the run had ended:
@@ -96,7 +96,7 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
             f"| {_escaped(title)} | {_cells(result.correct, result.images)} |"
             for title, result in results
         ),
-        chosen=_CHOSEN if any(phase.restore_best for phase in config.phases) else "",
+        chosen=_CHOSEN if any(p.restore_best or p.patience for p in config.phases) else "",
         unfinished=f"\n- The run has not ended: {_escaped(predictor.unfinished)}."
         if predictor.unfinished
         else "",

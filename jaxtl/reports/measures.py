@@ -121,8 +121,9 @@ def calibration(
         method="bounded",
     )
     # The search ends near a bound, not at it, and anywhere where the loss is 0.
-    candidates = COOLEST, HOTTEST, float(np.exp(best.x))
+    candidates = float(np.exp(best.x)), COOLEST, HOTTEST
     temperature = min(candidates, key=lambda temperature: loss(scaled(temperature)))
+    temperature = COOLEST if best.fun == 0 else temperature
     after = scaled(temperature)
     images, confidence, accuracy = _bins(log_probabilities, labels)
     return Calibration(

@@ -12,14 +12,24 @@ import io
 import pprint
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from jaxtl.config.config_file import Config, Count, complete, find, plain, read, readable, vary
+from jaxtl.config.config_file import (
+    Config,
+    Count,
+    check_counted,
+    complete,
+    find,
+    plain,
+    read,
+    readable,
+    vary,
+)
 from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.files import write_whole
 from jaxtl.metrics import proportion
@@ -54,13 +64,13 @@ class Search:
 
     Attributes:
         path: the config file.
+        names: what it defines; `search(trial)` among it.
         config: its config, with flags.
-        suggest: its `search(trial)`.
     """
 
     path: Path
+    names: Mapping[str, Any]
     config: Config
-    suggest: Callable[[Any], Any]
 
     def variation(self, trial: Any) -> tuple[dict[str, Any], Config]:
         """The values of a trial, by dotted key, and the config with them.
@@ -69,11 +79,13 @@ class Search:
             UserError: `search` fails, or suggests what is not possible.
         """
         with readable(self.path):
-            suggested = self.suggest(trial)
+            suggested = self.names["search"](trial)
             if not isinstance(suggested, Mapping):
                 raise UserError(f"search() returns {suggested!r}, and not a dict of dotted keys")
             values = {key: plain(value) for key, value in suggested.items()}
-            return values, complete(vary(self.config, values))
+            varied = complete(vary(self.config, values))
+            check_counted(self.names, self.config.data, varied.data)
+            return values, varied
 
 
 def load_search(
@@ -90,8 +102,7 @@ def load_search(
         UserError: the file or a flag is not possible.
     """
     names, config = read(name, overrides, count)
-    suggest = names.get("search")
-    return Search(find(name), config, suggest) if callable(suggest) else None
+    return Search(find(name), names, config) if callable(names.get("search")) else None
 
 
 def search(what: Search, workdir: Path, trials: int, url: str | None, out: Console) -> bool:

@@ -13,7 +13,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxtl.config.config_file import Config, Count, complete, find, plain, read, readable, vary
+from jaxtl.config.config_file import (
+    Config,
+    Count,
+    check_counted,
+    complete,
+    find,
+    plain,
+    read,
+    readable,
+    vary,
+)
 from jaxtl.errors import UserError
 
 _LONGEST = 100  # characters of a name
@@ -80,6 +90,7 @@ def load_sweep(
         run = run_name(number, len(yielded), plain_values)
         try:
             varied = complete(vary(config, plain_values))
+            check_counted(names, config.data, varied.data)
         except UserError as error:
             raise UserError(f"{path}: variation {run}: {error}") from error
         variations.append(Variation(run, plain_values, varied))

@@ -10,6 +10,7 @@ from jaxtl.config import Counts, Model, everything, recipe
 from jaxtl.config.config_file import load, read
 from jaxtl.config.recipes import size_of
 from jaxtl.errors import UserError
+from jaxtl.sweeps.variations import load_sweep
 from jaxtl.training.setup import count_images
 
 MODEL = Model(image_size=96)
@@ -71,8 +72,20 @@ def test_a_config_that_splits_otherwise_than_it_was_counted_is_refused(images, t
         "    phases = (Phase(name='head', train=head_only(), epochs=1),)\n"
         "    return Config(data=data, phases=phases)\n"
     )
-    with pytest.raises(UserError, match=r"sets data.val_fraction, .* --cfg.data.val_fraction="):
+    with pytest.raises(UserError, match=r"with data.val_fraction=0.5: .* --cfg.data.val_fraction="):
         load(str(path), {"data.source": str(images)}, count_images)
+
+
+def test_a_sweep_cannot_change_what_was_counted(images, counting):
+    flags = {"data.source": str(images)}
+    with counting.open("a") as file:
+        file.write(
+            "def sweep():\n"
+            "    yield {'data.fold': 1, 'data.folds': 5, 'data.balanced': True}\n"
+            "    yield {'data.batch_size': 2}\n"
+        )
+    with pytest.raises(UserError, match=r"with data.batch_size=2: .* --cfg.data.batch_size="):
+        load_sweep(str(counting), flags, count_images)
 
 
 def test_a_config_with_defaults_gets_no_counts(tmp_path):

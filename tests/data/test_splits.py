@@ -50,13 +50,21 @@ def test_without_another_folder_that_of_the_test_is_for_validation_as_ever(tmp_p
     assert all(f"{tmp_path}/test/" in name for name in names(splits.val))
 
 
-@pytest.mark.parametrize("kind", ["another class", "no class folders", "empty"])
+def test_a_class_of_the_test_that_train_lacks_is_refused(tmp_path):
+    write_images(tmp_path, "train", "val", "test")
+    (tmp_path / "test" / "ant").rename(tmp_path / "test" / "cat")
+    with pytest.raises(UserError, match=r"test has the class 'cat', which .*train lacks"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["other classes", "no class folders", "empty"])
 def test_a_test_folder_that_is_none_is_ignored_and_said(tmp_path, caplog, kind):
     """Many data sets have images without labels there."""
     write_images(tmp_path, "train", "val", "test")
     test = tmp_path / "test"
-    if kind == "another class":
+    if kind == "other classes":
         (test / "ant").rename(test / "cat")
+        (test / "bee").rename(test / "dog")
     else:
         for image in list(test.rglob("*.*")):
             image.rename(test / image.name) if kind == "no class folders" else image.unlink()
@@ -65,7 +73,7 @@ def test_a_test_folder_that_is_none_is_ignored_and_said(tmp_path, caplog, kind):
     with caplog.at_level(logging.WARNING, "jaxtl"):
         assert opened(tmp_path).test is None
     (said,) = caplog.messages
-    assert f"{tmp_path}: ignored: test, which is no test: " in said
+    assert said == f"{tmp_path}: ignored: test, which has no folder of a class in train"
 
 
 def test_without_a_test_fraction_the_splits_are_those_of_older_versions():

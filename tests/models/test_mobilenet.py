@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxtl.errors import UserError
-from jaxtl.models import batch_statistics, build, merge, split
+from jaxtl.models import InvertedResidual, batch_statistics, build, merge, split
 
 
 def images(count, side, seed=0):
@@ -67,3 +68,18 @@ def test_the_seed_decides_the_parameters():
 
     np.testing.assert_array_equal(head(1), head(1))
     assert not np.array_equal(head(1), head(2))
+
+
+@pytest.mark.parametrize(("images", "blocks"), [(74, 15), (75, 13)])
+def test_blocks_compute_maps_of_up_to_128_mib_again(images, blocks):
+    """Two blocks widen 74 images to 127.5 MiB, 56 x 56 x 144 float32, and 75 to 129.2 MiB."""
+    graph, variables = split(build("mobilenet_v2", num_classes=None))
+    network = merge(graph, variables)
+    for _, module in nnx.iter_modules(network):
+        if isinstance(module, InvertedResidual):
+            module.recomputes = True
+    recomputing = split(network)[0]
+    x = jax.ShapeDtypeStruct((images, 224, 224, 3), np.uint8)
+    program = jax.make_jaxpr(lambda v, x: merge(recomputing, v)(x))(variables, x)
+    names = [equation.primitive.name for equation in program.eqns]
+    assert sum(name in ("checkpoint", "remat", "remat2") for name in names) == blocks
