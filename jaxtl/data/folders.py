@@ -145,14 +145,7 @@ def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, ...]:
         train = _source(root / "train", _images_by_class(root / "train"))
         if ignored := [name for name in names if name not in splits]:
             _log.warning("%s: ignored: %s", root, ", ".join(ignored))
-        others = [_same_classes(root / name, train) for name in splits[1:2]]
-        for name in splits[2:]:
-            if set(_subfolders(root / name)) & set(train.classes):
-                others.append(_same_classes(root / name, train))
-            else:  # many keep images without labels there
-                text = "%s: ignored: %s, which has no folder of a class in train"
-                _log.warning(text, root, name)
-        return train, *others
+        return train, *(_same_classes(root / name, train) for name in splits[1:])
 
 
 def _same_classes(folder: Path | ObjectFolder, train: FileSource) -> FileSource:
@@ -210,10 +203,12 @@ def _split_folders(root: Path | ObjectFolder) -> list[str]:
     such folders; `all` without these splits.
     """
     names = _subfolders(root)
-    if "train" not in names or not _subfolders(root / "train"):
+    if "train" not in names or not (classes := _subfolders(root / "train")):
         return ["all"]
     there = [name for name in VALIDATION_FOLDERS if name in names]
-    return ["train", *there[:1], *({"test"} & set(there[1:]))]
+    # Many keep images without labels in `test`.
+    labelled = "test" in there[1:] and set(_subfolders(root / "test")) & set(classes)
+    return ["train", *there[:1], *(["test"] if labelled else [])]
 
 
 def _texts(folder: Path, paths: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxtl.data.checking import check
+from jaxtl.data.folders import survey_folder
 from jaxtl.data.packing import pack
 from jaxtl.data.splits import open_splits
 from jaxtl.errors import UserError
@@ -73,7 +74,8 @@ def test_a_test_folder_that_is_none_is_ignored_and_said(tmp_path, caplog, kind):
     with caplog.at_level(logging.WARNING, "jaxtl"):
         assert opened(tmp_path).test is None
     (said,) = caplog.messages
-    assert said == f"{tmp_path}: ignored: test, which has no folder of a class in train"
+    assert said == f"{tmp_path}: ignored: test"
+    assert list(survey_folder(tmp_path).splits) == ["train", "val"]
 
 
 def test_without_a_test_fraction_the_splits_are_those_of_older_versions():
