@@ -60,8 +60,9 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
 
     The number of steps is what counts with few images, not that of epochs (BiT-HyperRule,
     Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3). The phase `head` trains the head alone
-    for 200 steps. The phase `finetune` trains more, down to a learning rate of zero, and the run
-    ends with its last parameters: a validation on few images would choose by chance.
+    for 200 steps. The phase `finetune` trains more, at a learning rate that rises first, since the
+    first steps would ruin the trunk at its highest, and falls to zero. The run ends with its last
+    parameters: a validation on few images would choose by chance.
 
     Args:
         counts: the counts of the training images.
@@ -92,7 +93,7 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
                 train=everything() if size == "large" else from_stage_on(from_stage, decay=1.0),
                 epochs=epochs,
                 lr=1e-3,
-                schedule="cosine",
+                schedule="one_cycle",
                 weight_decay=1e-2,
                 label_smoothing=0.1,
                 batch_norm="train" if size == "large" else "frozen",
