@@ -94,7 +94,7 @@ class Evaluator:
             feed: the images or activations, in the order of their source.
             stop: asks to stop between two batches, or while images are read.
             keep_probabilities: keep the probabilities of all classes too: four bytes for each image
-                and class.
+                and class. Those of several labels are kept anyway.
 
         Returns:
             The same on every host.
@@ -103,6 +103,7 @@ class Evaluator:
             Interrupted: `stop` asked for it.
         """
         sums, parts = NONE, []
+        keep_probabilities |= self.task.needs_probabilities(None)
         for batch, log_probabilities in self.log_probabilities(variables, feed, stop):
             sums += self.task.score(log_probabilities, batch.labels, batch.valid)
             best = self.task.predicted(log_probabilities)

@@ -110,7 +110,7 @@ def train(
             run.finish(result, {n: float(thresholds[i]) for i, n in enumerate(names)})
             if training.trace.missing:
                 out.print("no step was traced: the run ended before --profile began")
-            training.page.at_the_end(evaluation, data.val, training.variables)
+            training.page.at_the_end(evaluation, data.val, training.variables, thresholds)
 
         hosts.from_first(finish)
     seconds = time.perf_counter() - begun
