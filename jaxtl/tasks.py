@@ -6,6 +6,7 @@ A task is how labels become targets, losses, probabilities and metrics; nothing 
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -313,6 +314,13 @@ SINGLE_LABEL, MULTI_LABEL = SingleLabel(), MultiLabel()
 def task_of(labels: Int[Array | np.ndarray, "images *classes"]) -> Task:
     """The task of these labels: (N,) or (N, C)."""
     return MULTI_LABEL if is_multi_label(labels) else SINGLE_LABEL
+
+
+def ranked_by(result: Mapping[str, float]) -> str:
+    """The metric that a result is ranked by, of those that it has: that of its task."""
+    return next(
+        task.monitors[0] for task in (MULTI_LABEL, SINGLE_LABEL) if task.monitors[0] in result
+    )
 
 
 def task_named(name: TaskName) -> Task:

@@ -279,9 +279,11 @@ class RunDirectory:
         """
         return _read(self._run, RunMetadata)
 
-    def finish(self, result: Mapping[str, float], thresholds: Mapping[str, float]) -> None:
+    def finish(
+        self, result: Mapping[str, float], thresholds: Mapping[str, float] | None = None
+    ) -> None:
         """Writes down the result of a complete run, and the thresholds of its labels."""
-        update = {"result": dict(result), "thresholds": dict(thresholds)}
+        update = {"result": dict(result), "thresholds": dict(thresholds or {})}
         write_json(self._run, self.metadata().model_copy(update=update).model_dump())
 
 
