@@ -20,6 +20,7 @@ from jaxtl.metrics import Evaluation, Sums, correct_top_k, cross_entropy, score
 from jaxtl.multilabel import DEFAULT_THRESHOLD, best_thresholds, label_results, mean_metrics
 
 TaskName = Literal["single-label", "multi-label"]
+Activation = Literal["softmax", "sigmoid"]
 
 Logits = Float[Array, "batch classes"]
 DeviceLabels = Int[Array, "batch *classes"]
@@ -32,10 +33,12 @@ class Task(abc.ABC):
 
     Attributes:
         name: what `run.json` calls it.
+        activation: what makes probabilities of logits.
         monitors: what a phase may monitor, the default first, by which runs are ranked too.
     """
 
     name: ClassVar[TaskName]
+    activation: ClassVar[Activation]
     monitors: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod
@@ -116,6 +119,7 @@ class SingleLabel(Task):
     """Each image has one class."""
 
     name = "single-label"
+    activation = "softmax"
     monitors = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss")
 
     def log_probabilities(self, logits: Logits) -> Logits:
@@ -209,6 +213,7 @@ class MultiLabel(Task):
     """
 
     name = "multi-label"
+    activation = "sigmoid"
     monitors = ("mAP", "macro_f1", "accuracy", "loss")
 
     def log_probabilities(self, logits: Logits) -> Logits:
@@ -317,10 +322,8 @@ def task_of(labels: Int[Array | np.ndarray, "images *classes"]) -> Task:
 
 
 def ranked_by(result: Mapping[str, float]) -> str:
-    """The metric that a result is ranked by, of those that it has: that of its task."""
-    return next(
-        task.monitors[0] for task in (MULTI_LABEL, SINGLE_LABEL) if task.monitors[0] in result
-    )
+    """The metric that a result is ranked by: `mAP` of several labels, which no other result has."""
+    return "mAP" if "mAP" in result else "accuracy"
 
 
 def task_named(name: TaskName) -> Task:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,14 @@ from jaxtl.metrics import Evaluation, Sums, confusion
 from jaxtl.models import Network, Variables
 from jaxtl.multilabel import label_results, mean_metrics
 from jaxtl.reports.gradcam import grad_cam
-from jaxtl.reports.measures import Calibration, ClassRow, calibration, class_rows, label_rows
+from jaxtl.reports.measures import (
+    Calibration,
+    ClassRow,
+    LabelRow,
+    calibration,
+    class_rows,
+    label_rows,
+)
 from jaxtl.reports.thumbnails import overlay, thumbnail
 
 _MISTAKES = 12
@@ -57,7 +64,7 @@ class Findings:
     """
 
     sums: Sums
-    rows: list[ClassRow]
+    rows: Sequence[ClassRow | LabelRow]
     means: Mapping[str, float] = dataclasses.field(default_factory=dict)
     counts: Int[np.ndarray, "classes classes"] | None = None
     calibration: Calibration | None = None

@@ -23,17 +23,29 @@ class ClassRow(NamedTuple):
         images: the number of images of the class (its support).
         precision, recall: None without images to divide by.
         f1: their harmonic mean; None where the class was neither there nor predicted.
-        average_precision: of one of several labels the area under its precision-recall curve; None
-            without images.
-        threshold: of such a label the probability from which on it is given.
     """
 
     images: int
     precision: Proportion | None
     recall: Proportion | None
     f1: float | None
-    average_precision: float | None = None
-    threshold: float | None = None
+
+
+class LabelRow(NamedTuple):
+    """How well one of several labels is told.
+
+    Attributes:
+        images, precision, recall, f1: as of a class; it is given from its threshold on.
+        average_precision: the area under its precision-recall curve; None without images.
+        threshold: the probability from which on it is given.
+    """
+
+    images: int
+    precision: Proportion | None
+    recall: Proportion | None
+    f1: float | None
+    average_precision: float | None
+    threshold: float
 
 
 class Pair(NamedTuple):
@@ -77,14 +89,13 @@ def class_rows(counts: Int[np.ndarray, "classes classes"]) -> list[ClassRow]:
 
 def label_rows(
     results: Sequence[LabelResult], thresholds: Float[np.ndarray, "classes"]
-) -> list[ClassRow]:
+) -> list[LabelRow]:
     """The result of each of several labels, from those of `multilabel.label_results`."""
-    return [
-        _class_row(found.correct, found.images, found.predicted)._replace(
-            average_precision=found.average_precision, threshold=threshold
-        )
-        for found, threshold in zip(results, thresholds.tolist(), strict=True)
-    ]
+    rows = []
+    for found, threshold in zip(results, thresholds.tolist(), strict=True):
+        row = _class_row(found.correct, found.images, found.predicted)
+        rows.append(LabelRow(*row, found.average_precision, threshold))
+    return rows
 
 
 def _class_row(correct: int, images: int, predicted: int) -> ClassRow:
