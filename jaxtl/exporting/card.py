@@ -48,8 +48,6 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 
 _ONE = "Every image gets one of these classes, also one that shows none of them."
 _SEVERAL = "These validation images chose the thresholds too, so their F1 is a little high."
-    "The thresholds were chosen by these validation images, so the F1 there is a little high."
-)
 _LABELS = """\
 An image is correct where all its labels are, those at 0.5 and above being given. The mean average
 precision is {mAP:.4f}. Below, an image has a label from its threshold on, with a macro F1 of
