@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Array, Bool, Int, Int32, Int64
 
-Labels = Int32[np.ndarray, "images *classes"]
+Labels = Int32[np.ndarray, "images ..."]
 """The class of each image (N,), an index; or, of several labels, rows (N, C) of ones and zeros."""
 
 

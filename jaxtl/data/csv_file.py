@@ -100,7 +100,7 @@ def _read(path: Path) -> tuple[str, list[_Row]]:
                 seen[place] = row.line
                 rows.append(row)
     except csv.Error as error:
-        raise _wrong(path, reader.line_num, str(error)) from error
+        raise _wrong(path, reader.reader.line_num, str(error)) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: save it again as UTF-8") from error
     except OSError as error:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -186,7 +187,7 @@ def _tiles(
         )
 
 
-def _label_tiles(said: str, means: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
+def _label_tiles(said: str, means: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Those of several labels, before the accuracy, for which an image has to have all right."""
     mean = "mean over the classes"
     yield f"{said} {title_of('mAP')}", f"{means['mAP']:.2%}", mean
