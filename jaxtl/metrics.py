@@ -66,7 +66,7 @@ class Evaluation:
         assert self.log_probabilities is not None, "an evaluation without probabilities"
         return np.exp(self.log_probabilities)
 
-    def metrics(self, num_classes: int, monitor: str = "accuracy") -> dict[str, float]:
+    def metrics(self, num_classes: int, monitor: str | None = "accuracy") -> dict[str, float]:
         """The means over the images, and what a phase monitors if that is none of them.
 
         Without a finite loss the latter is NaN.
@@ -127,14 +127,14 @@ def class_metric(name: str, evaluation: Evaluation) -> float:
     return float(of_class(labels, predicted, labels=present, average="macro", zero_division=0))
 
 
-def monitored(monitor: str, metrics: Mapping[str, float]) -> float | None:
+def monitored(monitor: str | None, metrics: Mapping[str, float]) -> float | None:
     """What a phase orders its epochs by, better ones higher; None for the accuracy.
 
     Args:
-        monitor: a name from `Evaluation.metrics`.
+        monitor: a name from `Evaluation.metrics`; None for the accuracy.
         metrics: what that returns.
     """
-    if monitor == "accuracy":
+    if monitor in (None, "accuracy"):
         return None
     return -metrics["loss"] if monitor == "loss" else metrics[monitor]
 

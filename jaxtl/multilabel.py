@@ -90,8 +90,8 @@ def label_results(
     counts = (part.sum(axis=0).tolist() for part in (has, given, has & given))
     precisions = average_precisions(labels, probabilities).tolist()
     return [
-        LabelResult(*numbers, None if np.isnan(precision) else precision)
-        for *numbers, precision in zip(*counts, precisions, strict=True)
+        LabelResult(images, predicted, correct, None if np.isnan(precision) else precision)
+        for images, predicted, correct, precision in zip(*counts, precisions, strict=True)
     ]
 
 

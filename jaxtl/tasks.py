@@ -26,6 +26,7 @@ Logits = Float[Array, "batch classes"]
 DeviceLabels = Int[Array, "batch *classes"]
 HostLabels = Int[np.ndarray, "batch *classes"]
 Weights = Float[Array | np.ndarray, "classes"]
+Thresholds = Float[np.ndarray, "classes"] | None
 
 
 class Task(abc.ABC):
@@ -101,8 +102,8 @@ class Task(abc.ABC):
         self,
         evaluation: Evaluation,
         num_classes: int,
-        monitor: str = "accuracy",
-        thresholds: Weights | None = None,
+        monitor: str | None = None,
+        thresholds: Thresholds = None,
     ) -> dict[str, float]:
         """All metrics of an evaluation, with what a phase monitors; those of classes are NaN
         without a finite loss.
@@ -111,7 +112,7 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def thresholds(self, evaluation: Evaluation) -> Float[np.ndarray, "classes"] | None:
+    def thresholds(self, evaluation: Evaluation) -> Thresholds:
         """The thresholds that are best on these images; None where there is nothing to choose."""
 
 
@@ -193,8 +194,8 @@ class SingleLabel(Task):
         self,
         evaluation: Evaluation,
         num_classes: int,
-        monitor: str = "accuracy",
-        thresholds: Weights | None = None,
+        monitor: str | None = None,
+        thresholds: Thresholds = None,
     ) -> dict[str, float]:
         """See `Evaluation.metrics`."""
         return evaluation.metrics(num_classes, monitor)
@@ -294,8 +295,8 @@ class MultiLabel(Task):
         self,
         evaluation: Evaluation,
         num_classes: int,
-        monitor: str = "mAP",
-        thresholds: Weights | None = None,
+        monitor: str | None = None,
+        thresholds: Thresholds = None,
     ) -> dict[str, float]:
         """Loss, accuracy, mean average precision and macro F1."""
         means = self.means(evaluation.sums, num_classes)

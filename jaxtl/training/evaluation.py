@@ -72,7 +72,7 @@ class Evaluator:
             yield batch, np.asarray(output).reshape(len(batch.labels), -1)
 
     def measure(
-        self, variables: Variables, feed: Feed, stop: Stop | None, monitor: str
+        self, variables: Variables, feed: Feed, stop: Stop | None, monitor: str | None
     ) -> dict[str, float]:
         """All metrics of the images of a feed, with what a phase monitors; see `evaluate`."""
         keep = self.task.needs_probabilities(monitor)

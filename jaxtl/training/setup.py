@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import platformdirs
+from jaxtyping import Float
 from rich.console import Console
 
 from jaxtl.config import Config, Counts, Data
@@ -106,8 +108,7 @@ def train(
         result = result_of(training.progress, val, test)
 
         def finish() -> None:
-            names = () if thresholds is None else data.train.classes
-            run.finish(result, {n: float(thresholds[i]) for i, n in enumerate(names)})
+            run.finish(result, _by_class(data.train.classes, thresholds))
             if training.trace.missing:
                 out.print("no step was traced: the run ended before --profile began")
             training.page.at_the_end(evaluation, data.val, training.variables, thresholds)
@@ -121,6 +122,12 @@ def train(
     if tested is not None and after_epoch is None:  # a search chooses by its epochs
         out.print(_result_text(tested, test, "test_"))
     return result
+
+
+def _by_class(
+    classes: Sequence[str], thresholds: Float[np.ndarray, "classes"] | None
+) -> dict[str, float]:
+    return {} if thresholds is None else dict(zip(classes, thresholds.tolist(), strict=True))
 
 
 def _result_text(evaluation: Evaluation, metrics: Mapping[str, float], prefix: str) -> str:
