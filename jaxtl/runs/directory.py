@@ -279,12 +279,12 @@ class RunDirectory:
         """
         return _read(self._run, RunMetadata)
 
-    def finish(
-        self, result: Mapping[str, float], thresholds: Mapping[str, float] | None = None
-    ) -> None:
-        """Writes down the result of a complete run, and the thresholds of its labels."""
-        update = {"result": dict(result), "thresholds": dict(thresholds or {})}
-        write_json(self._run, self.metadata().model_copy(update=update).model_dump())
+    def finish(self, result: Mapping[str, float], thresholds: Sequence[float] = ()) -> None:
+        """Writes down the result of a complete run, and of several labels their thresholds."""
+        metadata = self.metadata()
+        named = dict(zip(metadata.classes, thresholds, strict=True)) if thresholds else {}
+        done = metadata.model_copy(update={"result": dict(result), "thresholds": named})
+        write_json(self._run, done.model_dump())
 
 
 def find_unfinished(folder: Path, config: Config, metadata: RunMetadata) -> Path | None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import platformdirs
-from jaxtyping import Float
 from rich.console import Console
 
 from jaxtl.config import Config, Counts, Data
@@ -108,7 +106,7 @@ def train(
         result = result_of(training.progress, val, test)
 
         def finish() -> None:
-            run.finish(result, _by_class(data.train.classes, thresholds))
+            run.finish(result, () if thresholds is None else thresholds.tolist())
             if training.trace.missing:
                 out.print("no step was traced: the run ended before --profile began")
             training.page.at_the_end(evaluation, data.val, training.variables, thresholds)
@@ -122,12 +120,6 @@ def train(
     if tested is not None and after_epoch is None:  # a search chooses by its epochs
         out.print(_result_text(tested, test, "test_"))
     return result
-
-
-def _by_class(
-    classes: Sequence[str], thresholds: Float[np.ndarray, "classes"] | None
-) -> dict[str, float]:
-    return {} if thresholds is None else dict(zip(classes, thresholds.tolist(), strict=True))
 
 
 def _result_text(evaluation: Evaluation, metrics: Mapping[str, float], prefix: str) -> str:
