@@ -13,7 +13,7 @@ import numpy as np
 from jaxtl.data.facts import KeptFacts
 from jaxtl.data.folders import FileSource
 from jaxtl.data.reading import read_error
-from jaxtl.errors import UserError
+from jaxtl.errors import UserError, printable
 from jaxtl.labels import Labels
 from jaxtl.objects import is_remote
 
@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[str, list[_Row]]:
     seen: dict[str, int] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, strict=True, skipinitialspace=True)
             column = _label_column(path, reader.fieldnames or ())
             for fields in reader:
                 row = _row(path, reader.line_num, fields, column)
@@ -117,8 +117,8 @@ def _label_column(path: Path, header: Sequence[str]) -> str:
     there = [name for name in ("label", "labels") if name in header]
     if "image" not in header or len(there) != 1:
         raise UserError(
-            f"{path} has the columns {', '.join(header) or 'of an empty file'}: its first line has "
-            "to name the columns image, and label or labels"
+            f"{path} has the columns {printable(', '.join(header)) or 'of an empty file'}: its "
+            "first line has to name the columns image, and label or labels"
         )
     return there[0]
 
@@ -141,4 +141,4 @@ def _row(path: Path, line: int, fields: dict, column: str) -> _Row:
 
 
 def _wrong(path: Path, line: int, what: str) -> UserError:
-    return UserError(f"{path}, line {line}: {what}")
+    return UserError(f"{path}, line {line}: {printable(what)}")

@@ -23,7 +23,7 @@ from sklearn.metrics import (
 )
 from small_network import small_network
 from small_run import MODEL, bits, metrics, settings, watched
-from step_setup import lively
+from step_setup import BATCH, CLASSES, MIDDLE, SmallSetup, lively, make_batch
 
 import jaxtl
 from jaxtl import evaluate, predict
@@ -36,6 +36,8 @@ from jaxtl.exporting import onnx as onnx_files
 from jaxtl.exporting.card import model_card
 from jaxtl.models import merge, split
 from jaxtl.runs.directory import RunDirectory
+from jaxtl.sweeps.sweep import sweep
+from jaxtl.sweeps.variations import Variation
 from jaxtl.training.checks import check_monitors, check_plan
 from jaxtl.training.setup import open_data, train
 from jaxtl.weights.write import write_weights
@@ -163,8 +165,8 @@ def test_activations_from_the_cache_give_the_same_run_as_images(run, config_of, 
     uncached = config_of(HEAD, cache={"disk_gb": 0.0})
     other = ended(uncached, tmp_path / "run")
     assert "the frozen stages run in every step" in other.said or "not cached" in other.said
-    for line, expected in zip(metrics(other.path), metrics(run.path), strict=True):
-        assert line == pytest.approx(expected, rel=1e-3)
+    for name, value in run.record["result"].items():
+        assert other.record["result"][name] == pytest.approx(value, rel=1e-4), name
 
 
 @pytest.mark.slow
@@ -255,9 +257,7 @@ def test_one_label_is_a_head_of_one_output(config_of, place):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 8])
-def test_a_short_last_batch_counts_each_image_once(config_of, tmp_path, devices, monkeypatch):
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:devices])
+def test_a_short_last_batch_on_eight_devices_counts_each_image_once(config_of, tmp_path):
     phase = HEAD | {"mixup": 0.2, "label_smoothing": 0.1, "focal": 2.0, "epochs": 2}
     data = config_of(HEAD).data.model_dump() | {"batch_size": 48}
     run = ended(config_of(phase, data=data, views=0), tmp_path / "run")
@@ -265,6 +265,50 @@ def test_a_short_last_batch_counts_each_image_once(config_of, tmp_path, devices,
     expected = average_precision_score(run.data.val.labels, p, average="macro")
     assert run.record["result"]["mAP"] == pytest.approx(expected, abs=1e-6)
     assert all(np.isfinite(line["loss"]) for line in metrics(run.path))
+
+
+@pytest.mark.slow
+def test_one_device_and_eight_take_the_same_steps():
+    """With images that only pad the batch, whose labels count nowhere."""
+    rows = np.random.default_rng(0).integers(0, 2, (2, BATCH, CLASSES)).astype(np.int32)
+    batches = [
+        make_batch(seed, images=13)._replace(labels=labels) for seed, labels in enumerate(rows)
+    ]
+    others = [
+        batch._replace(labels=np.where(batch.valid[:, None], batch.labels, 1 - batch.labels))
+        for batch in batches
+    ]
+    ended = []
+    for devices, images in ((1, batches), (8, batches), (8, others)):
+        setup = SmallSetup(MIDDLE, devices, lr=0.01, mixup=0.4, focal=2.0)
+        sums = setup.run(images)
+        assert [int(done.images) for done in sums] == [13, 13]
+        ended.append(({p: np.asarray(v) for p, v in setup.state.variables.items()}, sums))
+    for variables, sums in ended[1:]:
+        np.testing.assert_allclose(sums, ended[0][1], rtol=1e-4)
+        for path, value in variables.items():
+            np.testing.assert_allclose(value, ended[0][0][path], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_sweep_ranks_runs_by_map(run, tmp_path):
+    rates = (0.03, 1e-5, 0.01)
+    runs = [
+        Variation(f"lr{lr}", {"phases.p0.lr": lr}, vary(run.config, {"phases.p0.lr": lr}))
+        for lr in rates
+    ]
+    out = io.StringIO()
+    ranked = sweep(runs, tmp_path / "sweep", Console(file=out, width=300))
+    scores = {name: result["mAP"] for name, result in ranked.items()}
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert list(scores)[-1] == "lr1e-05"
+    assert scores["lr0.03"] == run.record["result"]["mAP"]
+    assert "3 runs train one by one, because of the mAP of each" in out.getvalue()
+    assert f"val_mAP {max(scores.values()):.4f}" in out.getvalue()
+    with (tmp_path / "sweep" / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_mAP"]) for row in rows] == list(scores.values())
+    assert sweep(runs, tmp_path / "sweep", Console(quiet=True)) == ranked  # nothing is left
 
 
 def test_labels_that_a_split_lacks_are_named(run):
@@ -297,13 +341,13 @@ def test_what_is_not_for_several_labels_is_refused(run):
 
 @pytest.mark.slow
 def test_a_network_learns_which_digits_overlap(small, tmp_path):
-    """Twice as well as the prior, whose mean average precision is the mean fraction of images."""
+    """Three times as well as the prior, whose mAP is the mean fraction of images with a label."""
     pairs = runpy.run_path(str(WRITE_PAIRS))["write_pairs"]
-    table = pairs(tmp_path / "images", 1500, side=32, overlay=True)
+    table = pairs(tmp_path / "images", 1000, side=32, overlay=True)
     config = settings(
         {
             "train": {"from_stage": None, "decay": 1.0},
-            "epochs": 25,
+            "epochs": 12,
             "lr": 3e-3,
             "batch_norm": "train",
             "schedule": "cosine",
@@ -314,4 +358,4 @@ def test_a_network_learns_which_digits_overlap(small, tmp_path):
     prior = run.data.test.labels.mean(axis=0).mean()
     constant = np.full(run.data.test.labels.shape, 0.5)
     assert average_precision_score(run.data.test.labels, constant) == pytest.approx(prior)
-    assert run.record["result"]["test_mAP"] > 2 * prior
+    assert run.record["result"]["test_mAP"] > 3 * prior
