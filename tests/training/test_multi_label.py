@@ -38,7 +38,10 @@ from jaxtl.models import merge, split
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.sweep import sweep
 from jaxtl.sweeps.variations import Variation
+from jaxtl.tasks import MULTI_LABEL
 from jaxtl.training.checks import check_monitors, check_plan
+from jaxtl.training.inference import make_predict_step
+from jaxtl.training.parallel import shard
 from jaxtl.training.setup import open_data, train
 from jaxtl.weights.write import write_weights
 
@@ -265,6 +268,22 @@ def test_a_short_last_batch_on_eight_devices_counts_each_image_once(config_of, t
     expected = average_precision_score(run.data.val.labels, p, average="macro")
     assert run.record["result"]["mAP"] == pytest.approx(expected, abs=1e-6)
     assert all(np.isfinite(line["loss"]) for line in metrics(run.path))
+
+
+@pytest.mark.slow
+def test_probabilities_of_mirror_images_are_averaged_label_by_label():
+    setup, batch = SmallSetup(MIDDLE, 1), make_batch()
+    given = setup.variables, None, shard(batch.inputs, setup.devices)
+    graph = split(setup.network)[0]
+
+    def probabilities(*flips):
+        options = {"devices": setup.devices, "flips": flips, "task": MULTI_LABEL}
+        return np.exp(np.asarray(make_predict_step(graph, **options)(*given)))
+
+    each = [probabilities((False, columns)) for columns in (False, True)]
+    both = probabilities((False, False), (False, True))
+    assert not np.allclose(*each, rtol=1e-3)
+    np.testing.assert_allclose(both, np.mean(each, axis=0), rtol=1e-5)
 
 
 @pytest.mark.slow
