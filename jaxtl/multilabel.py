@@ -68,7 +68,7 @@ def best_thresholds(
     from sklearn.metrics import precision_recall_curve
 
     found = np.full(labels.shape[1], DEFAULT_THRESHOLD)
-    for index in labels.any(axis=0).nonzero()[0].tolist():
+    for index in np.flatnonzero(labels.any(axis=0)).tolist():
         own = probabilities[:, index].astype(np.float64)
         precision, recall, scores = precision_recall_curve(labels[:, index], own)
         # As counts, which are equal where the F1 is: the numbers of the curve are rounded.
