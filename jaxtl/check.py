@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     """Reads the flags, checks the data and prints what was found; returns the exit code."""
     flags = cli.parser("jaxtl.check", _HELP)
     flags.add_argument(
-        "--data", required=True, metavar="SOURCE", help="a folder, tfds:NAME, tfds:DIR or digits"
+        "--data", required=True, metavar="SOURCE", help="a folder, csv:FILE, tfds:NAME or digits"
     )
     flags.add_argument("--json", type=Path, metavar="FILE", help="write everything found to it")
     given = flags.parse_args(arguments)

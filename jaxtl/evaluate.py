@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from jaxtl import cli
 from jaxtl.errors import UserError
 
-_HELP = """Measures a trained run: loss, accuracy, and how each class fares.
+_HELP = """Measures a trained run: loss, accuracy, and how each class fares; of several labels mean
+average precision, and precision, recall and F1 at the thresholds of the run.
 
 Without --data it measures the images that the run was validated on, or those of its test with
 --split test. Intervals are Wilson's, of 95 %."""
@@ -25,11 +26,10 @@ def main(arguments: Sequence[str]) -> int:
     if given.split and given.data:
         raise UserError("--split is one of the run's own images: leave it out, or leave out --data")
 
-    from rich.table import Table
-
     from jaxtl.console import console, correct_text, metrics_text
     from jaxtl.data.sources import found_line, open_all
-    from jaxtl.metrics import class_results, confusion, proportion
+    from jaxtl.reports.class_table import class_table
+    from jaxtl.tasks import MULTI_LABEL
     from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
 
@@ -40,23 +40,21 @@ def main(arguments: Sequence[str]) -> int:
         source = predictor.images(given.split or "val")
     else:
         patience = predictor.config.data.retry_seconds
-        source = open_all(given.data, classes=predictor.classes, retry_seconds=patience)
+        source = open_all(
+            given.data,
+            classes=predictor.classes,
+            multi_label=predictor.task is MULTI_LABEL,
+            retry_seconds=patience,
+        )
     out.print(found_line(source))
     evaluation = predictor.evaluate(source)
-
-    counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
-    table = Table("class")
-    for column in ("images", "correct", "recall", "95 % interval", "precision"):
-        table.add_column(column, justify="right")
-    for name, found in zip(predictor.classes, class_results(counts), strict=True):
-        recall, precision = ("-" if f is None else f"{f:.4f}" for f in found[2:])
-        _, *bounds = proportion(found.correct, found.images) if found.images else (None,)
-        interval = " to ".join(f"{bound:.4f}" for bound in bounds) or "-"
-        table.add_row(name, str(found.images), str(found.correct), recall, interval, precision)
-    out.print(table)
-    sums = evaluation.sums
-    text = metrics_text(sums.means(len(predictor.classes)))
-    out.print(f"{text}  {correct_text(int(sums.top1), int(sums.images))}")
+    out.print(class_table(predictor.classes, evaluation, predictor.thresholds))
+    sums, task = evaluation.sums, predictor.task
+    metrics = task.metrics(
+        evaluation, len(predictor.classes), task.monitors[0], predictor.thresholds
+    )
+    correct = correct_text(int(sums.top1), int(sums.images))
+    out.print(f"{metrics_text(metrics)}  {correct}")
     return 0
 
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:  # the command answers --help at once
 
 _HELP = """Writes a trained run as one file that runs without jaxtl.
 
-Normalisation, network and softmax are in it: it takes any number of uint8 images, RGB, of the
-run's size, and gives their probabilities. FILE.json says which classes they are of, and how images
-are resized. The suffix decides:
+Normalisation, network and softmax (of several labels sigmoid) are in it: it takes any number of
+uint8 images, RGB, of the run's size, and gives their probabilities. FILE.json says which classes
+they are of, from which threshold on an image has a label, and how images are resized. The suffix
+decides:
   .onnx        for onnxruntime and what else reads ONNX
   .stablehlo   for jax.export on CPUs, NVIDIA GPUs and TPUs
   .keras       for Keras 3

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 Scalar = int | float | Array
 
-CLASS_METRICS = frozenset({"balanced_accuracy", "macro_f1", "auroc"})
+CLASS_METRICS = frozenset({"balanced_accuracy", "macro_f1", "auroc", "mAP"})
 """The metrics in which all classes count the same; sums over images do not give them."""
 
 
@@ -50,18 +50,24 @@ class Evaluation:
 
     Attributes:
         sums: the exact sums over every image once.
-        labels: the true classes, in the order of the source.
-        predicted: the predicted classes.
+        labels: the true classes, in the order of the source; of several labels (images, classes).
+        predicted: the predicted classes, likewise.
         log_probabilities: natural logarithms of the probabilities, (images, classes); None if
             nobody asked for them.
     """
 
     sums: Sums
-    labels: Int[np.ndarray, "images"]
-    predicted: Int[np.ndarray, "images"]
+    labels: Int[np.ndarray, "images *classes"]
+    predicted: Int[np.ndarray, "images *classes"]
     log_probabilities: Float[np.ndarray, "images classes"] | None = None
 
-    def metrics(self, num_classes: int, monitor: str = "accuracy") -> dict[str, float]:
+    @property
+    def probabilities(self) -> Float[np.ndarray, "images classes"]:
+        """The probabilities of all classes, as `Predictor.predict` gives them."""
+        assert self.log_probabilities is not None, "an evaluation without probabilities"
+        return np.exp(self.log_probabilities)
+
+    def metrics(self, num_classes: int, monitor: str | None = "accuracy") -> dict[str, float]:
         """The means over the images, and what a phase monitors if that is none of them.
 
         Without a finite loss the latter is NaN.
@@ -124,14 +130,14 @@ def class_metric(name: str, evaluation: Evaluation) -> float:
     return float(of_class(labels, predicted, labels=present, average="macro", zero_division=0))
 
 
-def monitored(monitor: str, metrics: Mapping[str, float]) -> float | None:
+def monitored(monitor: str | None, metrics: Mapping[str, float]) -> float | None:
     """What a phase orders its epochs by, better ones higher; None for the accuracy.
 
     Args:
-        monitor: a name from `Evaluation.metrics`.
+        monitor: a name from `Evaluation.metrics`; None for the accuracy.
         metrics: what that returns.
     """
-    if monitor == "accuracy":
+    if monitor in (None, "accuracy"):
         return None
     return -metrics["loss"] if monitor == "loss" else metrics[monitor]
 

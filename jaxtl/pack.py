@@ -17,7 +17,7 @@ it. A command that was stopped is continued by the same command."""
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags, packs and says how to use it; returns the exit code."""
     flags = cli.parser("jaxtl.pack", _HELP)
-    flags.add_argument("source", metavar="SOURCE", help="a folder, tfds:NAME, tfds:DIR or digits")
+    flags.add_argument("source", metavar="SOURCE", help="a folder, csv:FILE, tfds:NAME or digits")
     flags.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     flags.add_argument(
         "--size",

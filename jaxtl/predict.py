@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +10,8 @@ from jaxtl.errors import UserError
 
 _HELP = """Classifies images with a trained run.
 
-A PATH is an image or a folder, which is searched to any depth."""
-
-Guess = tuple[str, float]
+A PATH is an image or a folder, which is searched to any depth. Of a run of several labels an image
+has those whose probability reaches the threshold of the run."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,48 +29,25 @@ def main(arguments: Sequence[str]) -> int:
     import numpy as np
 
     from jaxtl.data.folders import image_files
+    from jaxtl.reports.predictions import Guess, print_csv, print_json, print_table
     from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
 
     warn_if_several("jaxtl.predict")
     paths = image_files(given.paths)
-    predictor = load_run(given.run, tta=given.tta)
-    probabilities = predictor.predict(paths)
-    guesses = [
-        [(predictor.classes[index], float(row[index])) for index in np.argsort(-row)[: given.top]]
-        for row in probabilities
-    ]
-    {"table": _table, "csv": _csv, "json": _json}[given.format](paths, guesses)
+    run = load_run(given.run, tta=given.tta)
+    probabilities = run.predict(paths)
+    labels = run.labels_of(probabilities)
+    predictions = []
+    for path, row, own in zip(paths, probabilities, labels, strict=True):
+        ranked = [
+            Guess(run.classes[i], float(row[i]), run.classes[i] in own) for i in np.argsort(-row)
+        ]
+        shown = [guess for rank, guess in enumerate(ranked) if rank < given.top or guess.chosen]
+        predictions.append((path, shown))
+    write = {"table": print_table, "csv": print_csv, "json": print_json}[given.format]
+    write(predictions, several=run.thresholds is not None)
     return 0
-
-
-def _table(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
-    from rich.table import Table
-
-    from jaxtl.console import console
-
-    table = Table("image", "class", "probability", "others")
-    for path, ((best, probability), *others) in zip(paths, guesses, strict=True):
-        rest = ", ".join(f"{name} {p:.3f}" for name, p in others)
-        table.add_row(str(path), best, f"{probability:.3f}", rest)
-    console().print(table)
-
-
-def _csv(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
-    writer = csv.writer(sys.stdout)
-    writer.writerow(["path", "rank", "class", "probability"])
-    for path, ranked in zip(paths, guesses, strict=True):
-        for rank, (name, probability) in enumerate(ranked, start=1):
-            writer.writerow([path, rank, name, f"{probability:.6f}"])
-
-
-def _json(paths: Sequence[Path], guesses: Sequence[Sequence[Guess]]) -> None:
-    result = [
-        {"path": str(path), "classes": [{"class": n, "probability": p} for n, p in ranked]}
-        for path, ranked in zip(paths, guesses, strict=True)
-    ]
-    json.dump(result, sys.stdout, indent=2)
-    print()
 
 
 if __name__ == "__main__":

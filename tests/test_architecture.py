@@ -45,7 +45,10 @@ LAYERS = [
     {"config"},
     {"console"},
     {"accelerators"},
+    {"tasks"},
+    {"multilabel"},
     {"metrics"},
+    {"labels"},
     {"files"},
     {"objects"},
     {"errors"},
@@ -114,8 +117,8 @@ def test_commands_do_not_import_each_other(command):
     [
         ("data", {"models", "weights", "ops"}),
         ("weights", {"config"}),
-        ("models", {"config", "metrics"}),
-        ("ops", {"config", "metrics"}),
+        ("models", {"config", "metrics", "tasks"}),
+        ("ops", {"config", "metrics", "tasks"}),
     ],
 )
 def test_packages_that_do_not_import_a_lower_layer(importer, independent):

@@ -30,6 +30,7 @@ from jaxtl.config.config_file import Data
 from jaxtl.data.sources import found_line
 from jaxtl.data.splits import Splits, open_splits, settings
 from jaxtl.errors import EXPECTED, UserError, one_line
+from jaxtl.labels import is_multi_label
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import on_cpu
 
@@ -97,6 +98,12 @@ def _open(comparison: Comparison, out: Console) -> tuple[Splits, Conditions]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: name a folder for the results")
     data = open_splits(comparison.source, **settings(Data()))
+    if is_multi_label(data.train.labels):
+        raise UserError(
+            f"{comparison.source} has several labels an image, and networks are compared by the "
+            "accuracy of one class: train one with each --cfg.model.name, and compare those by "
+            "jaxtl report RUN RUN --to FILE"
+        )
     if data.test is not None:
         out.print(f"{len(data.test):,} test images are left for the network that you choose")
         data = data._replace(test=None)

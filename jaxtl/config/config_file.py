@@ -32,6 +32,7 @@ REQUIRED = "<required>"
 _COUNTED = ("source", "batch_size", "val_fraction", "test_fraction", "seed", "on_bad_image")
 # Keys that change no number of a run, which can be continued with other values.
 _OPERATIONAL = {"data.retry_seconds", "data.memory_gb", "checkpoint.every_minutes"}
+_SAME_MONITORS = {None, "accuracy"}, {None, "mAP"}
 
 
 class Model(Checked):
@@ -57,8 +58,8 @@ class Data(Checked):
     """The images.
 
     Attributes:
-        source: `digits`, a directory of class folders, `tfds:NAME` or `tfds:DIR`; a directory may
-            be on an object store, `gs://BUCKET/...` or `s3://BUCKET/...`.
+        source: `digits`, a directory of class folders, `csv:FILE`, `tfds:NAME` or `tfds:DIR`; a
+            directory may be on an object store, `gs://BUCKET/...` or `s3://BUCKET/...`.
         batch_size: images a step, over all devices together.
         val_fraction: the fraction of each class kept for validation where the source has no split.
         test_fraction: the fraction of each class kept for a test of the result, which chooses
@@ -182,6 +183,13 @@ class Config(Checked):
     def scaled_phases(self) -> tuple[Phase, ...]:
         """The phases with the learning rates that they have for this batch size."""
         return tuple(phase.for_batches_of(self.data.batch_size) for phase in self.phases)
+
+    def with_monitor(self, default: str) -> Config:
+        """The same config, with what a phase monitors where it says nothing of it."""
+        phases = tuple(
+            phase.model_copy(update={"monitor": phase.monitor or default}) for phase in self.phases
+        )
+        return self.model_copy(update={"phases": phases})
 
 
 Count = Callable[[Data], Counts]
@@ -325,8 +333,14 @@ def find(name: str) -> Path:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The keys on which two configs differ and their numbers may, each as `key: old -> new`."""
+    """The keys on which two configs differ and their numbers may, each as `key: old -> new`.
+
+    A phase that names no monitor has a default; older versions wrote its name.
+    """
     before, after = leaves(old), leaves(new)
+    for key in before.keys() & after.keys():
+        if key.endswith(".monitor") and {before[key], after[key]} in _SAME_MONITORS:
+            after[key] = before[key]
     return [
         f"{key}: {before[key]} -> {after[key]}"
         # `phases` tells of a phase more or less.

@@ -85,7 +85,8 @@ class Phase(Checked):
             the first 30 % and down to zero; or `step`, a tenth after each of `step_epochs`.
         step_epochs: the epochs of the phase after which `step` lowers the learning rate.
         warmup_epochs: the learning rate rises linearly over this many epochs.
-        label_smoothing: the fraction of each label that is spread over all classes.
+        label_smoothing: the fraction of each label that is spread over all classes; of several
+            labels, over having it and not having it.
         mixup, cutmix: mix each image with another one of its batch, and their labels with the same
             weights: `mixup` adds them up (Zhang et al. 2018, arXiv:1710.09412), `cutmix` pastes a
             rectangle (Yun et al. 2019, arXiv:1905.04899). The weights are drawn from Beta(a, a)
@@ -94,7 +95,9 @@ class Phase(Checked):
         class_weights: what the loss of each image is multiplied by, for classes of different sizes:
             a number for each class by name, or `auto` for N / (C n), with n of the N training
             images in one of the C classes (scikit-learn's `balanced`). The loss of a batch is
-            divided by the sum of the weights of its images.
+            divided by the sum of the weights of its images. Of several labels the weight is that
+            of the images which have the label (PyTorch's `pos_weight`), `auto` is (N - n) / n, and
+            the loss is divided by the number of images.
         focal: the exponent of the focal loss, which multiplies the loss of an image whose class has
             the probability p by (1 - p) to this power (Lin et al. 2017, arXiv:1708.02002); 0
             switches it off.
@@ -106,7 +109,9 @@ class Phase(Checked):
         monitor: what makes a validation result better than another one, for `patience` and the
             best epoch; of equals the one with the lower loss is better. `balanced_accuracy` is the
             mean recall of the classes, `macro_f1` their mean F1, `auroc` the mean area under their
-            ROC curves, each class against all others (docs/labels-and-metrics.md).
+            ROC curves, each class against all others; `mAP` is the mean average precision of images
+            with several labels (docs/labels-and-metrics.md). None is `accuracy`, or `mAP` of
+            several labels.
         patience: stop after this many epochs without a better validation result than the phase had
             before; None never stops.
         restore_best: end the phase with its best parameters rather than with its last.
@@ -138,7 +143,9 @@ class Phase(Checked):
     cutmix: NotNegative = 0.0
     batch_norm: Literal["frozen", "train"] = "frozen"
     batch_norm_momentum: Fraction | None = None
-    monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss"] = "accuracy"
+    monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "mAP", "loss"] | None = (
+        None
+    )
     patience: Annotated[int, Field(ge=1)] | None = None
     restore_best: bool = True
     average_best: Annotated[int, Field(ge=2)] | None = None

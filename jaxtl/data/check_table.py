@@ -24,14 +24,14 @@ def _classes(report: Report) -> Table:
     for split in report.splits:
         table.add_column(split, justify="right")
     table.add_column("fraction", justify="right")
-    total = sum(sum(counts.values()) for counts in report.splits.values())
+    total = sum(report.images.values())
     names = dict.fromkeys(name for counts in report.splits.values() for name in counts)
     for name in names:
         counts = [counts.get(name, 0) for counts in report.splits.values()]
         shown = (f"{count:,}" for count in counts)
         table.add_row(Text(printable(name)), *shown, f"{sum(counts) / max(total, 1):.1%}")
     table.add_section()
-    sums = (f"{sum(counts.values()):,}" for counts in report.splits.values())
+    sums = (f"{images:,}" for images in report.images.values())
     table.add_row("all", *sums, "100.0%" if total else "-")
     return table
 

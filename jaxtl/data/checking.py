@@ -24,6 +24,7 @@ from jaxtl.data.splits import as_splits
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError, printable
 from jaxtl.files import as_text
+from jaxtl.labels import class_counts
 
 SCHEMA = 1
 """The version of what `Report.as_json` returns; new keys do not change it."""
@@ -42,6 +43,7 @@ class Report:
     Attributes:
         source: the data source.
         splits: for each split the number of images of each class.
+        images: for each split the number of images, of which several labels count some more often.
         widths, heights: the smallest, the median and the largest, in pixels.
         formats, modes: how many images have each, by Pillow's names.
         bad: images that cannot be used, and why.
@@ -59,6 +61,7 @@ class Report:
 
     source: str
     splits: dict[str, dict[str, int]]
+    images: dict[str, int]
     widths: tuple[float, ...] = ()
     heights: tuple[float, ...] = ()
     formats: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -110,7 +113,11 @@ def check(spec: str) -> Report:
             sources = {"all": parts.train}
     facts = {name: inspect(_items(part), perceptual=True) for name, part in sources.items()}
     names = {n: [part.describe(i) for i in range(len(part))] for n, part in sources.items()}
-    report = Report(as_text(spec), {n: _counts(part) for n, part in sources.items()})
+    report = Report(
+        as_text(spec),
+        {name: _counts(part) for name, part in sources.items()},
+        {name: len(part) for name, part in sources.items()},
+    )
     report.refused = refused or _refusal(spec, sources, facts)
     report.empty_classes = survey.empty_classes
     report.other_files, report.hidden = survey.other_files, survey.hidden
@@ -150,7 +157,7 @@ def _as_png(source: ArraySource, index: int) -> tuple[bytes, int]:
 
 
 def _counts(source: Source) -> dict[str, int]:
-    counted = np.bincount(source.labels, minlength=len(source.classes))
+    counted = class_counts(source.labels, len(source.classes))
     return dict(zip(source.classes, map(int, counted), strict=True))
 
 

@@ -23,6 +23,10 @@ _SETTLED = 2 * 10**9  # nanoseconds: a younger file may be written again without
 _BELOW = "FROM images WHERE key > ? AND key < ?"
 
 
+StoredLabel = int | Sequence[int]
+"""Of one class an image its index; of several labels theirs."""
+
+
 class Facts(NamedTuple):
     """What is known of an encoded image.
 
@@ -34,7 +38,7 @@ class Facts(NamedTuple):
         decoded: whether it was decoded, and not only its header read.
         perceptual: the perceptual hash, 16 hexadecimal digits, or `CONSTANT`; empty if it was not
             asked for.
-        label: the class that is stored with it; -1 if none is.
+        label: the class that is stored with it, or all its classes; -1 if none is.
     """
 
     sha256: str
@@ -45,7 +49,7 @@ class Facts(NamedTuple):
     height: int = 0
     decoded: bool = False
     perceptual: str = ""
-    label: int = -1
+    label: StoredLabel = -1
 
 
 class Item(NamedTuple):
@@ -61,7 +65,7 @@ class Item(NamedTuple):
     key: bytes
     stamp: str | None
     name: str
-    read: Callable[[], tuple[bytes, int]]
+    read: Callable[[], tuple[bytes, StoredLabel]]
 
 
 def stamp(status: os.stat_result) -> str | None:

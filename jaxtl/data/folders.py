@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32
 
 from jaxtl.data.facts import Item, KeptFacts
 from jaxtl.data.inspection import file_item
@@ -22,6 +21,7 @@ from jaxtl.data.reading import ReadError, read_error, read_file
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
+from jaxtl.labels import Labels
 from jaxtl.objects import ObjectFolder, Unreachable
 
 _log = logging.getLogger("jaxtl")
@@ -38,14 +38,14 @@ class FileSource(EncodedSource):
     Attributes:
         root: the folder, on a disk or on an object store.
         paths: the path of each image, relative to `root`, with slashes.
-        labels: the class of each image, an index into `classes`.
+        labels: the class of each image, an index into `classes`, or all its classes.
         classes: the names of the classes.
         skipped: images that were left out: their paths relative to `root`, and the reasons.
     """
 
     root: Path | ObjectFolder
     paths: tuple[str, ...]
-    labels: Int32[np.ndarray, " images"]
+    labels: Labels
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 

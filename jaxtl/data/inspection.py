@@ -18,7 +18,7 @@ from rich.console import Console
 
 from jaxtl.console import counter
 from jaxtl.data.decoding import decode, header
-from jaxtl.data.facts import Facts, Item, KeptFacts, stamp
+from jaxtl.data.facts import Facts, Item, KeptFacts, StoredLabel, stamp
 from jaxtl.data.reading import ReadError, patiently
 from jaxtl.errors import UserError
 
@@ -31,7 +31,7 @@ CONSTANT = "constant"
 """Stands for the perceptual hash of an image of nearly one colour, whose bits would be noise."""
 
 
-def file_item(path: str, read: Callable[[], tuple[bytes, int]]) -> Item:
+def file_item(path: str, read: Callable[[], tuple[bytes, StoredLabel]]) -> Item:
     """A file, known by its absolute path and `stamp`."""
     try:
         return Item(os.fsencode(path), stamp(os.stat(path)), path, read)
@@ -84,7 +84,7 @@ def _enough(facts: Facts, pixels: bool, perceptual: bool) -> bool:
 
 
 def _on_threads(
-    look: Callable[[tuple[bytes, int]], Facts],
+    look: Callable[[tuple[bytes, StoredLabel]], Facts],
     missing: Mapping[int, Item],
     retry: float,
     kept: KeptFacts,
@@ -102,7 +102,7 @@ def _on_threads(
 
 
 def _one_pass(
-    look: Callable[[tuple[bytes, int]], Facts],
+    look: Callable[[tuple[bytes, StoredLabel]], Facts],
     missing: Mapping[int, Item],
     kept: KeptFacts,
 ) -> tuple[dict[int, Facts], dict[int, Facts]]:
@@ -127,7 +127,7 @@ def _one_pass(
     return found, unread
 
 
-def _look(read: tuple[bytes, int], *, pixels: bool, perceptual: bool) -> Facts:
+def _look(read: tuple[bytes, StoredLabel], *, pixels: bool, perceptual: bool) -> Facts:
     encoded, label = read
     facts = Facts(hashlib.sha256(encoded).hexdigest(), label=label)
     try:

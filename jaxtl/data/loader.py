@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     Attributes:
         inputs: images, RGB, 0..255, uint8 (B, H, W, 3); or their activations (B, ...); or the
             rows of these in a table (B,).
-        labels: the class of each image, an index into the classes of the source.
+        labels: the class of each image, an index into the classes of the source, or all of them.
         valid: False for the zeros that fill up the last batch of an epoch.
         indices: the index of each image in the source.
         views: the number that picks the random changes to each image: the same number, the same
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     """
 
     inputs: Num[np.ndarray, "batch ..."]
-    labels: Int32[np.ndarray, " batch"]
+    labels: Int32[np.ndarray, "batch *classes"]
     valid: Bool[np.ndarray, " batch"]
     indices: Int32[np.ndarray, " batch"]
     views: Int32[np.ndarray, " batch"]

@@ -24,6 +24,7 @@ from jaxtl.data.tfds import DESCRIPTION
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, read_json, replacing, write_json
+from jaxtl.labels import is_multi_label
 
 IMAGES_PER_SHARD = 4096
 
@@ -84,7 +85,7 @@ def pack(
         "images_per_shard": images_per_shard,
     }
     with _locked(out):
-        features = _features(train.classes)
+        features = _features(train.classes, several=is_multi_label(train.labels))
         _begin(out, job)
         shards = _shards(out, splits, images_per_shard)
         _write_shards(shards, splits, features, side, quality, retry)
@@ -166,8 +167,8 @@ def _name(out: Path) -> str:
     return name if name[:1].isalpha() else f"packed_{name}"
 
 
-def _features(classes: tuple[str, ...]) -> Any:
-    """What a record holds, for TFDS."""
+def _features(classes: tuple[str, ...], *, several: bool) -> Any:
+    """What a record holds, for TFDS: an image, and a label or several."""
     import tensorflow_datasets as tfds
 
     label = tfds.features.ClassLabel(names=classes)
@@ -176,7 +177,8 @@ def _features(classes: tuple[str, ...]) -> Any:
             f"the class {unfit[0]!r}: TFDS stores no name with a line break, or with a space at "
             "an end: rename it"
         )
-    return tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+    named = {"labels": tfds.features.Sequence(label)} if several else {"label": label}
+    return tfds.features.FeaturesDict({"image": tfds.features.Image(), **named})
 
 
 def _write_shards(
@@ -239,6 +241,7 @@ def _records(
     source: Source, images: range, features: Any, side: int | None, quality: int, retry: float
 ) -> Any:
     """Reads, scales and encodes on threads, in order: Pillow releases the GIL while it works."""
+    several = is_multi_label(source.labels)
 
     def record(index: np.int64) -> bytes:
         place = int(index)
@@ -250,10 +253,11 @@ def _records(
                 encoded = as_small_jpeg(encoded, side, quality)
         except UserError as error:
             raise UserError(f"{name}: {error}") from error
-        label = int(source.labels[place])
-        return features.serialize_example(
-            features.encode_example({"image": encoded, "label": label})
+        label = source.labels[place]
+        named: dict[str, Any] = (
+            {"label": int(label)} if not several else {"labels": label.nonzero()[0].tolist()}
         )
+        return features.serialize_example(features.encode_example({"image": encoded, **named}))
 
     threads = min(16, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4 * threads)

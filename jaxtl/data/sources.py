@@ -1,4 +1,4 @@
-"""Data sources: `digits`, class folders and TFDS, opened by name."""
+"""Data sources: `digits`, class folders, CSV files and TFDS, opened by name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int64, UInt8
 from typing_extensions import Protocol, runtime_checkable  # 3.11's own reads the properties
 
+from jaxtl.data.csv_file import open_csv
 from jaxtl.data.facts import KeptFacts
 from jaxtl.data.folders import open_folder
 from jaxtl.data.reading import ReadError, patiently, read_error
 from jaxtl.data.tfds import DESCRIPTION, open_tfds
 from jaxtl.errors import UserError
+from jaxtl.labels import Labels, class_counts, is_multi_label, mapped
 from jaxtl.objects import Unreachable, is_remote, list_folder
 
 
@@ -28,8 +30,8 @@ class Source(Protocol):
     """Labelled images with random access."""
 
     @property
-    def labels(self) -> Int32[np.ndarray, " images"]:
-        """The class of each image, an index into `classes`."""
+    def labels(self) -> Labels:
+        """The class of each image, an index into `classes`, or all its classes."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ class ArraySource:
 
     name: str
     pixels: UInt8[np.ndarray, "images height width ..."]
-    labels: Int32[np.ndarray, " images"]
+    labels: Labels
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -114,7 +116,7 @@ class Subset:
 
     source: Source
     indices: Int64[np.ndarray, " images"]
-    labels: Int32[np.ndarray, " images"]
+    labels: Labels
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -136,37 +138,53 @@ class Subset:
 
 
 def open_all(
-    spec: str, *, classes: tuple[str, ...] | None = None, retry_seconds: float = 0
+    spec: str,
+    *,
+    classes: tuple[str, ...] | None = None,
+    multi_label: bool = False,
+    retry_seconds: float = 0,
 ) -> Source:
     """Opens a source for evaluation: its validation part, or all of it where it has no split.
 
     Args:
         spec: as for `open_splits`.
         classes: the classes of the trained run: labels become indices into these.
+        multi_label: whether images have several labels in that run.
         retry_seconds: how long to wait for what cannot be read now.
 
     Raises:
         UserError: there is no such source, it holds no proper data set, or it has images of a
-            class that is not among `classes`.
+            class that is not among `classes`, or labels of the other kind.
     """
     train, val, _ = open_parts(spec, retry=retry_seconds)
     source = train if val is None else val
-    if classes is None or classes == source.classes:
+    if classes is None:
         return source
-    present = [source.classes[label] for label in np.unique(source.labels)]
-    unknown = sorted(set(present) - set(classes))
+    if is_multi_label(source.labels) != multi_label:
+        several, one = "several labels an image", "one class an image"
+        run, there = (several, one) if multi_label else (one, several)
+        raise UserError(
+            f"{spec} has {there}, and the run {run}: give a csv:FILE with the column "
+            f"{'labels' if multi_label else 'label'}"
+        )
+    if classes == source.classes:
+        return source
+    counts = class_counts(source.labels, len(source.classes)).tolist()
+    present = {name for name, count in zip(source.classes, counts, strict=True) if count}
+    unknown = sorted(present - set(classes))
     if unknown:
         raise UserError(
             f"{spec} has images of the class {unknown[0]!r}, which the run does not know: take "
             f"them out, or rename the class to one of its own: {', '.join(classes)}"
         )
-    number = {name: index for index, name in enumerate(classes)}
-    mapped = np.asarray([number.get(name, -1) for name in source.classes], np.int32)
-    return Subset(source, np.arange(len(source)), mapped[source.labels], classes)
+    labels = mapped(source.labels, source.classes, classes)
+    return Subset(source, np.arange(len(source)), labels, classes)
 
 
 def absolute(spec: str) -> str:
     """The same source by a path that does not depend on the working directory."""
+    if spec.startswith("csv:"):
+        return f"csv:{Path(os.path.expanduser(spec[4:])).resolve()}"
     kind, colon, name = spec.rpartition("tfds:")
     path = Path(os.path.expanduser(name))
     there = (path / DESCRIPTION).is_file() if colon else spec != "digits" and path.exists()
@@ -175,12 +193,15 @@ def absolute(spec: str) -> str:
 
 def found_line(source: Source) -> str:
     """What Keras prints of a data set: `Found 202 images belonging to 2 classes.`"""
+    if is_multi_label(source.labels):
+        found = f"Found {len(source)} images with {source.labels.sum()} labels"
+        return f"{found} of {len(source.classes)} classes."
     return f"Found {len(source)} images belonging to {len(source.classes)} classes."
 
 
 def folder_of(spec: str) -> Path | None:
     """The path on a disk that a source is named by; None if it is not named by one."""
-    named = spec == "digits" or spec.startswith("tfds:") or is_remote(spec)
+    named = spec == "digits" or spec.startswith(("csv:", "tfds:")) or is_remote(spec)
     return None if named else Path(os.path.expanduser(spec))
 
 
@@ -199,6 +220,8 @@ def open_parts(spec: str, *, pixels: bool = False, retry: float = 0) -> Parts:
     path = folder_of(spec)
     if is_remote(spec):
         return patiently(lambda: _open_objects(spec), spec, retry)
+    if spec.startswith("csv:"):
+        return patiently(lambda: Parts(*open_csv(spec[4:])), spec, retry)
     if path is None and spec == "digits":
         return Parts(_digits())
     if path is None:
@@ -223,12 +246,15 @@ def _open_path(path: Path, spec: str) -> Parts:
     except OSError as error:
         text = (
             f"there is no data source {spec!r} ({error.strerror}): give digits, the path of a "
-            "folder of class folders, or tfds:NAME"
+            "folder of class folders, csv:FILE or tfds:NAME"
         )
         with KeptFacts() as kept:  # a misspelt path, or a disk that is away
             raise (read_error(error, text) if kept.has_below(path) else UserError(text)) from error
     if not path.is_dir():
-        raise UserError(f"{spec} is a file: give the path of a folder of class folders")
+        raise UserError(
+            f"{spec} is a file: give the path of a folder of class folders, or csv:{spec} if it "
+            "lists images"
+        )
     return Parts(*open_folder(path))
 
 

@@ -16,6 +16,7 @@ from jaxtl.data.folders import FileSource
 from jaxtl.data.sources import Parts, Source, Subset, open_parts
 from jaxtl.data.vetting import EncodedSource, OnBadImage, vet, warn_of_leaks
 from jaxtl.errors import UserError
+from jaxtl.labels import is_multi_label, strata
 
 
 class Splits(NamedTuple):
@@ -52,7 +53,8 @@ def open_splits(
 
     Args:
         spec: `digits`, the path of a folder (see `open_folder`), also of one on an object store
-            (`gs://BUCKET/...`, `s3://BUCKET/...`), or `tfds:NAME` or `tfds:DIR` (see `open_tfds`).
+            (`gs://BUCKET/...`, `s3://BUCKET/...`), `csv:FILE` (see `open_csv`), or `tfds:NAME` or
+            `tfds:DIR` (see `open_tfds`).
         val_fraction, seed, test_fraction, folds, fold: as for `as_splits`.
         on_bad_image: what to do about images that cannot be used, see `vet`, which warns too of
             images that are in two splits; None looks at no image before it is wanted.
@@ -144,7 +146,7 @@ def as_splits(
         parts: what `open_parts` returns.
         val_fraction: where the source has no split of its own, the fraction of each class that is
             kept for validation, in (0, 1): rounded, but at least one image of each class is in
-            each split.
+            each split. Of images with labels of several classes it is that of all images.
         seed: draws these images, 0..2**32 - 1.
         test_fraction: the fraction of each class that is kept for the test, likewise, in [0, 1); 0
             for none. It is drawn first, so that `val_fraction` does not change it, and
@@ -157,9 +159,7 @@ def as_splits(
             fraction or folds are wanted where there are images for it.
     """
     train, val, test = parts
-    if len(train.classes) < 2:
-        there = f"one class only, {train.classes[0]!r}" if train.classes else "no classes"
-        raise UserError(f"{spec} has {there}: a classifier needs at least two")
+    _check_classes(spec, train)
     if test_fraction and test is not None:
         raise UserError(
             f"{spec} has a test split of its own, so data.test_fraction has nothing to do: leave "
@@ -180,6 +180,19 @@ def as_splits(
     return Splits(train, val, test)
 
 
+def _check_classes(spec: str, train: Source) -> None:
+    """Refuses images that have nothing to tell apart."""
+    names = train.classes
+    if is_multi_label(train.labels):
+        if len(names) == 1 and len(train) and train.labels.all():
+            raise UserError(
+                f"every image of {spec} has the label {names[0]!r}: list images without it too"
+            )
+    elif len(names) < 2:
+        there = f"one class only, {names[0]!r}" if names else "no classes"
+        raise UserError(f"{spec} has {there}: a classifier needs at least two")
+
+
 def _divided(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
     kept, held_out = stratified_split(source, fraction, seed)
     return _part(source, kept), _part(source, held_out)
@@ -189,6 +202,8 @@ def stratified_split(
     source: Source, fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, " kept"], Int64[np.ndarray, " held_out"]]:
     """Draws the same fraction of every class; returns the indices of the others and of these.
+
+    Of labels of several classes see `strata`.
 
     Both ascend. Not scikit-learn's splitters: they divide the total, which can leave a rare class
     without an image for validation, and they refuse sets that are smaller than twice the number of
@@ -200,13 +215,13 @@ def stratified_split(
     if not len(source):
         raise UserError("there is no image that can be used")
     generator = np.random.RandomState(seed)
-    drawn = []
-    for label in np.unique(source.labels):
-        members = np.flatnonzero(source.labels == label)
+    drawn, labels = [], strata(source.labels)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
         if len(members) < 2:
             left = " left" if isinstance(source, Subset) else ""
             raise UserError(
-                f"the class {source.classes[label]!r} has a single image{left} "
+                f"{_stratum(source, int(label))} has a single image{left} "
                 f"({source.describe(int(members[0]))}), too few to split: add images, or make "
                 "folders of train/, val/ and perhaps test/ yourself"
             )
@@ -234,19 +249,25 @@ def stratified_fold(
     """
     from sklearn.model_selection import StratifiedKFold
 
-    counts = Counter(source.labels.tolist())
+    labels = strata(source.labels)
+    counts = Counter(labels.tolist())
     if not counts:
         raise UserError("there is no image that can be used")
     rarest = min(counts, key=counts.__getitem__)
     if counts[rarest] < folds:
         raise UserError(
-            f"the class {source.classes[rarest]!r} has {counts[rarest]} images, too few for "
+            f"{_stratum(source, rarest)} has {counts[rarest]} images, too few for "
             f"data.folds={folds}: give fewer folds, or add images"
         )
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(
-        source.labels, source.labels
-    )
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels)
     return next(itertools.islice(parts, fold, None))
+
+
+def _stratum(source: Source, label: int) -> str:
+    """What a message calls the images of one of the `strata`."""
+    if not is_multi_label(source.labels):
+        return f"the class {source.classes[label]!r}"
+    return "what is to be split" if label == 0 else f"the label {source.classes[0]!r}"
 
 
 def _part(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:

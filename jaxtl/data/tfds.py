@@ -21,14 +21,15 @@ from typing import Any, NamedTuple
 import filelock
 import numpy as np
 import platformdirs
-from jaxtyping import Int32, Int64
+from jaxtyping import Int64
 
-from jaxtl.data.facts import Item, KeptFacts, stamp
+from jaxtl.data.facts import Item, KeptFacts, StoredLabel, stamp
 from jaxtl.data.inspection import inspect
 from jaxtl.data.reading import ReadError
 from jaxtl.data.vetting import EncodedSource
 from jaxtl.errors import UserError
 from jaxtl.files import read_json, replacing
+from jaxtl.labels import Labels
 from jaxtl.objects import Unreachable, is_remote, list_folder
 
 _log = logging.getLogger("jaxtl")
@@ -62,7 +63,7 @@ class Records(NamedTuple):
     name: str
     folder: Path
     stamp: str | None
-    read: Callable[[int], tuple[bytes, int]]
+    read: Callable[[int], tuple[bytes, StoredLabel]]
 
     def items(self, numbers: Int64[np.ndarray, " images"]) -> Iterator[Item]:
         """Some records, to be looked at by `inspect`."""
@@ -81,7 +82,7 @@ class TfdsSource(EncodedSource):
         num_bytes: size of the split, as the data set states it.
         records: every record of the split.
         numbers: the records that are images of this source.
-        labels: the class of each image, an index into `classes`.
+        labels: the class of each image, an index into `classes`, or all its classes.
         classes: the names of the classes.
         skipped: records that were left out: what they are called, and the reasons.
     """
@@ -90,7 +91,7 @@ class TfdsSource(EncodedSource):
     num_bytes: int
     records: Records
     numbers: Int64[np.ndarray, " images"]
-    labels: Int32[np.ndarray, " images"]
+    labels: Labels
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...] = ()
 
@@ -124,7 +125,7 @@ class TfdsSource(EncodedSource):
 
 def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[TfdsSource, ...]:
     """Opens the split `train` of a data set, the first of `validation`, `val` and `test`, and
-    `test` where it is not that one.
+    `test` where it is not that one. A sequence of class labels gives images several labels.
 
     Args:
         name: what TFDS calls it (`NAME`, `NAME/CONFIG`, `NAME:VERSION`), looked for in
@@ -139,7 +140,7 @@ def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[Tfd
     Raises:
         UserError: TFDS is not installed, the data set is not prepared in this format, it is
             damaged or has code of its own, it has no `train`, it has not exactly one image and one
-            class label, an image has no label, or a record cannot be read.
+            class label or sequence of these, an image has no label, or a record cannot be read.
     """
     found = str(_local_copy(name)) if is_remote(name) else name
     with _explained(f"tfds:{name} is damaged or incomplete"):
@@ -263,8 +264,10 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
     import tensorflow_datasets as tfds
 
     features = builder.info.features
+    several = tfds.features.Sequence
+    kinds = {k: f.feature if type(f) is several else f for k, f in features.items()}
     image_key = _only_key(features, tfds.features.Image, "image", name)
-    label_key = _only_key(features, tfds.features.ClassLabel, "class label", name)
+    label_key = _only_key(kinds, tfds.features.ClassLabel, "class label", name)
     info = builder.info.splits[split]
     if tfds.core.FileFormat.ARRAY_RECORD not in builder.info.available_file_formats():
         raise UserError(_not_prepared(builder.name))
@@ -278,7 +281,7 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
     wanted = tfds.features.FeaturesDict({k: features[k] for k in (image_key, label_key)})
     undecoded = {image_key: tfds.decode.SkipDecoding()}
 
-    def read(index: int) -> tuple[bytes, int]:
+    def read(index: int) -> tuple[bytes, StoredLabel]:
         nonlocal records
         with _explained("cannot be read", ReadError):  # array_record tells no failing disk apart
             try:
@@ -288,7 +291,8 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
                 raise
         with _explained("damaged"):
             example = wanted.deserialize_example_np(record, decoders=undecoded)
-            return example[image_key], int(example[label_key])
+            label = np.asarray(example[label_key], np.int64).tolist()  # a number, or several
+            return example[image_key], label
 
     full_name = f"{builder.info.full_name} {split}"
     with _explained(f"tfds:{name} is damaged or incomplete"):
@@ -298,16 +302,26 @@ def _source(builder: Any, split: str, name: str, pixels: bool, retry: float) -> 
     for number, each in enumerate(facts):
         if not each.sha256:
             raise UserError(f"tfds:{name}: {split}[{number}] {each.problem}")
-    labels = np.asarray([each.label for each in facts], np.int32)
+    classes = tuple(kinds[label_key].names)
+    is_several = type(features[label_key]) is several
+    labels = _as_labels([each.label for each in facts], len(classes), is_several)
     if (labels < 0).any():
         raise Unlabelled(f"tfds:{name}: {split!r} has images without a label")
-    classes = tuple(features[label_key].names)
     source = TfdsSource(full_name, info.num_bytes, known, numbers, labels, classes)
     source.__dict__["facts"] = facts  # of the cached property
     return source
 
 
-def _records(name: str, info: Any, read: Callable[[int], tuple[bytes, int]]) -> Records:
+def _as_labels(stored: Sequence[Any], classes: int, several: bool) -> Labels:
+    if not several:
+        return np.asarray(stored, np.int32)
+    labels = np.zeros((len(stored), classes), np.int32)
+    for row, own in zip(labels, stored, strict=True):
+        row[own] = 1 if min(own, default=0) >= 0 else -1  # which is refused
+    return labels
+
+
+def _records(name: str, info: Any, read: Callable[[int], tuple[bytes, StoredLabel]]) -> Records:
     """The records, known by the split and by path and `stamp` of its files."""
     files = [Path(file.filename).resolve() for file in info.file_instructions]
     stamps = [(str(path), stamp(path.stat())) for path in files]

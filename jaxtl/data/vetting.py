@@ -8,12 +8,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-import numpy as np
-from jaxtyping import Int32
-
 from jaxtl.data.facts import Facts, Item
 from jaxtl.data.inspection import inspect
 from jaxtl.errors import UserError
+from jaxtl.labels import Labels, class_counts, members
 
 _log = logging.getLogger("jaxtl")
 
@@ -26,12 +24,12 @@ class EncodedSource(abc.ABC):
     """A `Source` of encoded images, each of which is looked at before training starts.
 
     Attributes:
-        labels: the class of each image, an index into `classes`.
+        labels: the class of each image, an index into `classes`, or all its classes.
         classes: the names of the classes.
         skipped: images that were left out: their names in the source, and the reasons.
     """
 
-    labels: Int32[np.ndarray, " images"]
+    labels: Labels
     classes: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
 
@@ -109,10 +107,12 @@ def _refusal(source: EncodedSource, bad: dict[int, str], unread: list[int]) -> U
 
 def _without(source: EncodedSource, bad: dict[int, str]) -> EncodedSource:
     kept = [i for i in range(len(source)) if i not in bad]
-    for label in np.setdiff1d(source.labels, source.labels[kept]):
-        example = int(np.flatnonzero(source.labels == label)[0])
+    labels, classes = source.labels, source.classes
+    before, after = (class_counts(part, len(classes)) for part in (labels, labels[kept]))
+    for label in ((before > 0) & (after == 0)).nonzero()[0].tolist():
+        example = int(members(labels, label).nonzero()[0][0])
         raise UserError(
-            f"no image of the class {source.classes[label]!r} can be used: "
+            f"no image of the class {classes[label]!r} can be used: "
             f"{source.describe(example)}: {bad[example]}"
         )
     _log.warning(

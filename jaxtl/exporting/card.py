@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxtl.files import as_text
-from jaxtl.metrics import Evaluation, class_results, confusion, proportion
+from jaxtl.metrics import ClassResult, Evaluation, class_results, confusion, proportion
+from jaxtl.multilabel import LabelResult, label_results, mean_metrics
 from jaxtl.training.predictor import Predictor
 from jaxtl.weights import hub
 
@@ -30,7 +31,7 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 |---|---|---|
 | {accuracy} |
 
-| class | recall | interval | correct |
+{labels}| class | recall | interval | correct |
 |---|---|---|---|
 {rows}
 
@@ -38,13 +39,21 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 
 {chosen}- The intervals hold for images drawn independently from what the validation images are
   drawn from, and say nothing of other cameras, places or times.
-- Every image gets one of these classes, also one that shows none of them.{unfinished}
+- {every}{unfinished}
 
 ## Weights and licence
 
 {weights}
 """
 
+_ONE = "Every image gets one of these classes, also one that shows none of them."
+_SEVERAL = "These validation images chose the thresholds too, so their F1 is a little high."
+_LABELS = """\
+An image is correct where all its labels are, those at 0.5 and above being given. The mean average
+precision is {mAP:.4f}. Below, an image has a label from its threshold on, with a macro F1 of
+{macro_f1:.4f}.
+
+"""
 _CHOSEN = """\
 - These validation images chose the best epoch or the number of epochs, so the accuracy on new
   images of the same kind tends to be a little lower.
@@ -71,8 +80,14 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
     metadata, config = predictor.metadata, predictor.config
     correct, images = int(evaluation.sums.top1), int(evaluation.sums.images)
     test, tested = metadata.data.test, metadata.correct("test")
-    counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
-    results = zip(predictor.classes, class_results(counts), strict=True)
+    thresholds, labels = predictor.thresholds, ""
+    results: Sequence[ClassResult | LabelResult]
+    if thresholds is None:
+        counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
+        results = list(class_results(counts))
+    else:
+        told = label_results(evaluation.labels, evaluation.probabilities, thresholds)
+        results, labels = told, _LABELS.format(**mean_metrics(told))
     text = _TEXT.format(
         name=predictor.name,
         classes=len(predictor.classes),
@@ -92,9 +107,11 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
         train_sha256=metadata.data.train.sha256,
         val_sha256=metadata.data.val.sha256,
         accuracy=_cells(correct, images),
+        labels=labels,
+        every=_ONE if thresholds is None else _SEVERAL,
         rows="\n".join(
             f"| {_escaped(title)} | {_cells(result.correct, result.images)} |"
-            for title, result in results
+            for title, result in zip(predictor.classes, results, strict=True)
         ),
         chosen=_CHOSEN if any(p.restore_best or p.patience for p in config.phases) else "",
         unfinished=f"\n- The run has not ended: {_escaped(predictor.unfinished)}."

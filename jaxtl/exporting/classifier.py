@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from jaxtl.errors import UserError
 from jaxtl.models import Network
+from jaxtl.tasks import Activation
 
 Classify = Callable[[UInt8[np.ndarray, "batch size size 3"]], Float[np.ndarray, "batch classes"]]
 """From images, RGB, 0..255, to probabilities."""
@@ -25,7 +26,8 @@ class Format(NamedTuple):
         runtime: the module that runs it.
         needs: the modules that writing and running it take.
         install: what installs them.
-        write: writes a network, given the file and the pixels a side of the images.
+        write: writes a network, given the file, the pixels a side of the images and what makes
+            probabilities of its logits.
         load: reads the file again.
         usage: Python that gives the probabilities of `images` by the file.
         dtype: the type of the feature maps in the file; None for that of the run.
@@ -35,7 +37,7 @@ class Format(NamedTuple):
     runtime: str
     needs: tuple[str, ...]
     install: str
-    write: Callable[[Network, Path, int], None]
+    write: Callable[[Network, Path, int, Activation], None]
     load: Callable[[Path], Classify]
     usage: str
     dtype: str | None = "float32"

@@ -19,7 +19,7 @@ from jaxtl.exporting import keras, onnx, stablehlo, tflite
 from jaxtl.exporting.card import model_card
 from jaxtl.exporting.classifier import Classify, Format, check_installed, with_version
 from jaxtl.files import as_text, sync, sync_entry, unfinished, write_json, write_whole
-from jaxtl.metrics import NONE, Evaluation, Sums, score
+from jaxtl.metrics import NONE, Evaluation, Sums
 from jaxtl.training.predictor import Predictor
 
 FORMATS: Mapping[str, Format] = {
@@ -138,7 +138,7 @@ def export_run(predictor: Predictor, path: Path, *, int8: bool = False) -> Expor
     with unfinished(path) as folder:
         folder.mkdir()
         file = folder / path.name
-        kind.write(predictor.network, file, size)
+        kind.write(predictor.network, file, size, predictor.task.activation)
         files = {"file": kind.load(file)}
         if int8:
             whole = file.rename(folder / f"float.{path.name}")
@@ -207,19 +207,20 @@ def _measure(
     predictor: Predictor, files: Mapping[str, Classify]
 ) -> tuple[Evaluation, dict[str, Sums], float]:
     """The results of the run and of its files, and the largest difference of a probability."""
-    sums, difference = dict.fromkeys(["run", *files], NONE), 0.0
-    labels, predicted = [], []
+    sums, difference, task = dict.fromkeys(["run", *files], NONE), 0.0, predictor.task
+    labels, logs = [], []
     for batch, expected in predictor.log_probabilities(predictor.images("val")):
-        sums["run"] += score(expected, batch.labels, batch.valid)
+        sums["run"] += task.score(expected, batch.labels, batch.valid)
         labels.append(batch.labels[batch.valid])
-        predicted.append(expected.argmax(axis=1)[batch.valid])
+        logs.append(expected[batch.valid])
         for name, classify in files.items():
             found = classify(batch.inputs)
             with np.errstate(divide="ignore"):
-                sums[name] += score(np.log(found), batch.labels, batch.valid)
+                sums[name] += task.score(np.log(found), batch.labels, batch.valid)
         apart = np.abs(found - np.exp(expected))[batch.valid]
         difference = float(np.maximum(difference, apart.max(initial=0)))  # NaN stays
-    evaluation = Evaluation(sums["run"], np.concatenate(labels), np.concatenate(predicted))
+    known = np.concatenate(logs)
+    evaluation = Evaluation(sums["run"], np.concatenate(labels), task.predicted(known), known)
     return evaluation, sums, difference
 
 
@@ -249,6 +250,8 @@ def _description(predictor: Predictor, file: Path, found: Exported, int8: bool) 
     """What the JSON beside a file says."""
     model, metadata = predictor.config.model, predictor.metadata
     weights = metadata.weights
+    given = () if predictor.thresholds is None else predictor.thresholds.tolist()
+    named = zip(predictor.classes, given, strict=False)
     with file.open("rb") as read:
         digest = hashlib.file_digest(read, "sha256").hexdigest()
     return {
@@ -257,6 +260,9 @@ def _description(predictor: Predictor, file: Path, found: Exported, int8: bool) 
         "resize": predictor.config.data.resize,
         "input": "images: uint8 (N, image_size, image_size, 3), RGB, 0..255",
         "output": "probabilities: float32 (N, classes)",
+        "task": predictor.task.name,
+        "activation": predictor.task.activation,
+        **({"thresholds": {as_text(name): value for name, value in named}} if given else {}),
         "network": model.name,
         "width": model.width,
         "int8": int8,

@@ -11,16 +11,19 @@ import numpy as np
 from jaxtl.errors import UserError
 from jaxtl.exporting.classifier import Classify
 from jaxtl.models import Network, definition, split
+from jaxtl.tasks import Activation
 from jaxtl.weights.write import without_head, write_weights
 
 
-def write(network: Network, path: Path, image_size: int) -> None:
+def write(
+    network: Network, path: Path, image_size: int, activation: Activation = "softmax"
+) -> None:
     """Writes a network as a Keras model, a `.keras` file.
 
     Raises:
         UserError: Keras Applications has no network that computes the same.
     """
-    keras_model(network, path.parent, image_size).save(path)
+    keras_model(network, path.parent, image_size, activation).save(path)
 
 
 def load(path: Path) -> Classify:
@@ -29,13 +32,16 @@ def load(path: Path) -> Classify:
     return lambda images: np.asarray(model.predict_on_batch(images))
 
 
-def keras_model(network: Network, folder: Path, image_size: int) -> Any:
-    """The network of Keras Applications with these weights, between normalisation and softmax.
+def keras_model(
+    network: Network, folder: Path, image_size: int, activation: Activation = "softmax"
+) -> Any:
+    """The network of Keras Applications with these weights, between normalisation and activation.
 
     Args:
         network: with its variables and a head.
         folder: where a file of weights may be written.
         image_size: pixels a side of the images.
+        activation: what makes probabilities of the logits.
 
     Raises:
         UserError: Keras Applications has no network that computes the same.
@@ -65,7 +71,7 @@ def keras_model(network: Network, folder: Path, image_size: int) -> Any:
     normalised = keras.layers.Normalization(mean=mean, variance=std**2)(images)
     if spec.convention.bgr:
         normalised = keras.ops.flip(normalised, axis=-1)
-    head = keras.layers.Dense(network.num_classes, activation="softmax", name="probabilities")
+    head = keras.layers.Dense(network.num_classes, activation=activation, name="probabilities")
     model = keras.Model(images, head(trunk(normalised)))
     variables = split(network)[1]
     head.set_weights([np.asarray(variables[f"head/{part}"]) for part in ("kernel", "bias")])

@@ -13,13 +13,16 @@ from jaxtl.errors import UserError
 from jaxtl.exporting.classifier import Classify
 from jaxtl.files import unfinished
 from jaxtl.models import Network
+from jaxtl.tasks import Activation
 
 # Activations too: one after a convolution only bounds the range of that.
 _QUANTIZED = ["Conv", "Gemm", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "Concat"]
 _BATCH = 32  # images at a time while ranges are measured
 
 
-def write(network: Network, path: Path, image_size: int) -> None:
+def write(
+    network: Network, path: Path, image_size: int, activation: Activation = "softmax"
+) -> None:
     """Writes a network as an ONNX model.
 
     Raises:
@@ -30,7 +33,7 @@ def write(network: Network, path: Path, image_size: int) -> None:
     from jaxtl.exporting.onnx_graph import Unsupported, onnx_model
 
     try:
-        onnx.save(onnx_model(network, image_size), path)
+        onnx.save(onnx_model(network, image_size, activation), path)
     except Unsupported as error:
         raise UserError(
             f"{network.name} has {error}, which is not written as ONNX; write .stablehlo"

@@ -17,6 +17,7 @@ from jax.extend.core import Jaxpr, Literal
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from jaxtl.models import Network
+from jaxtl.tasks import Activation
 
 INPUT, OUTPUT = "images", "probabilities"
 _OPSET, _IR_VERSION = 17, 8  # of ONNX 1.12: onnxruntime reads them since 1.12
@@ -82,12 +83,13 @@ class Unsupported(Exception):
     """A network has an operation that the networks of jaxtl do not have."""
 
 
-def onnx_model(network: Network, image_size: int) -> ModelProto:
-    """A network and the softmax after it as an ONNX model.
+def onnx_model(network: Network, image_size: int, activation: Activation = "softmax") -> ModelProto:
+    """A network and the activation after it as an ONNX model.
 
     Args:
         network: with its variables, a head, and feature maps of float32.
         image_size: pixels a side of the images.
+        activation: what makes probabilities of the logits.
 
     Returns:
         A model from `images`, uint8 (N, size, size, 3), RGB, to `probabilities`, float32 (N, C).
@@ -101,7 +103,11 @@ def onnx_model(network: Network, image_size: int) -> ModelProto:
     graph.node("Transpose", [INPUT], "maps", perm=_CHANNELS_FIRST)
     images = _Tensor("maps", image.shape)
     (logits,) = graph.run(traced.jaxpr, [np.asarray(const) for const in traced.consts], [images])
-    graph.node("Softmax", [graph.tensor(logits)], OUTPUT, axis=-1)
+    last = graph.tensor(logits)
+    if activation == "softmax":
+        graph.node("Softmax", [last], OUTPUT, axis=-1)
+    else:
+        graph.node("Sigmoid", [last], OUTPUT)
     size = [image_size, image_size, 3]
     whole = helper.make_graph(
         graph.nodes,

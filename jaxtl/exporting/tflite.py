@@ -11,9 +11,12 @@ import numpy as np
 from jaxtl.errors import UserError
 from jaxtl.exporting.classifier import Classify
 from jaxtl.models import Network
+from jaxtl.tasks import Activation
 
 
-def write(network: Network, path: Path, image_size: int) -> None:
+def write(
+    network: Network, path: Path, image_size: int, activation: Activation = "softmax"
+) -> None:
     """Writes a network as a TensorFlow Lite model.
 
     Raises:
@@ -27,7 +30,8 @@ def write(network: Network, path: Path, image_size: int) -> None:
 
     if (backend := keras.backend.backend()) != "tensorflow":
         raise UserError(f"{path.name} needs KERAS_BACKEND=tensorflow, not {backend}")
-    keras_model(network, path.parent, image_size).export(path, format="litert", verbose=False)
+    model = keras_model(network, path.parent, image_size, activation)
+    model.export(path, format="litert", verbose=False)
 
 
 def load(path: Path) -> Classify:

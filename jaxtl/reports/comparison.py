@@ -27,7 +27,8 @@ class Compared(NamedTuple):
         name: what tells it from the others: its path below their common folder.
         colour, dash: of its lines, as of a `Line`.
         state: `complete`, or how far it came.
-        accuracy: the validation accuracy of its result, or of its last epoch; None before that.
+        average_precision: of several labels the mean of its result, or of its last epoch.
+        accuracy: the validation accuracy there; None before the first epoch is complete.
         test: the accuracy of its test; None before its end, or without one.
         loss: the loss there, in nats.
         epochs: how many were trained.
@@ -39,6 +40,7 @@ class Compared(NamedTuple):
     colour: int
     dash: str
     state: str
+    average_precision: float | None
     accuracy: Proportion | None
     test: Proportion | None
     loss: float | None
@@ -77,6 +79,7 @@ def write_comparison(paths: Sequence[Path], to: Path) -> Path:
         title=f"{len(runs)} runs compared",
         runs=compared,
         tested=any(run.test for run in compared),
+        of_labels=any(run.average_precision is not None for run in compared),
         same_images=len({run.val for run in compared}) == 1,
         distinct=len(_STYLES),
         charts=_charts(compared, logs),
@@ -102,6 +105,7 @@ def _compared(
         name,
         *_STYLES[index % len(_STYLES)],
         state(config, metadata, rows),
+        result.get("mAP"),
         proportion(round(result["accuracy"] * images), images) if result else None,
         proportion(*tested) if (tested := metadata.correct("test")) else None,
         result.get("loss"),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from jaxtl.config import Config
 from jaxtl.data.decoding import decode
 from jaxtl.data.sources import Source
 from jaxtl.metrics import Evaluation, Sums, confusion
 from jaxtl.models import Network, Variables
+from jaxtl.multilabel import label_results, mean_metrics
 from jaxtl.reports.gradcam import grad_cam
-from jaxtl.reports.measures import Calibration, calibration
+from jaxtl.reports.measures import (
+    Calibration,
+    ClassRow,
+    LabelRow,
+    calibration,
+    class_rows,
+    label_rows,
+)
 from jaxtl.reports.thumbnails import overlay, thumbnail
 
 _MISTAKES = 12
@@ -45,19 +55,29 @@ class Findings:
 
     Attributes:
         sums: the exact sums over the validation images.
-        counts: how many images of each class (row) were classified as each class (column).
+        rows: the result of each class.
+        means: of several labels the means over these, `mAP` and `macro_f1`.
+        counts: how many images of each class (row) were classified as each class (column); None of
+            several labels, as the rest.
         calibration: how far the probabilities can be trusted.
         mistakes: the most confident ones, the worst first.
     """
 
     sums: Sums
-    counts: Int[np.ndarray, "classes classes"]
-    calibration: Calibration
-    mistakes: tuple[Mistake, ...]
+    rows: Sequence[ClassRow | LabelRow]
+    means: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    counts: Int[np.ndarray, "classes classes"] | None = None
+    calibration: Calibration | None = None
+    mistakes: tuple[Mistake, ...] = ()
 
 
 def find(
-    config: Config, evaluation: Evaluation, source: Source, network: Network, variables: Variables
+    config: Config,
+    evaluation: Evaluation,
+    source: Source,
+    network: Network,
+    variables: Variables,
+    thresholds: Float[np.ndarray, "classes"] | None = None,
 ) -> Findings:
     """Draws the conclusions from a validation.
 
@@ -66,17 +86,23 @@ def find(
         evaluation: the validation of its result, with log probabilities.
         source: the images, in the same order.
         network, variables: what classified them.
+        thresholds: of several labels, from which probability on an image has each.
 
     Raises:
         UserError: an image cannot be read any more.
     """
     logs = evaluation.log_probabilities
     assert logs is not None, "an evaluation without log probabilities"
+    if thresholds is not None:
+        results = label_results(evaluation.labels, evaluation.probabilities, thresholds)
+        return Findings(evaluation.sums, label_rows(results, thresholds), mean_metrics(results))
+    counts = confusion(evaluation.labels, evaluation.predicted, len(source.classes))
     return Findings(
         evaluation.sums,
-        confusion(evaluation.labels, evaluation.predicted, len(source.classes)),
-        calibration(logs, evaluation.labels),
-        _mistakes(config, evaluation, logs, source, network, variables),
+        class_rows(counts),
+        counts=counts,
+        calibration=calibration(logs, evaluation.labels),
+        mistakes=_mistakes(config, evaluation, logs, source, network, variables),
     )
 
 

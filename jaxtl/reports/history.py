@@ -15,6 +15,7 @@ _TITLES = {
     "loss": "loss (nats)",
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
+    "mAP": "mean average precision",
     "images_per_second": "training speed (images/s)",
     "input_wait": "waiting for input (fraction of the time)",
     "memory_gb": "peak device memory (GB)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxtl.metrics import Proportion, proportion
+from jaxtl.multilabel import LabelResult
 
 BINS = 15  # as Guo et al. 2017 take
 COOLEST, HOTTEST = 0.05, 20.0  # temperatures that are looked for
@@ -27,6 +29,23 @@ class ClassRow(NamedTuple):
     precision: Proportion | None
     recall: Proportion | None
     f1: float | None
+
+
+class LabelRow(NamedTuple):
+    """How well one of several labels is told.
+
+    Attributes:
+        images, precision, recall, f1: as of a class; it is given from its threshold on.
+        average_precision: the area under its precision-recall curve; None without images.
+        threshold: the probability from which on it is given.
+    """
+
+    images: int
+    precision: Proportion | None
+    recall: Proportion | None
+    f1: float | None
+    average_precision: float | None
+    threshold: float
 
 
 class Pair(NamedTuple):
@@ -64,20 +83,28 @@ class Calibration:
 
 def class_rows(counts: Int[np.ndarray, "classes classes"]) -> list[ClassRow]:
     """The result of each class, from the counts of `metrics.confusion`."""
+    parts = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    return [_class_row(*each) for each in zip(*(part.tolist() for part in parts), strict=True)]
+
+
+def label_rows(
+    results: Sequence[LabelResult], thresholds: Float[np.ndarray, "classes"]
+) -> list[LabelRow]:
+    """The result of each of several labels, from those of `multilabel.label_results`."""
     rows = []
-    of_class, as_class = counts.sum(axis=1), counts.sum(axis=0)
-    for correct, images, predicted in zip(
-        *(part.tolist() for part in (counts.diagonal(), of_class, as_class)), strict=True
-    ):
-        rows.append(
-            ClassRow(
-                images,
-                proportion(correct, predicted) if predicted else None,
-                proportion(correct, images) if images else None,
-                2 * correct / (images + predicted) if images + predicted else None,
-            )
-        )
+    for found, threshold in zip(results, thresholds.tolist(), strict=True):
+        row = _class_row(found.correct, found.images, found.predicted)
+        rows.append(LabelRow(*row, found.average_precision, threshold))
     return rows
+
+
+def _class_row(correct: int, images: int, predicted: int) -> ClassRow:
+    return ClassRow(
+        images,
+        proportion(correct, predicted) if predicted else None,
+        proportion(correct, images) if images else None,
+        2 * correct / (images + predicted) if images + predicted else None,
+    )
 
 
 def most_confused(counts: Int[np.ndarray, "classes classes"], most: int) -> list[Pair]:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -16,11 +17,12 @@ from jaxtl.files import write_whole
 from jaxtl.metrics import proportion
 from jaxtl.reports.charts import COLOURS, Chart, Line, chart
 from jaxtl.reports.findings import Findings
-from jaxtl.reports.history import Row, begins, curves
-from jaxtl.reports.measures import BINS, COOLEST, HOTTEST, class_rows, most_confused
+from jaxtl.reports.history import Row, begins, curves, title_of
+from jaxtl.reports.measures import BINS, COOLEST, HOTTEST, most_confused
 from jaxtl.reports.thumbnails import heat_map
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import read_metrics
+from jaxtl.tasks import task_named
 
 _CELLS = 20  # classes, up to which the confusions are a table of numbers
 _PAIRS = 20
@@ -69,6 +71,7 @@ def write_page(
     results, machine = curves(rows)
     if rows:
         results.append(_learning_rate(plan, rows))
+    counts = findings.counts if findings else None
     page = template("run.html").render(
         title=run.path.resolve().name,
         state=state(config, metadata, rows),
@@ -78,13 +81,12 @@ def write_page(
         machine=machine,
         classes=metadata.classes,
         findings=findings,
-        class_rows=class_rows(findings.counts) if findings else [],
-        confused=most_confused(findings.counts, _PAIRS) if findings else [],
-        cells=findings is not None and len(metadata.classes) <= _CELLS,
+        confused=[] if counts is None else most_confused(counts, _PAIRS),
+        cells=len(metadata.classes) <= _CELLS,
         heat_map=heat_map,
         bins=BINS,
         about=_about(config, metadata),
-        settings=_settings(config),
+        settings=_settings(config, task_named(metadata.task).monitors[0]),
     )
     return write(run.report if to is None else to, page)
 
@@ -152,6 +154,8 @@ def _tiles(
         said = "validation, last epoch"
     else:
         return
+    if metadata.task == "multi-label":
+        yield from _label_tiles(said, validated[-1] if findings is None else findings.means)
     correct = round(float(accuracy) * images)
     _, low, high = proportion(correct, images)
     yield (
@@ -168,7 +172,7 @@ def _tiles(
             f"95% interval {low:.1%} to {high:.1%}",
         )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
-    if findings is not None:
+    if findings is not None and findings.calibration is not None:
         yield (
             "calibration error",
             f"{findings.calibration.error:.2%}",
@@ -181,6 +185,13 @@ def _tiles(
             ", ".join(map(str, averaged or [int(metadata.result["best_epoch"])])),
             f"of the last phase; {metadata.result['step']:,.0f} steps in all",
         )
+
+
+def _label_tiles(said: str, means: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Those of several labels, before the accuracy, for which an image has to have all right."""
+    mean = "mean over the classes"
+    yield f"{said} {title_of('mAP')}", f"{means['mAP']:.2%}", mean
+    yield f"{said} F1", f"{means['macro_f1']:.2%}", f"{mean}, each at its best threshold"
 
 
 def _learning_rate(plan: Sequence[PlannedPhase], rows: Sequence[Row]) -> Chart:
@@ -216,11 +227,13 @@ def _about(config: Config, metadata: RunMetadata) -> dict[str, str]:
     }
 
 
-def _settings(config: Config) -> list[tuple[str, str, bool]]:
-    """Each key of the config with its value, and whether the config had to say it."""
+def _settings(config: Config, monitor: str) -> list[tuple[str, str, bool]]:
+    """Each key of the config with its value, and whether the config had to say it, as it had not
+    for this monitor.
+    """
     required = ("name", "train", "epochs")
     phases = tuple({key: getattr(phase, key) for key in required} for phase in config.phases)
-    default = leaves(Config.model_validate({"phases": phases}))
+    default = leaves(Config.model_validate({"phases": phases}).with_monitor(monitor))
     said = [f"phases.{phase.name}.{key}" for phase in config.phases for key in ("train", "epochs")]
     return [
         (key, f"{value}", key in said or default.get(key) != value)

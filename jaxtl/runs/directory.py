@@ -21,6 +21,7 @@ from jaxtl.config.config_file import differences
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, write_json
 from jaxtl.runs.records import Model, read_record, reason
+from jaxtl.tasks import TaskName, task_named
 from jaxtl.weights import WeightsRecord
 
 _log = logging.getLogger("jaxtl")
@@ -67,13 +68,17 @@ class RunMetadata(_Part):
         versions: the versions of Python and of the packages, by name.
         continued: the versions each time that the run was continued with others.
         devices: the devices that the run began on.
+        task: whether an image has one class or several labels.
+        thresholds: by class, the probability from which on an image has the label: that with the
+            best F1 on the validation images. Empty until the run is complete, and of one class an
+            image.
         averaged: by phase, the epochs, from 1, whose average its best variables are.
         learning_rates: by phase, the one that was found where the config says `auto`.
         result: steps, best epoch and validation metrics, and those of the test, whose names begin
             with `test_`; None until the run is complete.
     """
 
-    classes: tuple[str, ...] = pydantic.Field(min_length=2)
+    classes: tuple[str, ...] = pydantic.Field(min_length=1)
     data: DataMetadata
     source: str = ""
     skipped: tuple[dict[str, str], ...] = ()
@@ -82,6 +87,8 @@ class RunMetadata(_Part):
     versions: dict[str, str] = {}
     continued: tuple[dict[str, str], ...] = ()
     devices: tuple[str, ...] = ()
+    task: TaskName = "single-label"
+    thresholds: dict[str, float] = {}
     averaged: dict[str, tuple[int, ...]] = {}
     learning_rates: dict[str, float] = {}
     result: dict[str, float] | None = None
@@ -195,7 +202,9 @@ class RunDirectory:
         Raises:
             UserError: something differs, and the message names it; or there is no run.
         """
-        if changed := differences(self.config(), config):
+        default = task_named(metadata.task).monitors[0]
+        known_config = self.config().with_monitor(default)
+        if changed := differences(known_config, config.with_monitor(default)):
             raise UserError(
                 f"{self.path} is a run of another config ({'; '.join(changed)}); "
                 "name another --workdir, or give the same command to continue it"
@@ -270,9 +279,11 @@ class RunDirectory:
         """
         return _read(self._run, RunMetadata)
 
-    def finish(self, result: Mapping[str, float]) -> None:
-        """Writes down the result of a complete run."""
-        done = self.metadata().model_copy(update={"result": dict(result)})
+    def finish(self, result: Mapping[str, float], thresholds: Sequence[float] = ()) -> None:
+        """Writes down the result of a complete run, and of several labels their thresholds."""
+        metadata = self.metadata()
+        named = dict(zip(metadata.classes, thresholds, strict=True)) if thresholds else {}
+        done = metadata.model_copy(update={"result": dict(result), "thresholds": named})
         write_json(self._run, done.model_dump())
 
 

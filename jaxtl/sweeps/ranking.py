@@ -17,6 +17,7 @@ from jaxtl.files import write_whole
 from jaxtl.metrics import proportion, quality
 from jaxtl.sweeps.failure import Failure, Outcome
 from jaxtl.sweeps.variations import Variation
+from jaxtl.tasks import ranked_by
 
 _SHOWN = 20  # rows on the terminal
 _NAMED = 3  # runs that failed for the same reason
@@ -27,11 +28,13 @@ _HIDDEN = (
 )
 _FOLD = "data.fold"
 _INTERVAL = "95 % interval"
-_FORMATS = {"val_accuracy": ".4f", "val_loss": ".4f", "steps": ","}
+_MEANS = ("val_mAP", "val_accuracy", "val_loss")  # over folds; the first that there is ranks them
+_FORMATS = {**dict.fromkeys((*_MEANS, "val_macro_f1"), ".4f"), "steps": ","}
 
 
 def ranked(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """Sorts runs by validation accuracy, then loss, then as they were; the best is first.
+    """Sorts runs by validation accuracy, or mAP of several labels, then loss, then as they were;
+    the best is first.
 
     Runs that diverged come after those with a result, and runs that failed are last.
     """
@@ -40,7 +43,7 @@ def ranked(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
         outcome = outcomes[name]
         if isinstance(outcome, Failure):
             return -math.inf, 0.0 if outcome.again else 1.0
-        return quality(outcome["accuracy"], outcome["loss"])
+        return quality(outcome[ranked_by(outcome)], outcome["loss"])
 
     return {name: outcomes[name] for name in sorted(outcomes, key=key, reverse=True)}
 
@@ -63,6 +66,7 @@ def ranking_rows(
     results = {name: o for name, o in outcomes.items() if not isinstance(o, Failure)}
     known = {"accuracy", "loss"}.union(*results.values())
     metrics = [name for name in ("accuracy", "loss", "top5") if name in known]
+    of_labels = ["mAP", "macro_f1"] if "mAP" in known else []
     rows = []
     for name, outcome in outcomes.items():
         result, word, reason = results.get(name, {}), "complete", ""
@@ -75,6 +79,7 @@ def ranking_rows(
         row = {
             "run": name,
             **{key: values[name].get(key, "") for key in keys},
+            **{f"val_{metric}": result.get(metric, math.nan) for metric in of_labels},
             "val_accuracy": measured.pop("val_accuracy"),
             "val_accuracy_low": low,
             "val_accuracy_high": high,
@@ -99,7 +104,9 @@ def ranking_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Table:
     for row in rows[:_SHOWN]:
         lost = row["outcome"] != "complete"
         shown = {**row, _INTERVAL: _interval(row)}
-        shown |= {"val_accuracy": row["outcome"], "val_loss": ""} if lost else {}
+        if lost:
+            shown |= {name: "" for name in shown if name.startswith("val_")}
+            shown["val_accuracy"] = row["outcome"]
         table.add_row(*(_text(column, shown[column]) for column in columns))
     return table
 
@@ -122,21 +129,25 @@ def folds_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     for row in rows:
         groups.setdefault(tuple(repr(row[key]) for key in others), []).append(row)
     table = Table(*others, "complete", title="over the folds", title_justify="left")
-    for column in ("val_accuracy", _INTERVAL, "val_loss"):
+    metrics = [name for name in _MEANS if name in rows[0]]
+    for column in metrics:
         table.add_column(column, justify="right")
+        if column == "val_accuracy":
+            table.add_column(_INTERVAL, justify="right")
     lines: list[tuple[float, list[str]]] = []
     for members in groups.values():
         done = [row for row in members if row["outcome"] == "complete"]
         if len(done) < 2:
             continue
-        means = {name: [row[name] for row in done] for name in ("val_accuracy", "val_loss")}
-        accuracy, loss = (f"{mean(each):.4f} ± {stdev(each):.4f}" for each in means.values())
+        means = {name: [row[name] for row in done] for name in metrics}
+        cells = [f"{mean(each):.4f} ± {stdev(each):.4f}" for each in means.values()]
         correct = sum(round(row["val_accuracy"] * row["val_images"]) for row in done)
         _, low, high = proportion(correct, sum(row["val_images"] for row in done))
         interval = _interval({"val_accuracy_low": low, "val_accuracy_high": high})
         texts = [_text(key, done[0][key]) for key in others]
         complete = f"{len(done)} of {len(members)}"
-        lines.append((mean(means["val_accuracy"]), [*texts, complete, accuracy, interval, loss]))
+        cells.insert(metrics.index("val_accuracy") + 1, interval)
+        lines.append((mean(means[metrics[0]]), [*texts, complete, *cells]))
     for _, line in sorted(lines, reverse=True):
         table.add_row(*line)
     return table if lines else None

@@ -34,6 +34,7 @@ from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.files import write_whole
 from jaxtl.metrics import proportion
 from jaxtl.sweeps.variations import run_name
+from jaxtl.tasks import ranked_by, task_of
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.setup import open_data, train
 
@@ -153,7 +154,7 @@ class _Failed(Exception):
 
 
 def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> float:
-    """Trains a trial, or what is left of it; returns its accuracy."""
+    """Trains a trial, or what is left of it; returns its accuracy, or mAP of several labels."""
     import optuna
 
     try:
@@ -166,8 +167,8 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
     trial.set_user_attr("run", run.name)
     out.print(f"\ntrial {number}: {run.name}")
 
-    def after_epoch(epochs: int, accuracy: float) -> None:
-        trial.report(accuracy, epochs)
+    def after_epoch(epochs: int, score: float) -> None:
+        trial.report(score, epochs)
         if trial.should_prune():
             out.print(f"trial {number} is ended: others did better after {epochs} epochs")
             raise optuna.TrialPruned
@@ -175,7 +176,9 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
     try:
         data = open_data(varied)
         trial.set_user_attr("images", len(data.val))
-        return train(varied, data, run, out, after_epoch=after_epoch)["accuracy"]
+        trial.set_user_attr("metric", task_of(data.train.labels).monitors[0])
+        result = train(varied, data, run, out, after_epoch=after_epoch)
+        return result[ranked_by(result)]
     except Interrupted:  # Optuna would not come back to it
         again = optuna.storages.RetryHeartbeatStaleTrialCallback()
         again(trial.study, trial.study.trials[trial.number])
@@ -259,7 +262,7 @@ def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
     text = io.StringIO()
     keys = sorted({key for trial in study.trials for key in trial.params})
     rows = csv.writer(text)
-    rows.writerow(["trial", "state", "val_accuracy", *keys, "run"])
+    rows.writerow(["trial", "state", f"val_{_metric(study)}", *keys, "run"])
     for trial in _trials(study):
         values = (trial.params.get(key, "") for key in keys)
         run = trial.user_attrs.get("run", "")
@@ -270,7 +273,7 @@ def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
         return
     best = study.best_trial
     tree = what.variation(optuna.trial.FixedTrial(best.params))[1].model_dump()
-    said = f"The best of {len(done)} trials of {what.path.name}: accuracy {best.value:.4f}."
+    said = f"The best of {len(done)} trials of {what.path.name}: {_metric(study)} {best.value:.4f}."
     write_whole(workdir / "best.py", _BEST.format(said=said, tree=_indented(tree)).encode())
     if len(done) > 1 and keys:
         _plot(study, workdir)
@@ -301,12 +304,20 @@ def _plot(study: optuna.Study, workdir: Path) -> None:
 
 
 def _interval(trial: optuna.trial.FrozenTrial) -> str:
-    """The Wilson interval of its accuracy; empty where an older version trained it."""
+    """The Wilson interval of its accuracy; empty where an older version trained it, and of mAP,
+    which is no fraction of the images.
+    """
     images = trial.user_attrs.get("images")
-    if not images or trial.value is None:
+    if not images or trial.value is None or trial.user_attrs.get("metric") == "mAP":
         return ""
     _, low, high = proportion(round(trial.value * images), images)
     return f"{low:.4f} to {high:.4f}"
+
+
+def _metric(study: optuna.Study) -> str:
+    """What trials are ranked by; older versions did not write it down."""
+    named = (trial.user_attrs.get("metric") for trial in study.trials)
+    return next(filter(None, named), "accuracy")
 
 
 def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
@@ -316,7 +327,7 @@ def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
     if not done:
         raise UserError(f"no trial of {workdir} has a result; search.csv says what became of them")
     keys = sorted({key for trial in done for key in trial.params})
-    table = Table("trial", "val_accuracy", "95 % interval", *keys)
+    table = Table("trial", f"val_{_metric(study)}", "95 % interval", *keys)
     for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:_SHOWN]:
         values = (
             f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(trial.params.get, keys)

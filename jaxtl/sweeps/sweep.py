@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import shutil
@@ -24,6 +25,7 @@ from jaxtl.sweeps.outcomes import Outcomes
 from jaxtl.sweeps.ranking import failure_lines, folds_table, ranking_table
 from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
 from jaxtl.sweeps.variations import Variation
+from jaxtl.tasks import ranked_by, task_of
 from jaxtl.training.checks import check_plan
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import check_single_process
@@ -86,13 +88,14 @@ def _show(outcomes: Outcomes, out: Console) -> None:
         out.print(over_folds)
     if not isinstance(result, Failure):
         metadata = RunDirectory(workdir / best).metadata()
+        names = dict.fromkeys((ranked_by(result), "accuracy", "loss"))
         if val := metadata.correct("val"):
-            means = {name: result[name] for name in ("accuracy", "loss")}
+            means = {name: result[name] for name in names}
             out.print(
                 f"best: {workdir / best}  {metrics_text(means, 'val_')}  {correct_text(*val)}"
             )
         if test := metadata.correct("test"):
-            means = {name: result[f"test_{name}"] for name in ("accuracy", "loss")}
+            means = {name: result[f"test_{name}"] for name in names}
             out.print(f"its test: {metrics_text(means, 'test_')}  {correct_text(*test)}")
     again = f"the same command with --workdir {workdir} tries again"
     for line in failure_lines(ranked, again, outcomes.table):
@@ -124,6 +127,11 @@ def _families(
             except UserError as error:
                 without_data += [(variation, error) for variation in group]
                 continue
+            monitor = task_of(data.train.labels).monitors[0]
+            group = [
+                dataclasses.replace(each, config=each.config.with_monitor(monitor))
+                for each in group
+            ]
             check_plan(config, data.train, jax.local_devices())
             network, trainables = plan_run(config, len(data.train.classes))
         except UserError as error:

@@ -22,6 +22,7 @@ from jaxtl.console import counter
 from jaxtl.data.loader import Loader
 from jaxtl.data.splits import Splits
 from jaxtl.files import replacing
+from jaxtl.labels import is_multi_label
 from jaxtl.metrics import CLASS_METRICS, quality
 from jaxtl.models import Network, Variables, initial_variables, output_spec, split, stage_of
 from jaxtl.runs.directory import RunDirectory, RunMetadata
@@ -86,7 +87,9 @@ def train_together(
     if not (plans := _plan_features(group)):
         return
     configs = [variation.config for variation in group.variations]
-    monitors = {phase.monitor for phase in configs[0].phases} & CLASS_METRICS
+    monitors = {name for p in configs[0].phases if (name := p.monitor) and name in CLASS_METRICS}
+    if is_multi_label(group.data.train.labels):
+        monitors = {"mAP"}  # which each has in its result, whatever it monitors
     if monitors:  # together they only know sums over images
         what = f"{' and '.join(sorted(monitors))} of each"
         out.print(f"\n{len(configs)} runs train one by one, because of the {what}")

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtl.data.loader import Batch
-from jaxtl.metrics import NONE, Evaluation, Sums, score
+from jaxtl.metrics import NONE, Evaluation, Sums
 from jaxtl.models import Network, Variables, split
+from jaxtl.tasks import SINGLE_LABEL, Task
 from jaxtl.training import hosts
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.inference import NO_FLIP, Flip, make_predict_step
@@ -25,12 +26,21 @@ class Evaluator:
         network: the structure of a network with a head.
         devices: the devices, as for `shard`, of this process.
         flips: how images are mirrored; of several the probabilities are averaged.
+        task: what it is to say of an image.
+
+    Attributes:
+        task: the same.
     """
 
     def __init__(
-        self, network: Network, devices: Sequence[jax.Device], flips: Sequence[Flip] = (NO_FLIP,)
+        self,
+        network: Network,
+        devices: Sequence[jax.Device],
+        flips: Sequence[Flip] = (NO_FLIP,),
+        task: Task = SINGLE_LABEL,
     ):
-        self._devices, self._flips = devices, flips
+        self._devices, self._flips, self.task = devices, flips, task
+        self._classes = network.num_classes or 0
         self._graph = split(network)[0]
         self._steps: dict[tuple, Callable[..., jax.Array]] = {}
 
@@ -50,6 +60,7 @@ class Evaluator:
                 start=feed.stage,
                 cached=feed.dtype,
                 flips=self._flips,
+                task=self.task,
             )
         step = self._steps[key]
         batches = feed.epoch(0)
@@ -59,6 +70,14 @@ class Evaluator:
         )
         for batch, output in lagging(outputs):
             yield batch, np.asarray(output).reshape(len(batch.labels), -1)
+
+    def measure(
+        self, variables: Variables, feed: Feed, stop: Stop | None, monitor: str | None
+    ) -> dict[str, float]:
+        """All metrics of the images of a feed, with what a phase monitors; see `evaluate`."""
+        keep = self.task.needs_probabilities(monitor)
+        evaluation = self.evaluate(variables, feed, stop, keep_probabilities=keep)
+        return self.task.metrics(evaluation, self._classes, monitor)
 
     def evaluate(
         self,
@@ -75,7 +94,7 @@ class Evaluator:
             feed: the images or activations, in the order of their source.
             stop: asks to stop between two batches, or while images are read.
             keep_probabilities: keep the probabilities of all classes too: four bytes for each image
-                and class.
+                and class. Those of several labels are kept anyway.
 
         Returns:
             The same on every host.
@@ -84,9 +103,10 @@ class Evaluator:
             Interrupted: `stop` asked for it.
         """
         sums, parts = NONE, []
+        keep_probabilities |= self.task.needs_probabilities(None)
         for batch, log_probabilities in self.log_probabilities(variables, feed, stop):
-            sums += score(log_probabilities, batch.labels, batch.valid)
-            best = log_probabilities.argmax(axis=1)
+            sums += self.task.score(log_probabilities, batch.labels, batch.valid)
+            best = self.task.predicted(log_probabilities)
             kept = (log_probabilities,) if keep_probabilities else ()
             parts.append((batch.labels, best, batch.valid, *kept))
         gather = hosts.gather if feed.loader.parts > 1 else _alone

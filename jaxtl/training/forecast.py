@@ -19,6 +19,7 @@ from jaxtl.forecast.program import Program, compile_program
 from jaxtl.forecast.table import caption, forecast_table
 from jaxtl.forecast.target import Target, check_compiler, devices, target
 from jaxtl.models import Network, output_spec, split
+from jaxtl.tasks import MULTI_LABEL, SINGLE_LABEL, Task, task_of
 from jaxtl.training.feature_cache import ROWS_AT_A_TIME, Plan
 from jaxtl.training.inference import make_feature_step, make_predict_step
 from jaxtl.training.optimizer import check_schedule, hyperparameters
@@ -44,7 +45,13 @@ class PhaseForecast:
 
 
 def compile_for(
-    config: Config, described: str | Target, *, classes: int, train_images: int, val_images: int
+    config: Config,
+    described: str | Target,
+    *,
+    classes: int,
+    train_images: int,
+    val_images: int,
+    task: Task = SINGLE_LABEL,
 ) -> tuple[PhaseForecast, ...]:
     """Compiles the steps of each phase of a config; nothing is trained.
 
@@ -56,6 +63,7 @@ def compile_for(
         classes: the number of classes.
         train_images, val_images: the number of images of each split; without any of the
             second, validation is left out.
+        task: what is to be said of an image.
 
     Raises:
         UserError: no such accelerators are known, their compiler is not installed, or the config
@@ -69,6 +77,7 @@ def compile_for(
         devices(described),
         classes=classes,
         images=(train_images, val_images),
+        task=task,
     )
 
 
@@ -99,6 +108,7 @@ def print_forecast(config: Config, data: Splits, described: Target, out: Console
         classes=len(data.train.classes),
         train_images=len(data.train),
         val_images=len(data.val),
+        task=task_of(data.train.labels),
     )
     for phase in phases:
         title = f"phase {phase.name} on {described.name}: {phase.inputs}"
@@ -113,13 +123,14 @@ def forecast(
     *,
     classes: int,
     images: tuple[int, int],
+    task: Task = SINGLE_LABEL,
 ) -> tuple[PhaseForecast, ...]:
     """As `compile_for`, for given devices; `images` are those of training and validation."""
     _check(config, images[0], on)
     network, trainables = plan_run(config, classes)
     phases = zip(config.phases, trainables, strict=True)
     return tuple(
-        _Steps(config, network, trainable, phase, described, on, images).forecast()
+        _Steps(config, network, trainable, phase, described, on, images, task).forecast()
         for phase, trainable in phases
     )
 
@@ -141,6 +152,7 @@ class _Steps:
     described: Target
     on: Sequence[jax.Device]
     images: tuple[int, int]
+    task: Task = SINGLE_LABEL
 
     def forecast(self) -> PhaseForecast:
         """Compiles and counts all of them."""
@@ -200,7 +212,8 @@ class _Steps:
         state = jax.eval_shape(begin, variables, hyper)
         frozen = partition(variables, trainable.variables)[1]
         inputs, table = self._inputs(row, planned, self.images[0], each)
-        chunk = jax.tree.map(_stacked, _batch(inputs))
+        of_labels = (classes,) if self.task is MULTI_LABEL else ()
+        chunk = jax.tree.map(_stacked, _batch(inputs, of_labels))
         fixed = abstract((state, frozen, table, hyper), self.on)
         return compile_program(step, *fixed, abstract(chunk, self.on, sharded=True))
 
@@ -211,6 +224,7 @@ class _Steps:
             devices=self.on,
             start=self.trainable.frontier if planned.cached else None,
             cached=row.dtype if planned.cached else None,
+            task=self.task,
         )
         fixed = abstract((split(self.network)[1], table), self.on)
         return compile_program(step, *fixed, abstract(inputs, self.on, sharded=True))
@@ -243,12 +257,13 @@ class _Steps:
         return jax.ShapeDtypeStruct((len(self.on), each), np.int32), table
 
 
-def _batch(inputs: Any) -> Batch:
-    """Shapes and types of a batch of inputs (D, B / D, ...)."""
+def _batch(inputs: Any, of_labels: tuple[int, ...] = ()) -> Batch:
+    """Shapes and types of a batch of inputs (D, B / D, ...), and the shape of an image's labels."""
     shape = inputs.shape[:2]
     number: Any = jax.ShapeDtypeStruct(shape, np.int32)
+    labels: Any = jax.ShapeDtypeStruct((*shape, *of_labels), np.int32)
     valid: Any = jax.ShapeDtypeStruct(shape, bool)
-    return Batch(inputs, labels=number, valid=valid, indices=number, views=number)
+    return Batch(inputs, labels=labels, valid=valid, indices=number, views=number)
 
 
 def _stacked(array: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

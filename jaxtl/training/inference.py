@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 from jaxtl.config import Augment
 from jaxtl.data.augmentation import augment
 from jaxtl.data.loader import Batch
-from jaxtl.metrics import Sums, correct_top_k, cross_entropy
+from jaxtl.metrics import Sums
 from jaxtl.models import Variables, merge, stage_of
+from jaxtl.tasks import SINGLE_LABEL, Task, task_of
 from jaxtl.training.parallel import AXIS, data_parallel, on_cpu
 
 _PIXELS_AT_A_TIME = 2 * 224 * 224  # on a CPU
@@ -40,6 +41,7 @@ def make_predict_step(
     start: str | None = None,
     cached: jax.typing.DTypeLike | None = None,
     flips: Sequence[Flip] = (NO_FLIP,),
+    task: Task = SINGLE_LABEL,
 ) -> Callable[..., Array]:
     """Compiles inference, data parallel over `devices`.
 
@@ -49,6 +51,7 @@ def make_predict_step(
         start: the stage at which activations come in; None for images.
         cached: the type of these activations.
         flips: how images are mirrored; of several the probabilities are averaged.
+        task: what the probabilities are of.
 
     Returns:
         A function of all variables, a table of activations or None, and sharded inputs (D, B / D,
@@ -61,14 +64,14 @@ def make_predict_step(
         inputs = inputs if table is None else table[inputs]
         if start is not None:
             logits = merge(graph, variables)(inputs.astype(cached), start=start)
-            return jax.nn.log_softmax(logits)
+            return task.log_probabilities(logits)
 
         def classify(images: Array) -> Array:
             network = merge(graph, variables)
             views = [
                 images[:, :: -1 if rows else 1, :: -1 if columns else 1] for rows, columns in flips
             ]
-            logs = jnp.stack([jax.nn.log_softmax(network(view)) for view in views])
+            logs = jnp.stack([task.log_probabilities(network(view)) for view in views])
             return jax.nn.logsumexp(logs, axis=0, b=1 / len(views)) if len(views) > 1 else logs[0]
 
         return _in_pieces(classify, (inputs,), devices)
@@ -100,7 +103,7 @@ def make_score_step(
     def score_step(variables: Variables, table: Array, batch: Batch) -> Sums:
         inputs, labels, valid = map(jnp.asarray, batch[:3])
         logits = merge(graph, variables)(table[inputs].astype(cached), start=stage)
-        return lax.psum(sums_of(logits, labels, valid), AXIS)
+        return lax.psum(task_of(labels).sums_of(logits, labels, valid), AXIS)
 
     def score_steps(variables: Variables, table: Array, chunk: Batch) -> Sums:
         step = jax.vmap(score_step, (run_axes(variables, stage), None, None))
@@ -168,10 +171,3 @@ def view_keys(seed: Int[Array | np.ndarray, ""], batch: Batch) -> Array:
     key = jax.random.split(jax.random.key(seed))[0]
     image_keys = jax.vmap(partial(jax.random.fold_in, key))(batch.indices)
     return jax.vmap(jax.random.fold_in)(image_keys, batch.views)
-
-
-def sums_of(logits: Array, labels: Array, valid: Array) -> Sums:
-    """The metrics of the valid images; the loss is without label smoothing, as in validation."""
-    top1, top5 = correct_top_k(logits, labels)
-    counts = (jnp.sum(chosen & valid) for chosen in (top1, top5, valid))
-    return Sums(jnp.sum(cross_entropy(logits, labels), where=valid), *counts)

@@ -20,6 +20,7 @@ from jaxtl.metrics import Evaluation, Sums, monitored, quality, to_host
 from jaxtl.models import Network, Variables
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.progress import Progress
+from jaxtl.tasks import task_of
 from jaxtl.training import hosts
 from jaxtl.training.averaging import Quality, greedy_soup
 from jaxtl.training.divergence import Diverged, check_finite
@@ -61,8 +62,8 @@ class Training:
         store: the store of frozen activations.
         trace: the trace of some of its steps.
         page: the page that shows it.
-        after_epoch: called with the number of epochs so far, of all phases, and the accuracy of the
-            validation.
+        after_epoch: called with the number of epochs so far, of all phases, and what runs are
+            ranked by, of the validation.
     """
 
     config: Config
@@ -84,7 +85,8 @@ class Training:
     after_epoch: AfterEpoch | None = None
 
     def __post_init__(self) -> None:
-        self.evaluator = Evaluator(self.network, jax.local_devices())
+        self.task = task_of(self.train_data.source.labels)
+        self.evaluator = Evaluator(self.network, jax.local_devices(), task=self.task)
         self.variables = replicate(self.variables, self.devices)
         self.saver = Saver(
             self.checkpoints,
@@ -100,7 +102,7 @@ class Training:
         """Trains what is left of the run; returns, or raises, once everything is on disk.
 
         Returns:
-            The validation of the run's result, with log probabilities, and its test.
+            The validation of the run's result and its test, with log probabilities.
 
         Raises:
             Interrupted: a signal asked the run to stop; it is saved and can be continued, unless
@@ -132,13 +134,14 @@ class Training:
         return evaluation, tested
 
     def _result(self, stop: Stop) -> tuple[Evaluation, Evaluation | None]:
-        evaluate, variables = self.evaluator.evaluate, self.variables
-        val = evaluate(variables, Feed(self.val_data), stop, keep_probabilities=True)
+        def evaluate(data: Loader) -> Evaluation:
+            return self.evaluator.evaluate(
+                self.variables, Feed(data), stop, keep_probabilities=True
+            )
+
+        val = evaluate(self.val_data)
         # Here alone a run looks at these images: all that it could choose is chosen.
-        if self.test_data is None:
-            return val, None
-        keep = self.config.phases[-1].monitor == "auroc"
-        return val, evaluate(variables, Feed(self.test_data), stop, keep_probabilities=keep)
+        return val, None if self.test_data is None else evaluate(self.test_data)
 
     def _close(self) -> None:
         with contextlib.ExitStack() as closing:
@@ -302,7 +305,7 @@ class Training:
                 self._save(run, at_once=self.progress.batch < batches)
             waited = run.waits.fraction
             shown.validating()
-            train = self.progress.sums.means(self.network.num_classes or 0)
+            train = self.task.means(self.progress.sums, self.network.num_classes or 0)
             val = self._validate(run, run.state.variables, stop)
             check_finite("validation", val["loss"], self.progress.step, phase.name)
             score = monitored(phase.monitor, val)
@@ -332,15 +335,11 @@ class Training:
             self.page.after_epoch(at_once=at_once)
         hosts.together(stop.check)
         if self.after_epoch is not None:
-            self.after_epoch(run.past_epochs + progress.epoch, val["accuracy"])
+            self.after_epoch(run.past_epochs + progress.epoch, val[self.task.monitors[0]])
 
     def _validate(self, run: PhaseRun, variables: Variables, stop: Stop) -> dict[str, float]:
         """The metrics of what the phase trains, and what it monitors, on the validation images."""
-        monitor = run.phase.monitor
-        evaluation = self.evaluator.evaluate(
-            run.frozen | variables, run.val, stop, keep_probabilities=monitor == "auroc"
-        )
-        return evaluation.metrics(self.network.num_classes or 0, monitor)
+        return self.evaluator.measure(run.frozen | variables, run.val, stop, run.phase.monitor)
 
     def _train_batches(self, run: PhaseRun, shown: EpochProgress, stop: Stop) -> None:
         """Trains batches until the epoch ends or a checkpoint is due.

@@ -51,7 +51,7 @@ def out_of_memory(
         device: one of the devices.
         phase: the phase that trains.
     """
-    devices, _, each = chunk.labels.shape
+    devices, _, each = chunk.valid.shape
     free = _free_bytes(device)
     error = f"data.batch_size={devices * each} needs more memory than the device has"
     for size in _halves(each):

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxtl.config import Phase
 from jaxtl.errors import UserError
+from jaxtl.tasks import task_of
 from jaxtl.training.trainable import FROZEN, Trainable
 
 _FEWEST_OF_A_CYCLE = 4  # steps, of which 30 % are the rise
@@ -54,7 +55,7 @@ def hyperparameters(
 
 
 def weights_of_classes(
-    phase: Phase, labels: Int[np.ndarray, "images"], classes: Sequence[str]
+    phase: Phase, labels: Int[np.ndarray, "images *classes"], classes: Sequence[str]
 ) -> Float[np.ndarray, "classes"] | None:
     """The weight of each class in the loss of a phase; None if all have the same.
 
@@ -70,8 +71,7 @@ def weights_of_classes(
     if given is None:
         return None
     if given == "auto":
-        counts = np.bincount(labels, minlength=len(classes))
-        return (len(labels) / (len(classes) * np.maximum(counts, 1))).astype(np.float32)
+        return task_of(labels).automatic_weights(labels, len(classes))
     if set(given) != set(classes):
         odd = min(set(given) ^ set(classes))
         wrong = "has no weight" if odd in classes else "is not a class of these images"

@@ -57,7 +57,7 @@ class PhaseRun:
         """The multiply-adds that a training step takes for an image; once it has been called."""
         assert self.shapes is not None
         arguments = self.state, self.frozen, self.train.table, self.hyper, self.shapes
-        _, steps, images = self.shapes.labels.shape
+        _, steps, images = self.shapes.valid.shape
         return count_macs(jax.make_jaxpr(self.step)(*arguments).jaxpr) / (steps * images)
 
     def position(self, progress: Progress) -> Position:

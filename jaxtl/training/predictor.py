@@ -20,8 +20,10 @@ from jaxtl.data.splits import open_splits, settings
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, merge, split, structure
+from jaxtl.multilabel import DEFAULT_THRESHOLD
 from jaxtl.runs.checkpoints import Checkpoints
 from jaxtl.runs.directory import RunDirectory
+from jaxtl.tasks import MULTI_LABEL, task_named
 from jaxtl.training.evaluation import Evaluator
 from jaxtl.training.feature_cache import Feed
 from jaxtl.training.inference import NO_FLIP, Flip
@@ -40,6 +42,9 @@ class Predictor:
     Attributes:
         name: that of the directory.
         classes: the names of the classes, in the order of the probabilities.
+        task: what the probabilities are of: one class of each image, or several labels.
+        thresholds: of several labels the probability from which on an image has each, (C,), 0.5
+            where none was chosen; None of one class.
         config: the config of the run.
         metadata: data, weights, versions and result of the run.
         unfinished: how far a run came that has not ended, in words; None for one that has.
@@ -55,6 +60,10 @@ class Predictor:
         self.config = run.config()
         self.metadata = run.metadata()
         self.classes = self.metadata.classes
+        self.task, self.thresholds = task_named(self.metadata.task), None
+        if self.task is MULTI_LABEL:
+            chosen = self.metadata.thresholds
+            self.thresholds = np.asarray([chosen.get(n, DEFAULT_THRESHOLD) for n in self.classes])
         self._devices = jax.local_devices()
         model = self.config.model
         network = structure(
@@ -81,7 +90,7 @@ class Predictor:
             )
         self._variables = replicate(variables, self._devices)
         flips = _flips(self.config.augment) if tta else [NO_FLIP]
-        self._evaluator = Evaluator(network, self._devices, flips)
+        self._evaluator = Evaluator(network, self._devices, flips, self.task)
 
     @property
     def network(self) -> Network:
@@ -135,7 +144,8 @@ class Predictor:
                 0..255.
 
         Returns:
-            Probabilities (N, C), float32; each row adds up to 1.
+            Probabilities (N, C), float32; each row adds up to 1, but of several labels each number
+            stands for itself: `labels_of` gives those that reach their thresholds.
 
         Raises:
             UserError: a file is missing or is not an image, and the message names it; or an array
@@ -146,6 +156,19 @@ class Predictor:
             return np.zeros((0, len(self.classes)), np.float32)
         batches = self.log_probabilities(source)
         return np.concatenate([np.exp(logs)[batch.valid] for batch, logs in batches])
+
+    def labels_of(
+        self, probabilities: Float[np.ndarray, "images classes"]
+    ) -> list[tuple[str, ...]]:
+        """The labels of each image: the likeliest class, or all that reach their thresholds.
+
+        Args:
+            probabilities: from `predict`.
+        """
+        if self.thresholds is None:
+            return [(self.classes[index],) for index in probabilities.argmax(axis=1)]
+        chosen = probabilities >= self.thresholds
+        return [tuple(self.classes[i] for i in row.nonzero()[0]) for row in chosen]
 
     def log_probabilities(
         self, source: Source

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 
 from jaxtl.config import Config, Phase
@@ -65,15 +66,23 @@ class Page:
         ended = time.monotonic()
         self._next = ended + (ended - begun) / _SHARE
 
-    def at_the_end(self, evaluation: Evaluation, source: Source, variables: Variables) -> None:
+    def at_the_end(
+        self,
+        evaluation: Evaluation,
+        source: Source,
+        variables: Variables,
+        thresholds: Float[np.ndarray, "classes"] | None = None,
+    ) -> None:
         """Draws all there is to say of the result.
 
         Args:
             evaluation: the validation of the result, with log probabilities.
             source: the images that it saw.
             variables: the variables of the result.
+            thresholds: those of its labels; None of one class an image.
         """
-        self._draw(lambda: find(self._config, evaluation, source, self._network, variables))
+        drawn = self._config, evaluation, source, self._network, variables, thresholds
+        self._draw(lambda: find(*drawn))
 
     def _plan(self) -> list[PlannedPhase]:
         rates = self._run.metadata().learning_rates
@@ -114,7 +123,7 @@ def draw_again(directory: Path, to: Path | None) -> Path:
     evaluation = predictor.evaluate(source, keep_probabilities=True)
     trainables = [select_trainable(network, p.train, p.batch_norm) for p in config.phases]
     run = RunDirectory(directory)
-    findings = find(config, evaluation, source, network, split(network)[1])
+    findings = find(config, evaluation, source, network, split(network)[1], predictor.thresholds)
     metadata = predictor.metadata
     images, rates = metadata.data.train.images, metadata.learning_rates
     planned = plan(config, network, trainables, images, rates)

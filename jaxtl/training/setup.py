@@ -31,6 +31,7 @@ from jaxtl.runs.directory import (
 )
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
+from jaxtl.tasks import task_of
 from jaxtl.training import hosts
 from jaxtl.training.checks import check_monitors, check_plan
 from jaxtl.training.feature_store import FeatureStore
@@ -90,22 +91,25 @@ def train(
     for part in data.named.values():
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
+    task = task_of(data.train.labels)
+    config = config.with_monitor(task.monitors[0])
     hosts.together(lambda: check_monitors(config, data, out))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
         training = _open(run, config, data, network, trainables, out, opened, profile)
         training.after_epoch = after_epoch
         evaluation, tested = training.run()
-        asked = len(data.train.classes), config.phases[-1].monitor
-        val = evaluation.metrics(*asked)
-        test = {} if tested is None else tested.metrics(*asked)
+        thresholds = task.thresholds(evaluation)
+        asked = len(data.train.classes), config.phases[-1].monitor, thresholds
+        val = task.metrics(evaluation, *asked)
+        test = {} if tested is None else task.metrics(tested, *asked)
         result = result_of(training.progress, val, test)
 
         def finish() -> None:
-            run.finish(result)
+            run.finish(result, () if thresholds is None else thresholds.tolist())
             if training.trace.missing:
                 out.print("no step was traced: the run ended before --profile began")
-            training.page.at_the_end(evaluation, data.val, training.variables)
+            training.page.at_the_end(evaluation, data.val, training.variables, thresholds)
 
         hosts.from_first(finish)
     seconds = time.perf_counter() - begun
@@ -231,6 +235,7 @@ def run_metadata(config: Config, data: Splits) -> RunMetadata:
         source=absolute(config.data.source),
         skipped=tuple({"path": as_text(path), "reason": why} for path, why in left_out[:_NAMED]),
         skipped_images=len(left_out),
+        task=task_of(data.train.labels).name,
     )
 
 

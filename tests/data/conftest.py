@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-Examples = list[tuple[bytes, int]]
+Examples = list[tuple[bytes, int | list[int]]]
 
 
 @pytest.fixture
@@ -18,11 +18,14 @@ def write_tfds():
 
 
 def _write_tfds(folder: Path, splits: dict[str, Examples], classes: list[str], **more_features):
-    """Writes `folder` as one version of a data set: encoded images and labels of every split."""
+    """Writes `folder` as one version of a data set: encoded images and labels of every split, of
+    which an image may have a list."""
     folder.mkdir(parents=True)
+    label = tfds.features.ClassLabel(names=classes)
+    several = isinstance(next(iter(splits.values()))[0][1], list)
     features = {
         "image": tfds.features.Image(),
-        "label": tfds.features.ClassLabel(names=classes),
+        "label": tfds.features.Sequence(label) if several else label,
         **more_features,
     }
     tfds.features.FeaturesDict(features).save_config(folder)
@@ -44,8 +47,9 @@ def _write_tfds(folder: Path, splits: dict[str, Examples], classes: list[str], *
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def _example(image: bytes, label: int) -> tf_example_pb2.Example:
+def _example(image: bytes, label: int | list[int]) -> tf_example_pb2.Example:
     example = tf_example_pb2.Example()
     example.features.feature["image"].bytes_list.value.append(image)
-    example.features.feature["label"].int64_list.value.append(label)
+    labels = label if isinstance(label, list) else [label]
+    example.features.feature["label"].int64_list.value.extend(labels)
     return example

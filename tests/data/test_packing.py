@@ -56,6 +56,17 @@ def test_packed_bytes_labels_and_splits_are_those_of_the_folder(images, tmp_path
         assert part.classes == other.classes
 
 
+def test_several_labels_of_an_image_stay_together(images, tmp_path):
+    files = sorted(images.rglob("*.*"))
+    lines = [f"{path},{'ant;bee' if i % 3 else ''}\n" for i, path in enumerate(files)]
+    (tmp_path / "list.csv").write_text("".join(["image,labels\n", *lines]))
+    pack(f"csv:{tmp_path}/list.csv", tmp_path / "packed", images_per_shard=10)
+    source, packed = (open_all(s) for s in (f"csv:{tmp_path}/list.csv", f"tfds:{tmp_path}/packed"))
+    assert source.classes == packed.classes == ("ant", "bee")
+    np.testing.assert_array_equal(packed.labels, source.labels)
+    assert [packed[i] for i in range(23)] == [source[i] for i in range(23)]
+
+
 def test_folders_for_validation_stay_apart(images, tmp_path):
     (tmp_path / "data").mkdir()
     images.rename(tmp_path / "data" / "train")

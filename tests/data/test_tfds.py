@@ -74,6 +74,23 @@ def test_train_alone_is_split_by_class(write_tfds, folder):
     assert len(open_all(f"tfds:{folder}")) == 15
 
 
+def test_a_sequence_of_labels_gives_images_several(write_tfds, folder):
+    labels = [[2, 0], [], [1], [1]]
+    several = [(png(i), own) for i, own in enumerate(labels)]
+    write_tfds(folder, {"train": several, "test": several[:2]}, CLASSES)
+    for _ in range(2):  # the second time from what is kept of them
+        train, val, _ = split(folder)
+        np.testing.assert_array_equal(train.labels, [[1, 0, 1], [0, 0, 0], [0, 1, 0], [0, 1, 0]])
+        np.testing.assert_array_equal(val.labels, [[1, 0, 1], [0, 0, 0]])
+    source = open_all(f"tfds:{folder}", classes=("cow", "ant"), multi_label=True)
+    np.testing.assert_array_equal(source.labels, [[1, 1], [0, 0]])
+
+
+def test_a_sequence_with_a_label_that_is_missing_is_refused(write_tfds, folder):
+    write_tfds(folder, {"train": [(png(0), [0]), (png(1), [1, -1])]}, CLASSES)
+    assert "'train' has images without a label" in refused(folder)
+
+
 def test_evaluation_maps_labels_by_name(write_tfds, folder):
     write_tfds(folder, {"train": examples(3)}, CLASSES)
     source = open_all(f"tfds:{folder}", classes=("cow", "bee", "ant"))

@@ -146,11 +146,11 @@ def test_a_file_that_gives_something_else_than_the_run_is_not_left(
 ):
     change, words = OTHER_HEADS[case]
 
-    def write(network, path, size):
+    def write(network, path, size, activation):
         graph, variables = split(network)
         names = "head/kernel", "head/bias"
         changed = dict(zip(names, change(*map(variables.get, names)), strict=True))
-        onnx.write(merge(graph, variables | changed), path, size)
+        onnx.write(merge(graph, variables | changed), path, size, activation)
 
     monkeypatch.setitem(FORMATS, ".onnx", FORMATS[".onnx"]._replace(write=write))
     expected = rf"a\.onnx is not written: in onnxruntime .*{words}; write .*, such as \.stablehlo"

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share
 
 from small_network import SMALL, small_network
 
+from jaxtl.data.csv_file import open_csv
 from jaxtl.data.decoding import decode
 from jaxtl.errors import UserError
 from jaxtl.files import read_json, unsealed
@@ -231,10 +232,27 @@ CHECKPOINT_FILES = {
 IMAGES = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
+def read_list(data: bytes) -> None:
+    """Opens a CSV file of images, two of which are there."""
+    (FOLDER / "list.csv").write_bytes(data)
+    open_csv(str(FOLDER / "list.csv"))
+
+
+def lists() -> list[bytes]:
+    """CSV files of one class and of several labels an image."""
+    for name in ("a.png", "b.png"):
+        (FOLDER / name).write_bytes(encoded("PNG"))
+    return [
+        b"image,label,split\na.png,cat,train\nb.png,dog,train\n",
+        b'image,labels\n"a.png",cat;dog\nb.png,\n',
+    ]
+
+
 def targets() -> dict[str, tuple[Callable[[bytes], None], list[bytes]]]:
     """Every reader with valid files for it."""
     return {
         "image": (read_image, [encoded(name) for name in IMAGES]),
+        "csv": (read_list, lists()),
         **{name: (read_weights(name), [weights(name)]) for name in WEIGHTS},
         **{
             name: (read_run_file(name), [(json.dumps(content) + "\n").encode()])
