@@ -13,6 +13,7 @@ Size = Literal["small", "medium", "large"]
 _HEAD_STEPS = 200
 _STEPS: dict[Size, int] = {"small": 500, "medium": 1500, "large": 1500}
 _LARGE_EPOCHS = 15  # at least
+_MOST_EPOCHS = 250  # of so few images that even these are fewer steps
 
 
 def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
@@ -70,10 +71,10 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
         from_stage: the first stage that `finetune` trains in the sizes `small` and `medium`; in the
             size `large` all train.
         size: `small` (500 steps), `medium` (1,500), `large` (1,500, or 15 epochs if they are
-            more); None for that of `size_of`.
+            more), in 250 epochs at most; None for that of `size_of`.
     """
     size = size or size_of(counts)
-    epochs = max(1, round(_STEPS[size] / counts.steps_per_epoch))
+    epochs = min(max(1, round(_STEPS[size] / counts.steps_per_epoch)), _MOST_EPOCHS)
     if size == "large":
         epochs = max(epochs, _LARGE_EPOCHS)
     return Config(
