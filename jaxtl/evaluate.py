@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from rich.table import Table
 
-    from jaxtl.console import console, correct_text, metrics_text
+    from jaxtl.console import console, correct_text, interval_text, metrics_text
     from jaxtl.data.sources import found_line, open_all
     from jaxtl.metrics import class_results, confusion, proportion
     from jaxtl.training.cluster import warn_if_several
@@ -50,8 +50,9 @@ def main(arguments: Sequence[str]) -> int:
         table.add_column(column, justify="right")
     for name, found in zip(predictor.classes, class_results(counts), strict=True):
         recall, precision = ("-" if f is None else f"{f:.4f}" for f in found[2:])
-        _, *bounds = proportion(found.correct, found.images) if found.images else (None,)
-        interval = " to ".join(f"{bound:.4f}" for bound in bounds) or "-"
+        interval = "-"
+        if found.images:
+            interval = interval_text(*proportion(found.correct, found.images)[1:])
         table.add_row(name, str(found.images), str(found.correct), recall, interval, precision)
     out.print(table)
     sums = evaluation.sums

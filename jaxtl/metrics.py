@@ -121,15 +121,13 @@ def class_metric(name: str, evaluation: Evaluation) -> float:
     return float(of_class(labels, predicted, labels=present, average="macro", zero_division=0))
 
 
-def monitored(monitor: str, metrics: Mapping[str, float]) -> float | None:
-    """What a phase orders its epochs by, better ones higher; None for the accuracy.
+def monitored(monitor: str, metrics: Mapping[str, float]) -> float:
+    """What a phase orders its epochs by, better ones higher.
 
     Args:
         monitor: a name from `Evaluation.metrics`.
         metrics: what that returns.
     """
-    if monitor == "accuracy":
-        return None
     return -metrics["loss"] if monitor == "loss" else metrics[monitor]
 
 

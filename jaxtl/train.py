@@ -44,10 +44,11 @@ def main(arguments: Sequence[str]) -> int:
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
+    from jaxtl.data.splits import OpenOnce
     from jaxtl.training.cluster import joined
     from jaxtl.training.hosts import is_first, together
     from jaxtl.training.profiling import steps_to_trace
-    from jaxtl.training.setup import choose_workdir, count_images, open_data, train
+    from jaxtl.training.setup import choose_workdir, train
 
     profile = range(0) if given.profile is None else steps_to_trace(given.profile)
     out, workdir, overrides = console(), given.workdir, cli.overrides(rest)
@@ -56,8 +57,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with joined(given.coordinator, given.num_processes, given.process_id, out):
             out.quiet = not is_first()
-            config = together(lambda: load(given.cfg, overrides, count_images))
-            data = together(lambda: open_data(config))
+            images = OpenOnce()
+            config = together(lambda: load(given.cfg, overrides, images.count))
+            data = together(lambda: images(config.data))
             if workdir is None:
                 workdir = choose_workdir(config, data, Path(given.cfg).stem, given.new, out)
             begun = True

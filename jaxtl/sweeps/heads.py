@@ -94,7 +94,7 @@ class HeadRun:
             self.diverged = error
             return False
         self.progress = dataclasses.replace(self.progress, step=before + steps).after_epoch(
-            validated["accuracy"], validated["loss"], score=monitored(phase.monitor, validated)
+            validated["accuracy"], validated["loss"], monitored(phase.monitor, validated)
         )
         trained["images_per_second"] = float(train[3].sum()) / seconds
         epoch, step = self.progress.epoch, self.progress.step

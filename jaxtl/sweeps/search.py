@@ -30,12 +30,16 @@ from jaxtl.config.config_file import (
     readable,
     vary,
 )
+from jaxtl.console import interval_text
+from jaxtl.data.splits import OpenOnce
 from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
 from jaxtl.files import write_whole
 from jaxtl.metrics import proportion
+from jaxtl.runs.directory import RunDirectory
+from jaxtl.sweeps.ranking import best_lines
 from jaxtl.sweeps.variations import run_name
 from jaxtl.training.memory import forget_programs
-from jaxtl.training.setup import open_data, train
+from jaxtl.training.setup import train
 
 if TYPE_CHECKING:
     import optuna
@@ -105,7 +109,14 @@ def load_search(
     return Search(find(name), names, config) if callable(names.get("search")) else None
 
 
-def search(what: Search, workdir: Path, trials: int, url: str | None, out: Console) -> bool:
+def search(
+    what: Search,
+    workdir: Path,
+    trials: int,
+    url: str | None,
+    out: Console,
+    images: OpenOnce | None = None,
+) -> bool:
     """Runs trials until a study has so many; other processes may work on the same one.
 
     Trials that do worse than most did at the same epoch are ended (`MedianPruner`). A trial whose
@@ -119,6 +130,7 @@ def search(what: Search, workdir: Path, trials: int, url: str | None, out: Conso
         url: the database that holds the study, such as `postgresql://...`; None for a file in
             `workdir`.
         out: the terminal.
+        images: opens their images; None where none of them is open yet.
 
     Returns:
         Whether every trial has a result or was ended early.
@@ -133,6 +145,7 @@ def search(what: Search, workdir: Path, trials: int, url: str | None, out: Conso
     except ImportError as error:
         raise UserError("a search needs Optuna: pip install 'jaxtl[search]'") from error
     workdir.mkdir(parents=True, exist_ok=True)
+    images = images or OpenOnce()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -140,7 +153,9 @@ def search(what: Search, workdir: Path, trials: int, url: str | None, out: Conso
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
         study = _study(url or f"sqlite:///{workdir.absolute() / 'study.db'}")
         while _count(study) < trials:
-            study.optimize(lambda trial: _run(trial, what, workdir, out), n_trials=1, catch=_Failed)
+            study.optimize(
+                lambda trial: _run(trial, what, workdir, out, images), n_trials=1, catch=_Failed
+            )
             _write(study, what, workdir)
         lost = {number for trial in study.trials for number in _history(trial)}
     _show(study, workdir, out)
@@ -152,7 +167,7 @@ class _Failed(Exception):
     """A trial has no result, and others may have one."""
 
 
-def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> float:
+def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console, images: OpenOnce) -> float:
     """Trains a trial, or what is left of it; returns its accuracy."""
     import optuna
 
@@ -173,7 +188,7 @@ def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> floa
             raise optuna.TrialPruned
 
     try:
-        data = open_data(varied)
+        data = images(varied.data)
         trial.set_user_attr("images", len(data.val))
         return train(varied, data, run, out, after_epoch=after_epoch)["accuracy"]
     except Interrupted:  # Optuna would not come back to it
@@ -305,8 +320,7 @@ def _interval(trial: optuna.trial.FrozenTrial) -> str:
     images = trial.user_attrs.get("images")
     if not images or trial.value is None:
         return ""
-    _, low, high = proportion(round(trial.value * images), images)
-    return f"{low:.4f} to {high:.4f}"
+    return interval_text(*proportion(round(trial.value * images), images)[1:])
 
 
 def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
@@ -323,6 +337,10 @@ def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
         )
         table.add_row(str(trial.number), f"{trial.value:.4f}", _interval(trial), *values)
     out.print(table)
+    best = RunDirectory(workdir / study.best_trial.user_attrs["run"])
+    if best.exists():
+        for line in best_lines(best):
+            out.print(line)
     states = [trial.state.name.lower() for trial in _trials(study)]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     out.print(f"{counts}; the best config: python -m jaxtl.train --cfg {workdir / 'best.py'}")

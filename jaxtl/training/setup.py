@@ -12,11 +12,11 @@ import jax
 import platformdirs
 from rich.console import Console
 
-from jaxtl.config import Config, Counts, Data
+from jaxtl.config import Config
 from jaxtl.console import correct_text, metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, absolute, found_line
-from jaxtl.data.splits import Splits, open_splits, settings, skipped
+from jaxtl.data.splits import Splits, open_splits, skipped
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
 from jaxtl.metrics import Evaluation
@@ -148,21 +148,7 @@ def open_data(config: Config) -> Splits:
     Raises:
         UserError: there is no such source, or its images and labels cannot be used.
     """
-    return _splits(config.data)
-
-
-def count_images(data: Data) -> Counts:
-    """Counts the training images that a config names.
-
-    Raises:
-        UserError: as `open_data`.
-    """
-    train = _splits(data).train
-    return Counts(len(train), len(train.classes), data.batch_size)
-
-
-def _splits(data: Data) -> Splits:
-    return open_splits(data.source, **settings(data))
+    return open_splits(config.data)
 
 
 def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]]:

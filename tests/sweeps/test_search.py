@@ -1,6 +1,7 @@
 """A search by Optuna: its trials, what it writes, and processes that share and lose a study."""
 
 import csv
+import io
 import multiprocessing
 import runpy
 import signal
@@ -15,6 +16,7 @@ from rich.console import Console
 from jaxtl import sweep as command
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.sweeps.search import _count, _study, load_search, search
 
@@ -52,9 +54,11 @@ def study_of(workdir):
 @pytest.mark.slow
 def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tmp_path):
     workdir = tmp_path / "search"
-    what = load_search(str(config), {"phases.head.epochs": "2"})
+    out = Console(file=io.StringIO(), width=200)
+    flags = {"phases.head.epochs": "2", "data.test_fraction": "0.2"}
+    what = load_search(str(config), flags)
     assert search(what, workdir, 3, None, QUIET)
-    assert search(what, workdir, 8, None, QUIET)  # goes on
+    assert search(what, workdir, 8, None, out)  # goes on
     study = study_of(workdir)
     assert len(study.trials) == 8
     states = {trial.state.name for trial in study.trials}
@@ -62,6 +66,8 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     rows = list(csv.DictReader((workdir / "search.csv").open()))
     assert [int(row["trial"]) for row in rows] == list(range(8))
     best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    test = RunDirectory(workdir / best["run"]).metadata().result["test_accuracy"]
+    assert f"its test: test_accuracy {test:.4f}" in out.file.getvalue()
     written = load(str(workdir / "best.py"), {})
     assert written.phases[0].lr == float(best["phases.head.lr"])
     assert written.phases[0].epochs == 2
