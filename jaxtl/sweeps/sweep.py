@@ -20,7 +20,7 @@ from jaxtl.sweeps.failure import Failure, Outcome, failed
 from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.outcomes import Outcomes
 from jaxtl.sweeps.ranking import best_lines, failure_lines, folds_table, ranking_table
-from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
+from jaxtl.sweeps.together import GROUPS, Family, common, groups, train_together
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.checks import check_plan
 from jaxtl.training.memory import forget_programs
@@ -106,7 +106,7 @@ def _families(
     """
     members: dict[str, list[Variation]] = {}
     for variation in variations:
-        members.setdefault(_common(variation.config), []).append(variation)
+        members.setdefault(common(variation.config), []).append(variation)
     families: list[Family] = []
     without_data: list[tuple[Variation, UserError]] = []
     for group in members.values():
@@ -126,19 +126,6 @@ def _families(
         variation, cause = without_data[0]
         raise UserError(f"variation {variation.name}: {cause}") from cause
     return families, without_data
-
-
-def _common(config: Config) -> str:
-    """The config without what the runs of a family may differ in."""
-    free = {"weight_decay": 0.0, "label_smoothing": 0.0}
-    phases = tuple(
-        phase.model_copy(update=free | ({} if phase.lr == "auto" else {"lr": 1.0}))
-        for phase in config.phases
-    )
-    # Without weights the seed makes the frozen stages too.
-    seed = config.seed if config.model.weights is None else 0
-    common = config.model_copy(update={"phases": phases, "seed": seed})
-    return json.dumps(common.model_dump())  # pydantic's JSON knows no names that are not UTF-8
 
 
 def _begin(workdir: Path, variations: Sequence[Variation]) -> None:

@@ -18,7 +18,8 @@ from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.sweeps.search import _count, _study, load_search, search
+from jaxtl.sweeps.search import load_search, search
+from jaxtl.sweeps.study import Study
 
 CONFIG = """
 from jaxtl.config import Cache, Config, Data, Model, Phase
@@ -84,9 +85,9 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
 
 
 def create(url, barrier):
-    _study("sqlite://")  # all that is imported late
+    Study("sqlite://")  # all that is imported late
     barrier.wait()
-    _study(url)
+    Study(url)
 
 
 @pytest.mark.slow
@@ -167,7 +168,7 @@ def test_a_mistake_in_the_config_ends_a_search_and_is_no_trial(text, message, tm
     workdir = tmp_path / "search"
     with pytest.raises(UserError, match=message):
         command.main(["--cfg", str(path), "--workdir", str(workdir), "--trials", "2"])
-    assert _count(study_of(workdir)) == 0
+    assert Study(f"sqlite:///{workdir}/study.db").begun() == []
 
 
 @pytest.mark.parametrize("address", ["nosql://me:secret@host/x", "nosql://me:secret@host:port/x"])
