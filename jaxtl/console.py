@@ -175,6 +175,6 @@ def correct_text(correct: int, images: int) -> str:
     return f"({correct}/{images} correct, 95 % interval {interval_text(*bounds)})"
 
 
-def interval_text(low: float, high: float, form: str = ".4f") -> str:
+def interval_text(low: float, high: float, *, form: str = ".4f") -> str:
     """An interval, such as `0.9603 to 0.9905`; `form` formats its bounds."""
     return f"{low:{form}} to {high:{form}}"

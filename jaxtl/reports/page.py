@@ -112,7 +112,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals["colours"] = COLOURS
     environment.filters["percent"] = lambda value: f"{value:.1%}"
-    environment.filters["interval"] = lambda found: interval_text(found.low, found.high, ".1%")
+    environment.filters["interval"] = lambda found: interval_text(*found[1:], form=".1%")
     environment.filters["temperature"] = _temperature
     return environment
 
@@ -159,7 +159,7 @@ def _tiles(
     yield (
         f"{said} accuracy",
         f"{accuracy:.2%}",
-        f"{correct:,} of {images:,} images; 95% interval {interval_text(low, high, '.1%')}",
+        f"{correct:,} of {images:,} images; 95% interval {interval_text(low, high, form='.1%')}",
     )
     if tested := metadata.correct("test"):
         value, low, high = proportion(*tested)
@@ -167,7 +167,7 @@ def _tiles(
             "test accuracy",
             f"{value:.2%}",
             f"{tested[0]:,} of {tested[1]:,} images that chose nothing; "
-            f"95% interval {interval_text(low, high, '.1%')}",
+            f"95% interval {interval_text(low, high, form='.1%')}",
         )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None:

@@ -211,9 +211,7 @@ class HeadTraining:
                 show(epoch + 1)
         self.heads = self.heads | results
         left = [run.progress.best_accuracy for run in self.runs if not run.ended_early]
-        outcome = (
-            f"the best val_accuracy is {max(left):.4f}" if left else "all diverged or ended"
-        )
+        outcome = f"the best val_accuracy is {max(left):.4f}" if left else "all diverged or ended"
         self.out.print(f"{title} in {time.perf_counter() - begun:.1f} s, {outcome}")
 
     def _prune(self, run: HeadRun, past_epochs: int) -> None:

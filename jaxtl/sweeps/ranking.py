@@ -182,11 +182,12 @@ def best_lines(run: RunDirectory) -> Iterator[str]:
     """Says what the best run validated with, and its test."""
     metadata = run.metadata()
     result = metadata.result or {}
-    for split, said in (("val", f"best: {run.path} "), ("test", "its test:")):
-        if counts := metadata.correct(split):
-            prefix = "" if split == "val" else f"{split}_"
-            means = {name: result[f"{prefix}{name}"] for name in ("accuracy", "loss")}
-            yield f"{said} {metrics_text(means, f'{split}_')}  {correct_text(*counts)}"
+    if val := metadata.correct("val"):
+        means = {name: result[name] for name in ("accuracy", "loss")}
+        yield f"best: {run.path}  {metrics_text(means, 'val_')}  {correct_text(*val)}"
+    if test := metadata.correct("test"):
+        means = {name: result[f"test_{name}"] for name in ("accuracy", "loss")}
+        yield f"its test: {metrics_text(means, 'test_')}  {correct_text(*test)}"
 
 
 def write_ranking(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

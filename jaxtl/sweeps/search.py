@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     import optuna
 
 _DIGITS = 10_000  # trials that the names of run directories have digits for
-_TOGETHER = 8  # heads; Optuna learns between them (docs/decisions/0068-trials-in-batches.md)
+# Heads; Optuna learns between them (docs/decisions/0070-trials-in-batches-of-eight.md).
+_TOGETHER = 8
 
 
 @dataclasses.dataclass(frozen=True)

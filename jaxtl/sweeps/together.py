@@ -147,9 +147,10 @@ def train_together(
         stop.check()
 
 
-def _monitors(family: Family) -> set[str]:
+def _monitors(family: Family) -> frozenset[str]:
     """What phases monitor that heads together do not know, who only have sums over images."""
-    return {phase.monitor for phase in family.variations[0].config.phases} & CLASS_METRICS
+    phases = family.variations[0].config.phases
+    return CLASS_METRICS & {phase.monitor for phase in phases}
 
 
 def _plan_features(group: Family, runs: int) -> list[_Planned]:
