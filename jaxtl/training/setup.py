@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from jaxtl.runs.directory import (
 )
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
+from jaxtl.runs.trackers import Trackers
 from jaxtl.training import hosts
 from jaxtl.training.checks import check_monitors, check_plan
 from jaxtl.training.feature_store import FeatureStore
@@ -62,6 +63,7 @@ def train(
     out: Console,
     profile: range = range(0),
     after_epoch: AfterEpoch | None = None,
+    trackers: Sequence[str] = (),
 ) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
@@ -72,6 +74,7 @@ def train(
         out: the terminal.
         profile: the steps to trace into the run directory, counted from 0; none by default.
         after_epoch: called after each epoch, once it is saved; what it raises ends the run.
+        trackers: what gets the metrics too, see `Trackers`.
 
     Returns:
         What `run.json` says of the result, see `result_of`.
@@ -93,7 +96,7 @@ def train(
     hosts.together(lambda: check_monitors(config, data, out))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
-        training = _open(run, config, data, network, trainables, out, opened, profile)
+        training = _open(run, config, data, network, trainables, out, opened, profile, trackers)
         training.after_epoch = after_epoch
         evaluation, tested = training.run()
         asked = len(data.train.classes), config.phases[-1].monitor
@@ -251,6 +254,7 @@ def _open(
     out: Console,
     opened: contextlib.ExitStack,
     profile: range,
+    trackers: Sequence[str],
 ) -> Training:
     """Begins a new run, or continues the run in the directory from its last checkpoint.
 
@@ -293,7 +297,7 @@ def _open(
         test_data=None if test is None else loader(test, config, shuffle=False),
         directory=run,
         checkpoints=SharedCheckpoints(*own) if hosts.several() else own[0],
-        log=hosts.together(lambda: _open_log(run, progress, opened) if own else NoLog()),
+        log=hosts.together(lambda: _open_log(run, progress, opened, trackers) if own else NoLog()),
         out=out,
         devices=all_devices(),
         store=feature_store(config),
@@ -304,9 +308,13 @@ def _open(
     )
 
 
-def _open_log(run: RunDirectory, progress: Progress, opened: contextlib.ExitStack) -> RunLog:
+def _open_log(
+    run: RunDirectory, progress: Progress, opened: contextlib.ExitStack, trackers: Sequence[str]
+) -> RunLog:
+    tracked = opened.enter_context(Trackers(trackers, run))
     # An epoch that is not validated has no lines yet.
-    log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
+    until = progress.step - progress.batch
+    log = MetricsLog(run.metrics, run.tensorboard, until=until, trackers=tracked)
     opened.callback(log.close)
     return log
 
