@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import chex
@@ -224,8 +223,7 @@ class Training:
             saved = self.checkpoints.optimizer(self.progress.number, state.optimizer)
             state = state._replace(optimizer=replicate(saved, self.devices))
         chex.assert_trees_all_equal_shapes_and_dtypes(frozen | state.variables, self.variables)
-        so_far = self.trainables[: index + 1]
-        changed = itertools.chain.from_iterable(trainable.variables for trainable in so_far)
+        changed = [path for one in self.trainables[: index + 1] for path in one.variables]
         return PhaseRun(
             phase=phase,
             past_epochs=sum(phase.epochs for phase in self.config.phases[:index]),
@@ -327,9 +325,10 @@ class Training:
         if progress.finished(phase) and phase.average_best:
             progress = self._average_best(run, progress, stop)
         self.progress = progress
-        self._save(run, at_once=stop.is_set() or progress.finished(phase))
+        at_once = stop.is_set() or progress.finished(phase)
+        self._save(run, at_once=at_once)
         if hosts.is_first():
-            self.page.after_epoch()
+            self.page.after_epoch(at_once=at_once)
         hosts.together(stop.check)
         if self.after_epoch is not None:
             self.after_epoch(run.past_epochs + progress.epoch, val["accuracy"])

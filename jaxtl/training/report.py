@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from jaxtl.training.predictor import load_run
 from jaxtl.training.trainable import Trainable, select_trainable
 
 _RATES = 200  # of the learning rate of a phase, about
+_SHARE = 0.05  # of the time of a run may go into drawing its page after epochs
 
 
 class Page:
@@ -46,11 +49,21 @@ class Page:
         self._run, self._config, self._network, self._out = run, config, network, out
         self._trainables, self._train_images = trainables, train_images
         self._failed = False
+        self._next = -math.inf
+        self._rates: dict[str, float] | None = None
 
-    def after_epoch(self) -> None:
-        """Draws what the metrics say. After one error it draws nothing until the end of the run."""
-        if not self._failed:
-            self._draw()
+    def after_epoch(self, *, at_once: bool) -> None:
+        """Draws what the metrics say. After one error it draws nothing until the end of the run.
+
+        Args:
+            at_once: draw also where epochs are so short that not each is drawn.
+        """
+        begun = time.monotonic()
+        if self._failed or (begun < self._next and not at_once):
+            return
+        self._draw()
+        ended = time.monotonic()
+        self._next = ended + (ended - begun) / _SHARE
 
     def at_the_end(self, evaluation: Evaluation, source: Source, variables: Variables) -> None:
         """Draws all there is to say of the result.
@@ -64,7 +77,10 @@ class Page:
 
     def _plan(self) -> list[PlannedPhase]:
         rates = self._run.metadata().learning_rates
-        return plan(self._config, self._network, self._trainables, self._train_images, rates)
+        if rates != self._rates:
+            planned = plan(self._config, self._network, self._trainables, self._train_images, rates)
+            self._rates, self._planned = rates, planned
+        return self._planned
 
     def _draw(self, finding: Callable[[], Findings] | None = None) -> None:
         try:

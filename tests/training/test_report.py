@@ -1,11 +1,15 @@
 """The page of a run is there while it trains, and an error in it ends nothing."""
 
+import itertools
 import re
+import types
 
 import pytest
 import small_run
 
 from jaxtl import report
+from jaxtl.reports import write_page
+from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.training.optimizer import schedule
 from jaxtl.training.report import _learning_rates
 
@@ -20,6 +24,7 @@ SCHEDULES = {
 }
 
 CONFIG = small_run.settings({"train": {"head/.*": 1.0}, "epochs": 2})
+LONG = small_run.settings({"train": {"head/.*": 1.0}, "epochs": 30}).phases
 
 
 def test_a_page_is_written_during_training_completed_at_the_end_and_drawn_again(tmp_path):
@@ -45,6 +50,21 @@ def test_a_page_that_cannot_be_drawn_is_said_twice_and_costs_nothing(tmp_path):
     assert f"python -m jaxtl.report {tmp_path / 'run'}" in said
     assert directory.metadata().result is not None
     assert checkpoints.newest().epoch == 2
+
+
+def test_drawing_takes_a_twentieth_of_short_epochs_and_shows_the_last_one(tmp_path, monkeypatch):
+    ticks, drawn = itertools.count(), []
+
+    def draw(run, *others):
+        drawn.append(read_metrics(run.metrics)[-1]["epoch"])
+        return write_page(run, *others)
+
+    # Every look at the clock is a second later: drawing takes one, and so does an epoch without.
+    clock = types.SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr("jaxtl.training.report.time", clock)
+    monkeypatch.setattr("jaxtl.training.report.write_page", draw)
+    small_run.run(CONFIG.model_copy(update={"phases": LONG}), tmp_path / "run")
+    assert drawn == [1, 21, 30, 30]  # the last once more, with what the result says
 
 
 @pytest.mark.parametrize("lr", [0.3, "auto"])
