@@ -15,6 +15,7 @@ from jaxtl.console import interval_text
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.metrics import proportion
+from jaxtl.reports.bootstrap import F1, f1_intervals
 from jaxtl.reports.charts import COLOURS, Chart, Line, chart
 from jaxtl.reports.findings import Findings
 from jaxtl.reports.history import Row, begins, curves
@@ -70,15 +71,17 @@ def write_page(
     results, machine = curves(rows)
     if rows:
         results.append(_learning_rate(plan, rows))
+    f1 = f1_intervals(findings.counts) if findings else None
     page = template("run.html").render(
         title=run.path.resolve().name,
         state=state(config, metadata, rows),
-        tiles=list(_tiles(config, metadata, rows, findings)),
+        tiles=list(_tiles(config, metadata, rows, findings, f1)),
         plan=plan,
         results=results,
         machine=machine,
         classes=metadata.classes,
         findings=findings,
+        f1s=f1.classes if f1 else [],
         class_rows=class_rows(findings.counts) if findings else [],
         confused=most_confused(findings.counts, _PAIRS) if findings else [],
         cells=findings is not None and len(metadata.classes) <= _CELLS,
@@ -141,7 +144,11 @@ def state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
 
 
 def _tiles(
-    config: Config, metadata: RunMetadata, rows: Sequence[Row], findings: Findings | None
+    config: Config,
+    metadata: RunMetadata,
+    rows: Sequence[Row],
+    findings: Findings | None,
+    f1: F1 | None,
 ) -> Iterator[tuple[str, str, str]]:
     """What comes first: a name, a number and what there is to say of it."""
     images = metadata.data.val.images
@@ -168,6 +175,13 @@ def _tiles(
             f"{value:.2%}",
             f"{tested[0]:,} of {tested[1]:,} images that chose nothing; "
             f"95% interval {interval_text(low, high, form='.1%')}",
+        )
+    if f1 is not None:
+        value, low, high = f1.macro
+        yield (
+            f"{said} macro F1",
+            f"{value:.2%}",
+            f"mean over the classes; 95% interval {interval_text(low, high, form='.1%')}",
         )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None:
