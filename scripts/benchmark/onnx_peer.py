@@ -1,4 +1,4 @@
-"""Networks in jaxtl, and the same exported as ONNX, in float32 and in eight bits, in onnxruntime."""
+"""Networks in jaxtl, and exported as ONNX, in float32 and in eight bits, in onnxruntime."""
 
 from __future__ import annotations
 

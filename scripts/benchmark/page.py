@@ -163,7 +163,8 @@ def _exported(version: str, networks: Mapping[str, Mapping[str, Any]]) -> Iterat
 
 
 def _images(measured: Mapping[str, Any], batch: str) -> str:
-    return f"{int(batch) / statistics.median(measured['values']):,.3g}"
+    rate = int(batch) / statistics.median(measured["values"])
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _roofline(rows: Mapping[str, Any], peaks: Mapping[str, float]) -> Iterator[str]:
