@@ -59,8 +59,8 @@ def heads_may_differ_in(key: str, config: Config) -> bool:
     """Whether heads on one trunk may have other values of a dotted key."""
     if key == "seed":  # without weights it makes the frozen stages too
         return config.model.weights is not None
-    part, *_, last = key.split(".")
-    return part == "phases" and last in _FREE
+    parts = key.split(".")
+    return parts[0] == "phases" and parts[-1] in _FREE
 
 
 def common(config: Config) -> str:

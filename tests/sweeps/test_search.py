@@ -17,13 +17,14 @@ import pytest
 from rich.console import Console
 
 from jaxtl import sweep as command
+from jaxtl.config import Config, Model, Phase, head_only
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.sweeps.search import load_search, search
 from jaxtl.sweeps.study import Study
-from jaxtl.sweeps.together import Family, train_together
+from jaxtl.sweeps.together import Family, heads_may_differ_in, train_together
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.setup import open_data, plan_run, train
 
@@ -46,6 +47,7 @@ def search(trial):
 """
 HEADS = CONFIG.partition('        "model.dropout"')[0] + "    }\n"
 SMALL = {"model.name": "small", "model.width": "1"}
+PHASE = Phase(name="head", train=head_only(), epochs=1)
 QUIET = Console(quiet=True)
 COMPILED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -149,6 +151,15 @@ def test_a_head_that_is_ended_early_leaves_the_others_as_they_are(small, heads, 
     assert asked.count(("ended", 1)) == 1
     assert len(asked) == 3 + 2 + 2
     assert sorted(path.name for path in workdir.iterdir()) == ["first", "heads", "last"]
+
+
+def test_heads_may_differ_in_what_one_program_takes_as_numbers():
+    config, weighted = Config(phases=(PHASE,), model=Model(weights=None)), Config(phases=(PHASE,))
+    free = ("phases.head.lr", "phases.head.weight_decay", "phases.head.label_smoothing")
+    assert all(heads_may_differ_in(key, config) for key in free)
+    assert heads_may_differ_in("seed", weighted)
+    others = ("seed", "views", "model.dropout", "phases.head", "phases.head.epochs", "data.seed")
+    assert not any(heads_may_differ_in(key, config) for key in others)
 
 
 def ask(url, barrier, most, numbers):
