@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
-from jaxtl.errors import Interrupted, UserError, check_installed
+from jaxtl.errors import Interrupted, UserError
 
 _HELP = """Fine-tunes an image classifier.
 
@@ -20,15 +19,25 @@ run of the same config and data in runs/ is continued."""
 
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags and trains; returns the exit code."""
-    given, rest = _flags().parse_known_args(arguments)
-    for tracker in given.track:
-        check_installed("--track", (tracker,), f"pip install 'jaxtl[{tracker}]'")
+    flags = cli.parser("jaxtl.train", _HELP)
+    flags.add_argument("--cfg", required=True, metavar="FILE", help="the config, such as mnv2.py")
+    cli.add_processes(flags)
+    where = flags.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workdir", type=Path, metavar="DIR", help="the run directory [runs/CONFIG-DATE-TIME]"
+    )
+    where.add_argument("--new", action="store_true", help="do not continue an unfinished run")
+    compile_for = "train nothing: compile for accelerators, such as tpu:v5e-8 or gpu:h100x8"
+    where.add_argument("--compile-for", metavar="TARGET", help=compile_for)
+    flags.add_argument(
+        "--profile", metavar="START:STOP", help="trace these steps into the run directory"
+    )
+    cli.add_trackers(flags)
+    given, rest = flags.parse_known_args(arguments)
     if given.compile_for is not None:
         besides = (given.profile, given.coordinator, given.num_processes, given.process_id)
         if given.track or any(flag is not None for flag in besides):
-            raise UserError(
-                "--compile-for trains nothing: leave out --profile, --track and other processes"
-            )
+            raise UserError("--compile-for trains nothing: leave out flags but --cfg and its keys")
         from jaxtl.training.compiling import compile_and_print
 
         compile_and_print(given.compile_for, given.cfg, cli.overrides(rest))
@@ -67,27 +76,6 @@ def main(arguments: Sequence[str]) -> int:
         )
         return stopped.exit_code
     return 0
-
-
-def _flags() -> argparse.ArgumentParser:
-    flags = cli.parser("jaxtl.train", _HELP)
-    flags.add_argument("--cfg", required=True, metavar="FILE", help="the config, such as mnv2.py")
-    cli.add_processes(flags)
-    where = flags.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workdir", type=Path, metavar="DIR", help="the run directory [runs/CONFIG-DATE-TIME]"
-    )
-    where.add_argument("--new", action="store_true", help="do not continue an unfinished run")
-    compile_for = "train nothing: compile for accelerators, such as tpu:v5e-8 or gpu:h100x8"
-    where.add_argument("--compile-for", metavar="TARGET", help=compile_for)
-    flags.add_argument(
-        "--profile", metavar="START:STOP", help="trace these steps into the run directory"
-    )
-    track = "send the metrics to it too (may be given twice)"
-    flags.add_argument(
-        "--track", action="append", default=[], choices=("wandb", "mlflow"), help=track
-    )
-    return flags
 
 
 if __name__ == "__main__":

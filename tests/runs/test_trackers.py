@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from small_run import metrics, settings, watched
 
+from jaxtl import cli
 from jaxtl import train as command
 from jaxtl.config.config_file import leaves
 from jaxtl.errors import Interrupted, UserError, check_installed
@@ -177,6 +178,10 @@ def test_a_tracker_that_fails_is_told_of_once_and_changes_nothing(
     reason = "RuntimeError: the disk of the server"
     assert warnings(caplog) == [f"noted gets no more of this run, which goes on: {reason}"]
     assert (result, metrics(tmp_path)) == alone
+
+
+def test_the_trackers_of_the_command_are_those_there_are():
+    assert set(cli._TRACKERS) == set(TRACKERS)
 
 
 def test_a_package_that_is_not_there_is_named_before_anything_begins(monkeypatch):
