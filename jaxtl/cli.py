@@ -20,9 +20,10 @@ from pathlib import Path
 
 import platformdirs
 
-from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line, printable
+from jaxtl.errors import EXPECTED, Interrupted, UserError, check_installed, one_line, printable
 
 _MOST_BYTES_OF_PROGRAMS = 2 * 10**9
+_TRACKERS = ("wandb", "mlflow")  # those of `jaxtl.runs.trackers`, which imports jax
 
 COMMANDS = {
     "train": (
@@ -82,6 +83,20 @@ def add_tta(flags: argparse.ArgumentParser) -> None:
     """Adds `--tta`."""
     text = "average the probabilities of each image and of its mirror images"
     flags.add_argument("--tta", action="store_true", help=text)
+
+
+def add_trackers(flags: argparse.ArgumentParser) -> None:
+    """Adds `--track`, which refuses a tracker whose package is not installed."""
+
+    def installed(name: str) -> str:
+        if name in _TRACKERS:
+            check_installed("--track", (name,), f"pip install 'jaxtl[{name}]'")
+        return name
+
+    text = "send the metrics there too; may be given twice"
+    flags.add_argument(
+        "--track", type=installed, action="append", default=[], choices=_TRACKERS, help=text
+    )
 
 
 def add_processes(flags: argparse.ArgumentParser) -> None:

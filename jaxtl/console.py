@@ -171,5 +171,10 @@ def correct_text(correct: int, images: int) -> str:
     """How many images are correct, with a Wilson interval of the accuracy:
     `(352/359 correct, 95 % interval 0.9603 to 0.9905)`.
     """
-    found = proportion(correct, images)
-    return f"({correct}/{images} correct, 95 % interval {found.low:.4f} to {found.high:.4f})"
+    _, *bounds = proportion(correct, images)
+    return f"({correct}/{images} correct, 95 % interval {interval_text(*bounds)})"
+
+
+def interval_text(low: float, high: float, *, form: str = ".4f") -> str:
+    """An interval, such as `0.9603 to 0.9905`; `form` formats its bounds."""
+    return f"{low:{form}} to {high:{form}}"

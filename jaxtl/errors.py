@@ -1,7 +1,9 @@
 """The exceptions that end a command without a traceback, and text that a terminal can be given."""
 
+import importlib.util
 import re
 import signal
+from collections.abc import Sequence
 
 
 class UserError(Exception):
@@ -52,3 +54,20 @@ def printable(text: str, keep: str = "") -> str:
     return re.sub(
         r"[\x00-\x1f\x7f-\x9f]", lambda m: m[0] if m[0] in keep else repr(m[0])[1:-1], text
     )
+
+
+def check_installed(name: str, needs: Sequence[str], install: str) -> None:
+    """Refuses what takes packages that are not there.
+
+    Args:
+        name: what takes them.
+        needs: the modules.
+        install: what installs them.
+
+    Raises:
+        UserError: a module is missing; the message says what installs it.
+    """
+    # A folder of that name is found too, but has no origin.
+    found = {module: importlib.util.find_spec(module) for module in needs}
+    if missing := [module for module, spec in found.items() if spec is None or not spec.origin]:
+        raise UserError(f"{name} needs {' and '.join(missing)}: {install}")

@@ -11,7 +11,8 @@ _HELP = """Measures a trained run: loss, accuracy, and how each class fares; of 
 average precision, and precision, recall and F1 at the thresholds of the run.
 
 Without --data it measures the images that the run was validated on, or those of its test with
---split test. Intervals are Wilson's, of 95 %."""
+--split test. Intervals are of 95 %: Wilson's, and of F1 the bootstrap's, which has
+none where no image is wrong."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from jaxtl.console import console, correct_text, metrics_text
     from jaxtl.data.sources import found_line, open_all
-    from jaxtl.reports.class_table import class_table
+    from jaxtl.reports.class_table import class_lines
     from jaxtl.tasks import MULTI_LABEL
     from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.predictor import load_run
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     out.print(found_line(source))
     evaluation = predictor.evaluate(source)
-    out.print(class_table(predictor.classes, evaluation, predictor.thresholds))
+    for line in class_lines(predictor.classes, evaluation, predictor.thresholds):
+        out.print(line)
     sums, task = evaluation.sums, predictor.task
     metrics = task.metrics(
         evaluation, len(predictor.classes), task.monitors[0], predictor.thresholds

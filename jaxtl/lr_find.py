@@ -26,15 +26,16 @@ def main(arguments: Sequence[str]) -> int:
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
+    from jaxtl.data.splits import OpenOnce
     from jaxtl.training.cluster import warn_if_several
     from jaxtl.training.lr_finder import range_test
     from jaxtl.training.lr_range import write_curve
-    from jaxtl.training.setup import count_images, open_data
 
     warn_if_several("jaxtl.lr_find")
-    out, config = console(), load(given.cfg, cli.overrides(rest), count_images)
+    out, images = console(), OpenOnce()
+    config = load(given.cfg, cli.overrides(rest), images.count)
     name = given.phase or config.phases[0].name
-    found = range_test(config, open_data(config), name, out)
+    found = range_test(config, images(config.data), name, out)
     out.print(
         f"the loss falls fastest at a learning rate of {found.suggestion:.2g}: "
         f"--cfg.phases.{name}.lr={found.suggestion:.2g}  ({given.plot})"

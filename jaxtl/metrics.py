@@ -130,16 +130,14 @@ def class_metric(name: str, evaluation: Evaluation) -> float:
     return float(of_class(labels, predicted, labels=present, average="macro", zero_division=0))
 
 
-def monitored(monitor: str | None, metrics: Mapping[str, float]) -> float | None:
-    """What a phase orders its epochs by, better ones higher; None for the accuracy.
+def monitored(monitor: str | None, metrics: Mapping[str, float]) -> float:
+    """What a phase orders its epochs by, better ones higher.
 
     Args:
         monitor: a name from `Evaluation.metrics`; None for the accuracy.
         metrics: what that returns.
     """
-    if monitor in (None, "accuracy"):
-        return None
-    return -metrics["loss"] if monitor == "loss" else metrics[monitor]
+    return -metrics["loss"] if monitor == "loss" else metrics[monitor or "accuracy"]
 
 
 def quality(score: float, loss: float) -> tuple[float, float]:

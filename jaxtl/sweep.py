@@ -45,17 +45,17 @@ def main(arguments: Sequence[str]) -> int:
     given, rest = flags.parse_known_args(arguments)
 
     from jaxtl.console import console
+    from jaxtl.data.splits import OpenOnce
     from jaxtl.sweeps.failure import failed
     from jaxtl.sweeps.search import load_search, search
     from jaxtl.sweeps.sweep import sweep
     from jaxtl.sweeps.variations import load_sweep
     from jaxtl.training.cluster import warn_if_several
-    from jaxtl.training.setup import count_images
 
     warn_if_several("jaxtl.sweep")
-    overrides = cli.overrides(rest)
+    overrides, images = cli.overrides(rest), OpenOnce()
     searches = given.trials is not None or given.storage is not None
-    what = load_search(given.cfg, overrides, count_images) if searches else None
+    what = load_search(given.cfg, overrides, images.count) if searches else None
     if searches and what is None:
         raise UserError(f"{given.cfg} has no search(trial), which --trials and --storage are about")
     if searches and (given.trials is None or given.trials < 1):
@@ -67,10 +67,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if what:
             out.print(f"{workdir}: {begun}")
-            return int(not search(what, workdir, given.trials, given.storage, out))
-        variations = load_sweep(given.cfg, overrides, count_images)
+            return int(not search(what, workdir, given.trials, given.storage, out, images))
+        variations = load_sweep(given.cfg, overrides, images.count)
         out.print(f"{workdir}: {begun}")
-        outcomes = sweep(variations, workdir, out)
+        outcomes = sweep(variations, workdir, out, images)
     except Interrupted as stopped:
         out.print(f"stopped; to continue: the same command with --workdir {workdir}")
         return stopped.exit_code

@@ -32,11 +32,12 @@ def main(arguments: Sequence[str]) -> int:
     flags.add_argument(
         "--profile", metavar="START:STOP", help="trace these steps into the run directory"
     )
+    cli.add_trackers(flags)
     given, rest = flags.parse_known_args(arguments)
     if given.compile_for is not None:
         besides = (given.profile, given.coordinator, given.num_processes, given.process_id)
-        if any(flag is not None for flag in besides):
-            raise UserError("--compile-for trains nothing: leave out --profile and other processes")
+        if given.track or any(flag is not None for flag in besides):
+            raise UserError("--compile-for trains nothing: leave out flags but --cfg and its keys")
         from jaxtl.training.compiling import compile_and_print
 
         compile_and_print(given.compile_for, given.cfg, cli.overrides(rest))
@@ -44,10 +45,11 @@ def main(arguments: Sequence[str]) -> int:
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
+    from jaxtl.data.splits import OpenOnce
     from jaxtl.training.cluster import joined
     from jaxtl.training.hosts import is_first, together
     from jaxtl.training.profiling import steps_to_trace
-    from jaxtl.training.setup import choose_workdir, count_images, open_data, train
+    from jaxtl.training.setup import choose_workdir, train
 
     profile = range(0) if given.profile is None else steps_to_trace(given.profile)
     out, workdir, overrides = console(), given.workdir, cli.overrides(rest)
@@ -56,13 +58,14 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with joined(given.coordinator, given.num_processes, given.process_id, out):
             out.quiet = not is_first()
-            config = together(lambda: load(given.cfg, overrides, count_images))
-            data = together(lambda: open_data(config))
+            images = OpenOnce()
+            config = together(lambda: load(given.cfg, overrides, images.count))
+            data = together(lambda: images(config.data))
             if workdir is None:
                 workdir = choose_workdir(config, data, Path(given.cfg).stem, given.new, out)
             begun = True
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
-            train(config, data, workdir, out, profile)
+            train(config, data, workdir, out, profile, trackers=given.track)
     except Interrupted as stopped:
         if not begun:
             raise

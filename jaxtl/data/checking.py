@@ -137,7 +137,7 @@ def _refusal(spec: str, sources: dict[str, Source], facts: dict[str, list[Facts]
         good = np.asarray([i for i, k in enumerate(facts[name]) if k.problem is None], np.int64)
         parts.append(Subset(source, good, source.labels[good], source.classes))
     try:
-        as_splits(spec, Parts(*parts), val_fraction=Data().val_fraction, seed=0)
+        as_splits(Parts(*parts), Data(source=spec))
     except UserError as error:
         return str(error)
     return None

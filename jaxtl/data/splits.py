@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
-from jaxtl.config import Data
+from jaxtl.config import Counts, Data
 from jaxtl.data.facts import Facts
 from jaxtl.data.folders import FileSource
 from jaxtl.data.sources import Parts, Source, Subset, open_parts
-from jaxtl.data.vetting import EncodedSource, OnBadImage, vet, warn_of_leaks
+from jaxtl.data.vetting import EncodedSource, vet, warn_of_leaks
 from jaxtl.errors import UserError
 from jaxtl.labels import is_multi_label, strata
+
+_LOADED = {"batch_size", "balanced", "resize", "memory_gb"}  # say not which images there are
 
 
 class Splits(NamedTuple):
@@ -38,68 +40,47 @@ class Splits(NamedTuple):
         return {name: part for name, part in self._asdict().items() if part is not None}
 
 
-def open_splits(
-    spec: str,
-    *,
-    val_fraction: float,
-    seed: int,
-    test_fraction: float = 0.0,
-    folds: int | None = None,
-    fold: int = 0,
-    on_bad_image: OnBadImage | None = None,
-    retry_seconds: float = 0,
-) -> Splits:
-    """Opens a source for training.
+def open_splits(data: Data) -> Splits:
+    """Opens the images of a config, after a look at each, and warns of those in two splits.
 
     Args:
-        spec: `digits`, the path of a folder (see `open_folder`), also of one on an object store
-            (`gs://BUCKET/...`, `s3://BUCKET/...`), `csv:FILE` (see `open_csv`), or `tfds:NAME` or
-            `tfds:DIR` (see `open_tfds`).
-        val_fraction, seed, test_fraction, folds, fold: as for `as_splits`.
-        on_bad_image: what to do about images that cannot be used, see `vet`, which warns too of
-            images that are in two splits; None looks at no image before it is wanted.
-        retry_seconds: how long to wait for images that cannot be read then.
+        data: the source: `digits`, the path of a folder (see `open_folder`), also of one on an
+            object store (`gs://BUCKET/...`, `s3://BUCKET/...`), `csv:FILE` (see `open_csv`), or
+            `tfds:NAME` or `tfds:DIR` (see `open_tfds`); how it is split; and what to do about
+            images that cannot be used, see `vet`.
 
     Raises:
         UserError: there is no such source, it holds no proper data set, an image cannot be used, or
             as `as_splits`.
     """
-    parts = open_parts(spec, pixels=on_bad_image == "skip", retry=retry_seconds)
-    if on_bad_image is not None:
-        vetted = functools.partial(_vetted, on_bad_image=on_bad_image, retry=retry_seconds)
-        train, val, test = parts
-        parts = Parts(
-            vetted(train),
-            None if val is None else vetted(val),
-            None if test is None else vetted(test),
-        )
-    splits = as_splits(
-        spec,
-        parts,
-        val_fraction=val_fraction,
-        seed=seed,
-        test_fraction=test_fraction,
-        folds=folds,
-        fold=fold,
+    retry = data.retry_seconds
+    parts = open_parts(data.source, pixels=data.on_bad_image == "skip", retry=retry)
+    train, *others = (
+        vet(part, data.on_bad_image, retry) if isinstance(part, EncodedSource) else part
+        for part in parts
     )
-    if on_bad_image is not None:
-        for (one, first), (other, second) in itertools.combinations(splits.named.items(), 2):
-            known, described = (_facts(first), _facts(second)), (first.describe, second.describe)
-            warn_of_leaks(*known, *described, between=(one, other))
+    assert train is not None
+    splits = as_splits(Parts(train, *others), data)
+    for (one, first), (other, second) in itertools.combinations(splits.named.items(), 2):
+        known, described = (_facts(first), _facts(second)), (first.describe, second.describe)
+        warn_of_leaks(*known, *described, between=(one, other))
     return splits
 
 
-def settings(data: Data) -> dict[str, Any]:
-    """What a config says of how to open its source: the keyword arguments of `open_splits`."""
-    return {
-        "val_fraction": data.val_fraction,
-        "seed": data.seed,
-        "test_fraction": data.test_fraction,
-        "folds": data.folds,
-        "fold": data.fold,
-        "on_bad_image": data.on_bad_image,
-        "retry_seconds": data.retry_seconds,
-    }
+class OpenOnce:
+    """Opens images for a command, the same ones once: it warns once of what is wrong with them."""
+
+    def __init__(self) -> None:
+        self._open = functools.cache(open_splits)
+
+    def __call__(self, data: Data) -> Splits:
+        """The images of a config, as from `open_splits`, which raises the same."""
+        return self._open(data.model_copy(update=Data().model_dump(include=_LOADED)))
+
+    def count(self, data: Data) -> Counts:
+        """Counts the training images that a config names."""
+        train = self(data).train
+        return Counts(len(train), len(train.classes), data.batch_size)
 
 
 def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
@@ -115,12 +96,6 @@ def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _vetted(source: Source, on_bad_image: OnBadImage, retry: float) -> Source:
-    if isinstance(source, EncodedSource):
-        return vet(source, on_bad_image, retry)
-    return source
-
-
 def _facts(source: Source) -> list[Facts]:
     """What is known of each encoded image; nothing of images in memory."""
     if isinstance(source, Subset):
@@ -129,54 +104,41 @@ def _facts(source: Source) -> list[Facts]:
     return source.facts if isinstance(source, EncodedSource) else []
 
 
-def as_splits(
-    spec: str,
-    parts: Parts,
-    *,
-    val_fraction: float,
-    seed: int,
-    test_fraction: float = 0.0,
-    folds: int | None = None,
-    fold: int = 0,
-) -> Splits:
+def as_splits(parts: Parts, data: Data) -> Splits:
     """Splits the training images where a source has none for validation, or none for a test.
 
+    Images for a test are drawn first, so that `val_fraction` does not change them, and it is then
+    the fraction of the images that are left.
+
     Args:
-        spec: what to call the source in messages.
         parts: what `open_parts` returns.
-        val_fraction: where the source has no split of its own, the fraction of each class that is
-            kept for validation, in (0, 1): rounded, but at least one image of each class is in
-            each split. Of images with labels of several classes it is that of all images.
-        seed: draws these images, 0..2**32 - 1.
-        test_fraction: the fraction of each class that is kept for the test, likewise, in [0, 1); 0
-            for none. It is drawn first, so that `val_fraction` does not change it, and
-            `val_fraction` is that of the images that are left.
-        folds: divide these into so many parts in place of `val_fraction`, see `stratified_fold`.
-        fold: which of them is for validation, from 0.
+        data: how to split them, and what to call their source in messages. Fractions are those of
+            each class, rounded, but at least one image of each class is in each split; of images
+            with labels of several classes they are those of all images.
 
     Raises:
         UserError: there is one class only, a class has too few images to be split, or a test
             fraction or folds are wanted where there are images for it.
     """
-    train, val, test = parts
+    (train, val, test), spec = parts, data.source
     _check_classes(spec, train)
-    if test_fraction and test is not None:
+    if data.test_fraction and test is not None:
         raise UserError(
             f"{spec} has a test split of its own, so data.test_fraction has nothing to do: leave "
             "it out, or set it to 0"
         )
-    if test_fraction:
-        train, test = _divided(train, test_fraction, seed)
-    if folds and val is not None:
+    if data.test_fraction:
+        train, test = _divided(train, data.test_fraction, data.seed)
+    if data.folds and val is not None:
         raise UserError(
             f"{spec} has validation images of its own, and data.folds would divide the others: "
             f"leave it out, or give the images of all folds as one folder, such as {spec}/train"
         )
-    if folds:
-        kept, held_out = stratified_fold(train, folds, fold, seed)
+    if data.folds:
+        kept, held_out = stratified_fold(train, data.folds, data.fold, data.seed)
         train, val = _part(train, kept), _part(train, held_out)
     if val is None:
-        train, val = _divided(train, val_fraction, seed)
+        train, val = _divided(train, data.val_fraction, data.seed)
     return Splits(train, val, test)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jaxtl.console import interval_text
 from jaxtl.files import as_text
 from jaxtl.metrics import ClassResult, Evaluation, class_results, confusion, proportion
 from jaxtl.multilabel import LabelResult, label_results, mean_metrics
@@ -157,8 +158,8 @@ def _cells(correct: int, images: int) -> str:
     """A fraction, its interval, and what it is of."""
     if not images:
         return "- | - | 0 of 0"
-    found = proportion(correct, images)
-    return f"{found.value:.4f} | {found.low:.4f} to {found.high:.4f} | {correct} of {images}"
+    value, *bounds = proportion(correct, images)
+    return f"{value:.4f} | {interval_text(*bounds)} | {correct} of {images}"
 
 
 def _weights(predictor: Predictor) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxtl.errors import UserError
 from jaxtl.models import Network
 from jaxtl.tasks import Activation
 
@@ -53,18 +51,3 @@ def with_version(module: str) -> str:
         name = importlib.metadata.packages_distributions()[module][0]
         version = importlib.metadata.version(name)
     return f"{name} {version}"
-
-
-def check_installed(name: str, needs: Sequence[str], install: str) -> None:
-    """Refuses what takes packages that are not there.
-
-    Args:
-        name: what takes them.
-        needs: the modules.
-        install: what installs them.
-
-    Raises:
-        UserError: a module is missing; the message says what installs it.
-    """
-    if missing := [module for module in needs if importlib.util.find_spec(module) is None]:
-        raise UserError(f"{name} needs {' and '.join(missing)}: {install}")

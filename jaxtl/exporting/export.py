@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 from jaxtl.data.sources import Subset
-from jaxtl.errors import UserError
+from jaxtl.errors import UserError, check_installed
 from jaxtl.exporting import keras, onnx, stablehlo, tflite
 from jaxtl.exporting.card import model_card
-from jaxtl.exporting.classifier import Classify, Format, check_installed, with_version
+from jaxtl.exporting.classifier import Classify, Format, with_version
 from jaxtl.files import as_text, sync, sync_entry, unfinished, write_json, write_whole
 from jaxtl.metrics import NONE, Evaluation, Sums
 from jaxtl.training.predictor import Predictor

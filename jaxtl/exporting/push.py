@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxtl.errors import UserError
-from jaxtl.exporting.classifier import check_installed
+from jaxtl.errors import UserError, check_installed
 from jaxtl.weights import hub
 from jaxtl.weights.unavailable import reason, within
 

@@ -1,25 +1,29 @@
-"""How each class fares, as a table for the terminal."""
+"""How each class fares, for the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from rich.table import Table
 
-from jaxtl.metrics import ClassResult, Evaluation, class_results, confusion, proportion
-from jaxtl.multilabel import LabelResult, label_results
+from jaxtl.console import interval_text
+from jaxtl.metrics import Evaluation, Proportion, confusion
+from jaxtl.multilabel import label_results
+from jaxtl.reports.bootstrap import f1_intervals
+from jaxtl.reports.measures import ClassRow, LabelRow, class_rows, label_rows
 
-_COLUMNS = ("images", "correct", "recall", "95 % interval", "precision")
+_INTERVAL = "95 % interval"
+_COLUMNS = ("images", "correct", "recall", _INTERVAL, "precision", "F1", _INTERVAL)
 
 
-def class_table(
+def class_lines(
     classes: Sequence[str],
     evaluation: Evaluation,
     thresholds: Float[np.ndarray, "classes"] | None,
-) -> Table:
-    """A row for each class.
+) -> Iterator[Table | str]:
+    """A table with a row for each class, and of one class an image the mean F1.
 
     Args:
         classes: their names.
@@ -27,34 +31,40 @@ def class_table(
         thresholds: of several labels, from which probability on an image has each; None of one
             class an image.
     """
-    own = () if thresholds is None else ("F1", "average precision", "threshold")
+    own = () if thresholds is None else ("average precision", "threshold")
     table = Table("class")
     for column in (*_COLUMNS, *own):
         table.add_column(column, justify="right")
-    if thresholds is None:
-        counts = confusion(evaluation.labels, evaluation.predicted, len(classes))
-        for name, found in zip(classes, class_results(counts), strict=True):
-            table.add_row(name, *_cells(found))
-        return table
-    results = label_results(evaluation.labels, evaluation.probabilities, thresholds)
-    for name, label, threshold in zip(classes, results, thresholds.tolist(), strict=True):
-        more = (label.f1 if label.images else None, label.average_precision, threshold)
-        table.add_row(name, *_cells(_as_class(label)), *map(_number, more))
-    return table
+    if thresholds is not None:
+        results = label_results(evaluation.labels, evaluation.probabilities, thresholds)
+        for name, label in zip(
+            classes, label_rows(results, thresholds, len(evaluation.labels)), strict=True
+        ):
+            more = (label.average_precision, label.threshold)
+            table.add_row(name, *_cells(label), *map(_number, more))
+        yield table
+        return
+    counts = confusion(evaluation.labels, evaluation.predicted, len(classes))
+    f1 = f1_intervals(counts)
+    for name, row in zip(classes, class_rows(counts, f1.classes), strict=True):
+        table.add_row(name, *_cells(row))
+    yield table
+    value, interval = _with_interval(f1.macro)
+    yield f"macro_f1 {value}  (95 % interval {interval})"
 
 
-def _as_class(label: LabelResult) -> ClassResult:
-    recall, precision = (
-        label.correct / all if all else None for all in (label.images, label.predicted)
-    )
-    return ClassResult(label.images, label.correct, recall, precision)
+def _cells(row: ClassRow | LabelRow) -> tuple[str, ...]:
+    correct = 0 if row.recall is None else round(row.recall.value * row.images)
+    precision = _with_interval(row.precision)[0]
+    shown = (*_with_interval(row.recall), precision, *_with_interval(row.f1))
+    return str(row.images), str(correct), *shown
 
 
-def _cells(found: ClassResult) -> tuple[str, ...]:
-    _, *bounds = proportion(found.correct, found.images) if found.images else (None,)
-    interval = " to ".join(map(_number, bounds)) or "-"
-    recall, precision = map(_number, (found.recall, found.precision))
-    return str(found.images), str(found.correct), recall, interval, precision
+def _with_interval(found: Proportion | None) -> tuple[str, str]:
+    if found is None:
+        return "-", "-"
+    interval = interval_text(found.low, found.high) if found.low < found.high else "-"
+    return _number(found.value), interval
 
 
 def _number(value: float | None) -> str:

@@ -12,9 +12,10 @@ from jaxtyping import Float, Int
 from jaxtl.config import Config
 from jaxtl.data.decoding import decode
 from jaxtl.data.sources import Source
-from jaxtl.metrics import Evaluation, Sums, confusion
+from jaxtl.metrics import Evaluation, Proportion, Sums, confusion
 from jaxtl.models import Network, Variables
 from jaxtl.multilabel import label_results, mean_metrics
+from jaxtl.reports.bootstrap import f1_intervals
 from jaxtl.reports.gradcam import grad_cam
 from jaxtl.reports.measures import (
     Calibration,
@@ -57,8 +58,9 @@ class Findings:
         sums: the exact sums over the validation images.
         rows: the result of each class.
         means: of several labels the means over these, `mAP` and `macro_f1`.
-        counts: how many images of each class (row) were classified as each class (column); None of
-            several labels, as the rest.
+        macro_f1: the mean F1 of the classes, with its interval; None of several labels, as the
+            rest.
+        counts: how many images of each class (row) were classified as each class (column).
         calibration: how far the probabilities can be trusted.
         mistakes: the most confident ones, the worst first.
     """
@@ -66,6 +68,7 @@ class Findings:
     sums: Sums
     rows: Sequence[ClassRow | LabelRow]
     means: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    macro_f1: Proportion | None = None
     counts: Int[np.ndarray, "classes classes"] | None = None
     calibration: Calibration | None = None
     mistakes: tuple[Mistake, ...] = ()
@@ -95,11 +98,14 @@ def find(
     assert logs is not None, "an evaluation without log probabilities"
     if thresholds is not None:
         results = label_results(evaluation.labels, evaluation.probabilities, thresholds)
-        return Findings(evaluation.sums, label_rows(results, thresholds), mean_metrics(results))
+        rows = label_rows(results, thresholds, len(evaluation.labels))
+        return Findings(evaluation.sums, rows, mean_metrics(results))
     counts = confusion(evaluation.labels, evaluation.predicted, len(source.classes))
+    f1 = f1_intervals(counts)
     return Findings(
         evaluation.sums,
-        class_rows(counts),
+        class_rows(counts, f1.classes),
+        macro_f1=f1.macro,
         counts=counts,
         calibration=calibration(logs, evaluation.labels),
         mistakes=_mistakes(config, evaluation, logs, source, network, variables),

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from jaxtl.metrics import Proportion, proportion
 from jaxtl.multilabel import LabelResult
+from jaxtl.reports.bootstrap import f1_intervals
 
 BINS = 15  # as Guo et al. 2017 take
 COOLEST, HOTTEST = 0.05, 20.0  # temperatures that are looked for
@@ -28,7 +29,7 @@ class ClassRow(NamedTuple):
     images: int
     precision: Proportion | None
     recall: Proportion | None
-    f1: float | None
+    f1: Proportion | None
 
 
 class LabelRow(NamedTuple):
@@ -43,7 +44,7 @@ class LabelRow(NamedTuple):
     images: int
     precision: Proportion | None
     recall: Proportion | None
-    f1: float | None
+    f1: Proportion | None
     average_precision: float | None
     threshold: float
 
@@ -81,29 +82,41 @@ class Calibration:
     loss_at_temperature: float
 
 
-def class_rows(counts: Int[np.ndarray, "classes classes"]) -> list[ClassRow]:
-    """The result of each class, from the counts of `metrics.confusion`."""
+def class_rows(
+    counts: Int[np.ndarray, "classes classes"], f1s: Sequence[Proportion | None]
+) -> list[ClassRow]:
+    """The result of each class, from the counts of `metrics.confusion` and the F1 of each."""
     parts = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    return [_class_row(*each) for each in zip(*(part.tolist() for part in parts), strict=True)]
+    columns = zip(*(part.tolist() for part in parts), f1s, strict=True)
+    return [_class_row(*each) for each in columns]
 
 
 def label_rows(
-    results: Sequence[LabelResult], thresholds: Float[np.ndarray, "classes"]
+    results: Sequence[LabelResult], thresholds: Float[np.ndarray, "classes"], images: int
 ) -> list[LabelRow]:
-    """The result of each of several labels, from those of `multilabel.label_results`."""
+    """The result of each of several labels, from those of `multilabel.label_results`.
+
+    Args:
+        results: those of each label.
+        thresholds: what it is given from.
+        images: the number of images.
+    """
     rows = []
     for found, threshold in zip(results, thresholds.tolist(), strict=True):
-        row = _class_row(found.correct, found.images, found.predicted)
+        missed, wrong = found.images - found.correct, found.predicted - found.correct
+        neither = images - found.correct - missed - wrong
+        f1 = f1_intervals(np.asarray([[neither, wrong], [missed, found.correct]])).classes[1]
+        row = _class_row(found.correct, found.images, found.predicted, f1)
         rows.append(LabelRow(*row, found.average_precision, threshold))
     return rows
 
 
-def _class_row(correct: int, images: int, predicted: int) -> ClassRow:
+def _class_row(correct: int, images: int, predicted: int, f1: Proportion | None) -> ClassRow:
     return ClassRow(
         images,
         proportion(correct, predicted) if predicted else None,
         proportion(correct, images) if images else None,
-        2 * correct / (images + predicted) if images + predicted else None,
+        f1,
     )
 
 

@@ -12,6 +12,7 @@ import jinja2
 
 from jaxtl.config import Config
 from jaxtl.config.config_file import leaves
+from jaxtl.console import interval_text
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.metrics import proportion
@@ -113,6 +114,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.globals["colours"] = COLOURS
     environment.filters["percent"] = lambda value: f"{value:.1%}"
+    environment.filters["interval"] = lambda found: interval_text(*found[1:], form=".1%")
     environment.filters["temperature"] = _temperature
     return environment
 
@@ -141,7 +143,10 @@ def state(config: Config, metadata: RunMetadata, rows: Sequence[Row]) -> str:
 
 
 def _tiles(
-    config: Config, metadata: RunMetadata, rows: Sequence[Row], findings: Findings | None
+    config: Config,
+    metadata: RunMetadata,
+    rows: Sequence[Row],
+    findings: Findings | None,
 ) -> Iterator[tuple[str, str, str]]:
     """What comes first: a name, a number and what there is to say of it."""
     images = metadata.data.val.images
@@ -161,7 +166,7 @@ def _tiles(
     yield (
         f"{said} accuracy",
         f"{accuracy:.2%}",
-        f"{correct:,} of {images:,} images; 95% interval {low:.1%} to {high:.1%}",
+        f"{correct:,} of {images:,} images; 95% interval {interval_text(low, high, form='.1%')}",
     )
     if tested := metadata.correct("test"):
         value, low, high = proportion(*tested)
@@ -169,7 +174,14 @@ def _tiles(
             "test accuracy",
             f"{value:.2%}",
             f"{tested[0]:,} of {tested[1]:,} images that chose nothing; "
-            f"95% interval {low:.1%} to {high:.1%}",
+            f"95% interval {interval_text(low, high, form='.1%')}",
+        )
+    if findings is not None and findings.macro_f1 is not None:
+        value, low, high = findings.macro_f1
+        yield (
+            f"{said} macro F1",
+            f"{value:.2%}",
+            f"mean over the classes; 95% interval {interval_text(low, high, form='.1%')}",
         )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None and findings.calibration is not None:

@@ -114,7 +114,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        checkpoints, metrics, tensorboard, report: paths inside it.
+        checkpoints, metrics, tensorboard, trackers, report: paths inside it.
 
     Raises:
         UserError: the path is not UTF-8, as Orbax needs, or on an object store.
@@ -135,6 +135,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
+        self.trackers = path / "trackers"
         self.report = path / "report.html"
         self._config = path / "config.json"
         self._run = path / "run.json"
@@ -184,7 +185,7 @@ class RunDirectory:
             )
         # A run that died before its first checkpoint leaves these behind.
         own = {self._config, self._run, self.metrics, self.checkpoints, self.tensorboard}
-        own.add(self.report)
+        own |= {self.trackers, self.report}
         if any(not is_unfinished(path) for path in set(self.path.iterdir()) - own):
             raise UserError(f"{self.path} holds other files; name a new directory with --workdir")
 

@@ -17,6 +17,7 @@ import pydantic
 from jaxtl.errors import UserError
 from jaxtl.files import write_whole
 from jaxtl.runs.records import reason
+from jaxtl.runs.trackers import Trackers
 
 
 @contextlib.contextmanager
@@ -61,17 +62,20 @@ class MetricsLine(pydantic.BaseModel):
 
 
 class MetricsLog:
-    """Writes one JSON object a line, and the same to TensorBoard.
+    """Writes one JSON object a line, and the same to TensorBoard and other trackers.
 
     Args:
         path: the file for the JSON lines.
         tensorboard: the folder for TensorBoard.
         until: the training step at which the run was last saved. Later lines are removed, since a
             run that continues measures them again. So are damaged ones, and a warning says so.
+        trackers: others that get the metrics; None for none.
     """
 
-    def __init__(self, path: Path, tensorboard: Path, *, until: int):
-        self._path = path
+    def __init__(
+        self, path: Path, tensorboard: Path, *, until: int, trackers: Trackers | None = None
+    ):
+        self._path, self._trackers = path, trackers
         self._remove_after(until)
         tensorboard.mkdir(parents=True, exist_ok=True)
         # Not a SummaryWriter, which starts a thread and a queue between processes for each run.
@@ -101,6 +105,8 @@ class MetricsLog:
         for name, value in metrics.items():
             summary.MergeFrom(scalar(f"{split}/{name}", value))
         self._add(Event(step=step, summary=summary))
+        if self._trackers is not None:
+            self._trackers.write(epoch, step, split, metrics)
 
     def forget(self, until: int) -> None:
         """Removes all lines after a training step, since the run goes back there."""

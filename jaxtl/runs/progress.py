@@ -31,8 +31,8 @@ class Progress:
         stale: the number of epochs since the phase's best validation result, or since it began.
         best_step, best_epoch: when the phase had its best validation result; None before the first.
         best_accuracy, best_loss: the best validation result of the phase.
-        best_score: what it was chosen by (`metrics.monitored`); None if that is the accuracy, as in
-            older versions.
+        best_score: what it was chosen by (`metrics.monitored`); None before the first result, and
+            in older versions, which chose by the accuracy.
         to_average: the best epochs of a phase that will average them, the best one first.
         lr_factor: the factor on the learning rate of the phase, 1 unless it diverged.
         halvings: how often a learning rate was halved since the run began.
@@ -92,7 +92,7 @@ class Progress:
     def best_text(self, phase: Phase) -> str:
         """The best validation result of the phase, with what it monitors."""
         result = {"loss": self.best_loss, "accuracy": self.best_accuracy}
-        if phase.monitor in CLASS_METRICS and self.best_score is not None:
+        if self.best_score is not None and phase.monitor in CLASS_METRICS:
             result[phase.monitor] = self.best_score
         return metrics_text(result, "val_")
 
@@ -102,21 +102,16 @@ class Progress:
         return [self.epoch - (self.step - end) // steps_per_epoch for end in ends]
 
     def after_epoch(
-        self,
-        accuracy: float,
-        loss: float,
-        average: int | None = None,
-        score: float | None = None,
+        self, accuracy: float, loss: float, score: float, average: int | None = None
     ) -> Progress:
         """The progress once the epoch's validation result is known.
 
         Args:
             accuracy, loss: the result.
-            average: how many epochs the phase will average at most; None for none.
             score: what the phase monitors, from `metrics.monitored`.
+            average: how many epochs the phase will average at most; None for none.
         """
-        reached = accuracy if score is None else score
-        results = (*self.to_average, (self.step, reached, loss))
+        results = (*self.to_average, (self.step, score, loss))
         ranked = sorted(results, key=lambda result: quality(*result[1:]), reverse=True)
         done = dataclasses.replace(
             self,
@@ -126,7 +121,7 @@ class Progress:
             stale=self.stale + 1,
             to_average=tuple(ranked[: average or 0]),
         )
-        if quality(reached, loss) <= self.best_quality:
+        if quality(score, loss) <= self.best_quality:
             return done
         return dataclasses.replace(
             done,
@@ -138,7 +133,7 @@ class Progress:
             best_score=score,
         )
 
-    def averaged(self, accuracy: float, loss: float, score: float | None = None) -> Progress:
+    def averaged(self, accuracy: float, loss: float, score: float) -> Progress:
         """The progress once the variables of its last step are the average of the best epochs."""
         return dataclasses.replace(
             self,

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import chex
@@ -39,6 +39,10 @@ from jaxtl.training.stopping import Stop
 from jaxtl.training.trainable import Trainable
 
 _OnHost = Float64[np.ndarray, "4 steps runs"]
+AfterEpoch = Callable[[str, int, float], bool]
+"""Takes the name of a run, its epochs so far, of all phases, and its validation accuracy; returns
+whether it goes on."""
+
 _Line = tuple[str, int, int, str, dict[str, float]]
 
 
@@ -51,6 +55,7 @@ class HeadRun:
         progress: its position in training.
         metrics: metrics of each split after each epoch, as `MetricsLog.write` takes them.
         diverged: the error that ended it early; None if nothing did.
+        pruned: whether `HeadTraining.after_epoch` ended it early.
         result: its result in `run.json` once it is complete.
     """
 
@@ -58,11 +63,17 @@ class HeadRun:
     progress: Progress = dataclasses.field(default_factory=Progress)
     metrics: list[_Line] = dataclasses.field(default_factory=list)
     diverged: Diverged | None = None
+    pruned: bool = False
     result: dict[str, float] | None = None
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the run will have no result."""
+        return self.diverged is not None or self.pruned
 
     def active(self, phase: Phase) -> bool:
         """Whether the run is not at the end of the phase yet."""
-        return self.diverged is None and not self.progress.finished(phase)
+        return not self.ended_early and not self.progress.finished(phase)
 
     def after_epoch(
         self,
@@ -94,7 +105,7 @@ class HeadRun:
             self.diverged = error
             return False
         self.progress = dataclasses.replace(self.progress, step=before + steps).after_epoch(
-            validated["accuracy"], validated["loss"], score=monitored(phase.monitor, validated)
+            validated["accuracy"], validated["loss"], monitored(phase.monitor, validated)
         )
         trained["images_per_second"] = float(train[3].sum()) / seconds
         epoch, step = self.progress.epoch, self.progress.step
@@ -117,6 +128,7 @@ class HeadTraining:
         test: features to test a result; None where there is no test.
         loaders: the training images, by seed.
         out: the terminal.
+        after_epoch: is called for each run that is not at its end; None lets all go on.
     """
 
     runs: list[HeadRun]
@@ -128,6 +140,7 @@ class HeadTraining:
     test: Feed | None
     loaders: dict[int, Loader]
     out: Console
+    after_epoch: AfterEpoch | None = None
 
     def __post_init__(self) -> None:
         self.devices = jax.local_devices()
@@ -155,7 +168,7 @@ class HeadTraining:
         sums, classes = self._score(self.heads, exact), self.network.num_classes or 0
         tested = None if self.test is None else self._score(self.heads, self.test)
         for number, run in enumerate(self.runs):
-            if run.diverged is None:
+            if not run.ended_early:
                 result = _total(sums[..., number]).means(classes)
                 test = {} if tested is None else _total(tested[..., number]).means(classes)
                 run.result = result_of(run.progress, result, test)
@@ -192,13 +205,20 @@ class HeadTraining:
                     epoch_sums = trained[..., number], validated[..., number]
                     run = self.runs[number]
                     better[number] = run.after_epoch(phase, *epoch_sums, classes, seconds)
+                    self._prune(run, past)
                 chosen = better if phase.restore_best else active
                 results = _select(chosen, state.variables, results)
                 show(epoch + 1)
         self.heads = self.heads | results
-        left = [run.progress.best_accuracy for run in self.runs if run.diverged is None]
-        outcome = f"the best val_accuracy is {max(left):.4f}" if left else "all diverged"
+        left = [run.progress.best_accuracy for run in self.runs if not run.ended_early]
+        outcome = f"the best val_accuracy is {max(left):.4f}" if left else "all diverged or ended"
         self.out.print(f"{title} in {time.perf_counter() - begun:.1f} s, {outcome}")
+
+    def _prune(self, run: HeadRun, past_epochs: int) -> None:
+        """Ends a run whose validation after an epoch was too bad to go on."""
+        if self.after_epoch is not None and not run.ended_early:
+            accuracy, epochs = run.metrics[-1][-1]["accuracy"], past_epochs + run.progress.epoch
+            run.pruned = not self.after_epoch(run.variation.name, epochs, accuracy)
 
     def _begin(self, index: int, train: Feed, runs_per_batch: int) -> BegunPhase:
         configs = [run.variation.config for run in self.runs]

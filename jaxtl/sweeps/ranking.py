@@ -13,8 +13,10 @@ from typing import Any
 from rich.table import Table
 
 from jaxtl.config.config_file import leaves
+from jaxtl.console import correct_text, interval_text, metrics_text
 from jaxtl.files import write_whole
 from jaxtl.metrics import proportion, quality
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.failure import Failure, Outcome
 from jaxtl.sweeps.variations import Variation
 from jaxtl.tasks import ranked_by
@@ -142,12 +144,11 @@ def folds_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
         means = {name: [row[name] for row in done] for name in metrics}
         cells = [f"{mean(each):.4f} ± {stdev(each):.4f}" for each in means.values()]
         correct = sum(round(row["val_accuracy"] * row["val_images"]) for row in done)
-        _, low, high = proportion(correct, sum(row["val_images"] for row in done))
-        interval = _interval({"val_accuracy_low": low, "val_accuracy_high": high})
+        _, *bounds = proportion(correct, sum(row["val_images"] for row in done))
+        cells.insert(metrics.index("val_accuracy") + 1, interval_text(*bounds))
         texts = [_text(key, done[0][key]) for key in others]
-        complete = f"{len(done)} of {len(members)}"
-        cells.insert(metrics.index("val_accuracy") + 1, interval)
-        lines.append((mean(means[metrics[0]]), [*texts, complete, *cells]))
+        texts += [f"{len(done)} of {len(members)}", *cells]
+        lines.append((mean(means[metrics[0]]), texts))
     for _, line in sorted(lines, reverse=True):
         table.add_row(*line)
     return table if lines else None
@@ -155,7 +156,7 @@ def folds_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
 
 def _interval(row: Mapping[str, Any]) -> str:
     low, high = row["val_accuracy_low"], row["val_accuracy_high"]
-    return "" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+    return "" if math.isnan(low) else interval_text(low, high)
 
 
 def _text(column: str, value: Any) -> str:
@@ -186,6 +187,19 @@ def failure_lines(outcomes: Mapping[str, Outcome], again: str, path: Path) -> It
                 yield f"    and {len(alike) - _NAMED} more"
         if len(names) > _REASONS:
             yield f"  and {len(names) - _REASONS} more reasons in {path}"
+
+
+def best_lines(run: RunDirectory) -> Iterator[str]:
+    """Says what the best run validated with, and its test."""
+    metadata = run.metadata()
+    result = metadata.result or {}
+    names = dict.fromkeys((ranked_by(result), "accuracy", "loss"))
+    if val := metadata.correct("val"):
+        means = {name: result[name] for name in names}
+        yield f"best: {run.path}  {metrics_text(means, 'val_')}  {correct_text(*val)}"
+    if test := metadata.correct("test"):
+        means = {name: result[f"test_{name}"] for name in names}
+        yield f"its test: {metrics_text(means, 'test_')}  {correct_text(*test)}"
 
 
 def write_ranking(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -6,18 +6,14 @@ def search(trial):
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import pprint
-import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 from rich.console import Console
-from rich.table import Table
 
 from jaxtl.config.config_file import (
     Config,
@@ -30,33 +26,32 @@ from jaxtl.config.config_file import (
     readable,
     vary,
 )
+from jaxtl.data.splits import OpenOnce, Splits
 from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
-from jaxtl.files import write_whole
-from jaxtl.metrics import proportion
-from jaxtl.sweeps.variations import run_name
+from jaxtl.sweeps.failure import Failure
+from jaxtl.sweeps.heads import HeadRun
+from jaxtl.sweeps.search_results import show_results, write_results
+from jaxtl.sweeps.study import IMAGES, METRIC, RUN, Study
+from jaxtl.sweeps.together import (
+    Family,
+    can_train_together,
+    common,
+    groups,
+    heads_may_differ_in,
+    train_together,
+)
+from jaxtl.sweeps.variations import Variation, run_name
 from jaxtl.tasks import ranked_by, task_of
+from jaxtl.training.checks import check_plan
 from jaxtl.training.memory import forget_programs
-from jaxtl.training.setup import open_data, train
+from jaxtl.training.setup import plan_run, train
 
 if TYPE_CHECKING:
     import optuna
 
-_HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
-_RETRIES = 2  # of a trial whose process was killed
 _DIGITS = 10_000  # trials that the names of run directories have digits for
-_SHOWN = 10  # trials on the terminal
-_IMPOSSIBLE = "impossible"  # marks a trial that `search` gave no config
-
-_BEST = '''"""{said}"""
-
-from jaxtl.config import Config
-
-
-def get_config() -> Config:
-    return Config.model_validate(
-{tree}
-    )
-'''
+# Heads; Optuna learns between them (docs/decisions/0070-trials-in-batches-of-eight.md).
+_TOGETHER = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +101,20 @@ def load_search(
     return Search(find(name), names, config) if callable(names.get("search")) else None
 
 
-def search(what: Search, workdir: Path, trials: int, url: str | None, out: Console) -> bool:
+def search(
+    what: Search,
+    workdir: Path,
+    trials: int,
+    url: str | None,
+    out: Console,
+    images: OpenOnce | None = None,
+) -> bool:
     """Runs trials until a study has so many; other processes may work on the same one.
 
-    Trials that do worse than most did at the same epoch are ended (`MedianPruner`). A trial whose
-    process was killed is begun again with the same values, where its checkpoint is. After each
-    trial `best.py`, a config ready to run, `search.csv` and `search-*.svg` are written.
+    Heads that can train together do so, eight at a time; other trials run one by one. Trials that
+    do worse than most did at the same epoch are ended (`MedianPruner`). A trial whose process was
+    killed is begun again with the same values, where its checkpoint is. After each batch `best.py`,
+    a config ready to run, `search.csv` and `search-*.svg` are written.
 
     Args:
         what: the search, from `load_search`.
@@ -120,6 +123,7 @@ def search(what: Search, workdir: Path, trials: int, url: str | None, out: Conso
         url: the database that holds the study, such as `postgresql://...`; None for a file in
             `workdir`.
         out: the terminal.
+        images: opens their images; None where none of them is open yet.
 
     Returns:
         Whether every trial has a result or was ended early.
@@ -135,205 +139,190 @@ def search(what: Search, workdir: Path, trials: int, url: str | None, out: Conso
         raise UserError("a search needs Optuna: pip install 'jaxtl[search]'") from error
     workdir.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def config_of(values: Mapping[str, Any]) -> Config:
+        return what.variation(optuna.trial.FixedTrial(dict(values)))[1]
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Of epochs that a trial reports once more.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
-        study = _study(url or f"sqlite:///{workdir.absolute() / 'study.db'}")
-        while _count(study) < trials:
-            study.optimize(lambda trial: _run(trial, what, workdir, out), n_trials=1, catch=_Failed)
-            _write(study, what, workdir)
-        lost = {number for trial in study.trials for number in _history(trial)}
-    _show(study, workdir, out)
-    failed = optuna.trial.TrialState.FAIL
-    return all(trial.state != failed or trial.number in lost for trial in _trials(study))
+        study = Study(url or f"sqlite:///{workdir.absolute() / 'study.db'}")
+        searching = _Searching(study, what, workdir, out, images or OpenOnce())
+        while batch := searching.ask(trials):
+            searching.train(batch)
+            write_results(study, workdir, what.path.name, config_of)
+        show_results(study, workdir, out)
+        return not study.in_state("FAIL")
 
 
-class _Failed(Exception):
-    """A trial has no result, and others may have one."""
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """A trial: its number when it began first, and the run that it stands for."""
+
+    optuna: optuna.Trial
+    number: int
+    variation: Variation
 
 
-def _run(trial: optuna.Trial, what: Search, workdir: Path, out: Console) -> float:
-    """Trains a trial, or what is left of it; returns its accuracy, or mAP of several labels."""
-    import optuna
+@dataclasses.dataclass
+class _Searching:
+    """This process at work on a study."""
 
-    try:
-        values, varied = what.variation(trial)
-    except UserError:
-        trial.set_user_attr(_IMPOSSIBLE, True)
-        raise
-    number = next(iter(_history(trial.study.trials[trial.number])), trial.number)
-    run = workdir / run_name(number, _DIGITS, values)
-    trial.set_user_attr("run", run.name)
-    out.print(f"\ntrial {number}: {run.name}")
+    study: Study
+    what: Search
+    workdir: Path
+    out: Console
+    images: OpenOnce
 
-    def after_epoch(epochs: int, score: float) -> None:
-        trial.report(score, epochs)
-        if trial.should_prune():
-            out.print(f"trial {number} is ended: others did better after {epochs} epochs")
-            raise optuna.TrialPruned
+    def ask(self, most: int) -> list[_Trial]:
+        """The trials to train next, several where they are heads that can train together.
 
-    try:
-        data = open_data(varied)
-        trial.set_user_attr("images", len(data.val))
-        trial.set_user_attr("metric", task_of(data.train.labels).monitors[0])
-        result = train(varied, data, run, out, after_epoch=after_epoch)
-        return result[ranked_by(result)]
-    except Interrupted:  # Optuna would not come back to it
-        again = optuna.storages.RetryHeartbeatStaleTrialCallback()
-        again(trial.study, trial.study.trials[trial.number])
-        raise
-    except EXPECTED as error:
-        out.print(f"trial {number} failed: {one_line(error)}")
-        raise _Failed from error
-    finally:
-        forget_programs()
+        Args:
+            most: the number of trials of the whole study.
 
+        Raises:
+            UserError: `search` suggests what is not possible; the trial is none then.
+        """
+        batch: list[_Trial] = []
+        size = 1
+        try:
+            while len(batch) < size and (trial := self._next(most)) is not None:
+                batch.append(trial)
+                if len(batch) == 1 and self._family(batch) is not None:
+                    size = _TOGETHER
+        except BaseException:
+            for trial in batch:
+                self.study.give_back(trial.optuna)
+            raise
+        return batch
 
-def _trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """All trials of a study that had a config."""
-    return [trial for trial in study.trials if _IMPOSSIBLE not in trial.user_attrs]
+    def _next(self, most: int) -> _Trial | None:
+        trial = self.study.ask(most)
+        if trial is None:
+            return None
+        try:
+            values, varied = self.what.variation(trial)
+        except UserError:
+            self.study.withdraw(trial)
+            raise
+        number = self.study.first_number(trial)
+        return _Trial(trial, number, Variation(run_name(number, _DIGITS, values), values, varied))
 
+    def _family(self, trials: Sequence[_Trial]) -> Family | None:
+        """Trials as heads that can train together; None where the first one cannot with others."""
+        first = trials[0].variation
+        if not all(heads_may_differ_in(key, first.config) for key in first.values):
+            return None
+        try:
+            data = self.images(first.config.data)
+            check_plan(first.config, data.train, jax.local_devices())
+            network, trainables = plan_run(first.config, len(data.train.classes))
+            monitor = task_of(data.train.labels).monitors[0]
+            alike = [
+                dataclasses.replace(
+                    trial.variation, config=trial.variation.config.with_monitor(monitor)
+                )
+                for trial in trials
+                if common(trial.variation.config) == common(first.config)
+            ]
+            family = Family(alike, data, network, trainables)
+            return family if can_train_together(family, _TOGETHER) else None
+        except EXPECTED:  # the trial alone will say so
+            return None
 
-def _history(trial: optuna.trial.FrozenTrial) -> list[int]:
-    """The numbers of the trials that this one begins again, the first one first."""
-    import optuna
+    def train(self, batch: Sequence[_Trial]) -> None:
+        """Trains trials, together if there are several, and tells the study what became of them.
 
-    return optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history(trial)
+        Raises:
+            Interrupted: a signal asked to stop; what is not over will begin again.
+        """
+        left = {trial.variation.name: trial for trial in batch}
+        try:
+            with self.study.alive([trial.optuna for trial in batch]):
+                if len(batch) > 1:
+                    self._train_together(left)
+                for name in list(left):
+                    self._train_alone(left[name])
+                    del left[name]
+        except Interrupted:
+            for trial in left.values():
+                self.study.give_back(trial.optuna)
+            raise
+        except BaseException:
+            for trial in left.values():
+                self.study.fail(trial.optuna)
+            raise
+        finally:
+            forget_programs()
 
+    def _train_together(self, left: dict[str, _Trial]) -> None:
+        """Trains those of some trials that have not begun in one program; they leave `left`."""
+        new = [left[name] for name in left if not (self.workdir / name).exists()]
+        family = self._family(new) if len(new) > 1 else None
+        if family is None:
+            return
 
-def _study(url: str, attempts: int = 5) -> optuna.Study:
-    """Opens the study, or creates it."""
-    import optuna
-    import sqlalchemy
+        def after_epoch(name: str, epochs: int, accuracy: float) -> bool:
+            return not self._is_pruned(left[name], epochs, accuracy)
 
-    try:
-        storage = optuna.storages.RDBStorage(
-            url,
-            heartbeat_interval=_HEARTBEAT,
-            grace_period=_SILENCE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
-                max_retry=_RETRIES
-            ),
-        )
-        return optuna.create_study(
-            storage=storage,
-            study_name="jaxtl",
-            direction="maximize",
-            sampler=optuna.samplers.TPESampler(),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-            load_if_exists=True,
-        )
-    except Exception as error:  # of Optuna, SQLAlchemy and the database's driver
-        # Another process may create the tables at this moment.
-        if attempts > 1 and isinstance(error, sqlalchemy.exc.DBAPIError):
-            time.sleep(1)
-            return _study(url, attempts - 1)
-        raise UserError(f"--storage {_without_password(url, error)}") from error
+        def done(runs: Sequence[HeadRun]) -> None:
+            for run in runs:
+                trial = left.pop(run.variation.name)
+                if run.result is not None:
+                    self._complete(trial, run.result, family.data)
+                elif run.diverged is not None:
+                    self._fail(trial, run.diverged)
+                else:
+                    self.study.prune(trial.optuna)
 
+        numbers = ", ".join(str(left[variation.name].number) for variation in family.variations)
+        self.out.print(f"\ntrials {numbers}")
+        try:
+            for group in groups(family):
+                train_together(group, self.workdir, self.out, done, after_epoch)
+        except Exception as error:  # most of them may train one by one
+            failure = Failure.of(error)
+            if failure.kind == "unexpected":
+                raise
+            self.out.print(f"{len(left)} trials together failed: {failure.reason}")
 
-def _without_password(url: str, error: Exception) -> str:
-    """The address of a database and what is wrong with it, whose text may have the password."""
-    import sqlalchemy
+    def _train_alone(self, trial: _Trial) -> None:
+        """Trains a trial, or what is left of it."""
+        import optuna
 
-    try:
-        address = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port that is no number
-        return "takes the URL of a database, such as postgresql://USER:PASSWORD@HOST/NAME"
-    shown = address.render_as_string(hide_password=True)
-    reason = " ".join(str(error).split()).replace(url, shown)
-    return f"{shown}: {reason.replace(address.password, '***') if address.password else reason}"
+        config, run = trial.variation.config, self.workdir / trial.variation.name
+        trial.optuna.set_user_attr(RUN, run.name)
+        self.out.print(f"\ntrial {trial.number}: {run.name}")
 
+        def after_epoch(epochs: int, score: float) -> None:
+            if self._is_pruned(trial, epochs, score):
+                raise optuna.TrialPruned
 
-def _count(study: optuna.Study) -> int:
-    """The trials that are over or run; one that was killed does not count, since it comes again."""
-    import optuna
+        try:
+            data = self.images(config.data)
+            result = train(config, data, run, self.out, after_epoch=after_epoch)
+            self._complete(trial, result, data)
+        except optuna.TrialPruned:
+            self.study.prune(trial.optuna)
+        except EXPECTED as error:
+            self._fail(trial, error)
+        finally:
+            forget_programs()
 
-    optuna.storages.fail_stale_trials(study)
-    again = {number for trial in study.trials for number in _history(trial)}
-    waiting = optuna.trial.TrialState.WAITING
-    return sum(t.state != waiting and t.number not in again for t in _trials(study))
+    def _is_pruned(self, trial: _Trial, epochs: int, score: float) -> bool:
+        trial.optuna.report(score, epochs)
+        if not trial.optuna.should_prune():
+            return False
+        self.out.print(f"trial {trial.number} is ended: others did better after {epochs} epochs")
+        return True
 
+    def _complete(self, trial: _Trial, result: Mapping[str, float], data: Splits) -> None:
+        trial.optuna.set_user_attr(RUN, trial.variation.name)
+        trial.optuna.set_user_attr(IMAGES, len(data.val))
+        trial.optuna.set_user_attr(METRIC, ranked_by(result))
+        self.study.complete(trial.optuna, result[ranked_by(result)])
 
-def _write(study: optuna.Study, what: Search, workdir: Path) -> None:
-    """Writes what the study knows by now, each file whole or not at all."""
-    import optuna
-
-    text = io.StringIO()
-    keys = sorted({key for trial in study.trials for key in trial.params})
-    rows = csv.writer(text)
-    rows.writerow(["trial", "state", f"val_{_metric(study)}", *keys, "run"])
-    for trial in _trials(study):
-        values = (trial.params.get(key, "") for key in keys)
-        run = trial.user_attrs.get("run", "")
-        rows.writerow([trial.number, trial.state.name.lower(), trial.value, *values, run])
-    write_whole(workdir / "search.csv", text.getvalue().encode())
-    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    if not done:
-        return
-    best = study.best_trial
-    tree = what.variation(optuna.trial.FixedTrial(best.params))[1].model_dump()
-    said = f"The best of {len(done)} trials of {what.path.name}: {_metric(study)} {best.value:.4f}."
-    write_whole(workdir / "best.py", _BEST.format(said=said, tree=_indented(tree)).encode())
-    if len(done) > 1 and keys:
-        _plot(study, workdir)
-
-
-def _indented(tree: dict[str, Any]) -> str:
-    text = pprint.pformat(tree, width=90, sort_dicts=False)
-    return "\n".join(f"        {line}" for line in text.splitlines())
-
-
-def _plot(study: optuna.Study, workdir: Path) -> None:
-    """Which values did well, and which keys mattered."""
-    from matplotlib import pyplot
-    from optuna.visualization import matplotlib
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # these plots are experimental
-        for name, plot in (
-            ("values", matplotlib.plot_parallel_coordinate),
-            ("importance", matplotlib.plot_param_importances),
-        ):
-            with pyplot.rc_context():  # Optuna sets a style
-                figure: Any = plot(study).figure
-                image = io.BytesIO()
-                figure.savefig(image, format="svg", bbox_inches="tight")
-                pyplot.close(figure)
-            write_whole(workdir / f"search-{name}.svg", image.getvalue())
-
-
-def _interval(trial: optuna.trial.FrozenTrial) -> str:
-    """The Wilson interval of its accuracy; empty where an older version trained it, and of mAP,
-    which is no fraction of the images.
-    """
-    images = trial.user_attrs.get("images")
-    if not images or trial.value is None or trial.user_attrs.get("metric") == "mAP":
-        return ""
-    _, low, high = proportion(round(trial.value * images), images)
-    return f"{low:.4f} to {high:.4f}"
-
-
-def _metric(study: optuna.Study) -> str:
-    """What trials are ranked by; older versions did not write it down."""
-    named = (trial.user_attrs.get("metric") for trial in study.trials)
-    return next(filter(None, named), "accuracy")
-
-
-def _show(study: optuna.Study, workdir: Path, out: Console) -> None:
-    import optuna
-
-    done = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
-    if not done:
-        raise UserError(f"no trial of {workdir} has a result; search.csv says what became of them")
-    keys = sorted({key for trial in done for key in trial.params})
-    table = Table("trial", f"val_{_metric(study)}", "95 % interval", *keys)
-    for trial in sorted(done, key=lambda trial: -(trial.value or 0))[:_SHOWN]:
-        values = (
-            f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(trial.params.get, keys)
-        )
-        table.add_row(str(trial.number), f"{trial.value:.4f}", _interval(trial), *values)
-    out.print(table)
-    states = [trial.state.name.lower() for trial in _trials(study)]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    out.print(f"{counts}; the best config: python -m jaxtl.train --cfg {workdir / 'best.py'}")
+    def _fail(self, trial: _Trial, error: Exception) -> None:
+        self.out.print(f"trial {trial.number} failed: {one_line(error)}")
+        self.study.fail(trial.optuna)

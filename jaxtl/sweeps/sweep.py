@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,18 +13,17 @@ import jax
 from rich.console import Console
 
 from jaxtl.config.config_file import Config, differences
-from jaxtl.console import correct_text, metrics_text
-from jaxtl.data.splits import Splits, open_splits, settings
+from jaxtl.data.splits import OpenOnce, Splits
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, write_json
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.failure import Failure, Outcome, failed
 from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.outcomes import Outcomes
-from jaxtl.sweeps.ranking import failure_lines, folds_table, ranking_table
-from jaxtl.sweeps.together import GROUPS, Family, groups, train_together
+from jaxtl.sweeps.ranking import best_lines, failure_lines, folds_table, ranking_table
+from jaxtl.sweeps.together import GROUPS, Family, common, groups, train_together
 from jaxtl.sweeps.variations import Variation
-from jaxtl.tasks import ranked_by, task_of
+from jaxtl.tasks import task_of
 from jaxtl.training.checks import check_plan
 from jaxtl.training.memory import forget_programs
 from jaxtl.training.parallel import check_single_process
@@ -34,13 +32,16 @@ from jaxtl.training.setup import plan_run, run_metadata, train
 _LISTED = 3  # changes in a message
 
 
-def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[str, Outcome]:
+def sweep(
+    variations: Sequence[Variation], workdir: Path, out: Console, images: OpenOnce | None = None
+) -> dict[str, Outcome]:
     """Trains what is left to train of a sweep; a run that fails does not keep others from training.
 
     Args:
         variations: the runs of the sweep.
         workdir: the folder of their directories; a new one, or that of the same sweep.
         out: the terminal.
+        images: opens their images; None where none of them is open yet.
 
     Returns:
         The results of the runs, or why they failed, by name, best first.
@@ -50,7 +51,7 @@ def sweep(variations: Sequence[Variation], workdir: Path, out: Console) -> dict[
         Interrupted: a signal asked the sweep to stop.
     """
     check_single_process()
-    families, without_data = _families(variations)
+    families, without_data = _families(variations, images or OpenOnce())
     with RunDirectory(workdir).locked():
         _begin(workdir, variations)
         _remove_unfinished(workdir, variations)
@@ -87,23 +88,15 @@ def _show(outcomes: Outcomes, out: Console) -> None:
     if (over_folds := folds_table(rows)) is not None:
         out.print(over_folds)
     if not isinstance(result, Failure):
-        metadata = RunDirectory(workdir / best).metadata()
-        names = dict.fromkeys((ranked_by(result), "accuracy", "loss"))
-        if val := metadata.correct("val"):
-            means = {name: result[name] for name in names}
-            out.print(
-                f"best: {workdir / best}  {metrics_text(means, 'val_')}  {correct_text(*val)}"
-            )
-        if test := metadata.correct("test"):
-            means = {name: result[f"test_{name}"] for name in names}
-            out.print(f"its test: {metrics_text(means, 'test_')}  {correct_text(*test)}")
+        for line in best_lines(RunDirectory(workdir / best)):
+            out.print(line)
     again = f"the same command with --workdir {workdir} tries again"
     for line in failure_lines(ranked, again, outcomes.table):
         out.print(line)
 
 
 def _families(
-    variations: Sequence[Variation],
+    variations: Sequence[Variation], images: OpenOnce
 ) -> tuple[list[Family], list[tuple[Variation, UserError]]]:
     """All runs, by what they have in common; what is wrong with one shows before the first trains.
 
@@ -115,15 +108,14 @@ def _families(
     """
     members: dict[str, list[Variation]] = {}
     for variation in variations:
-        members.setdefault(_common(variation.config), []).append(variation)
-    splits = functools.cache(open_splits)
+        members.setdefault(common(variation.config), []).append(variation)
     families: list[Family] = []
     without_data: list[tuple[Variation, UserError]] = []
     for group in members.values():
         config = group[0].config
         try:
             try:
-                data = splits(config.data.source, **settings(config.data))
+                data = images(config.data)
             except UserError as error:
                 without_data += [(variation, error) for variation in group]
                 continue
@@ -141,19 +133,6 @@ def _families(
         variation, cause = without_data[0]
         raise UserError(f"variation {variation.name}: {cause}") from cause
     return families, without_data
-
-
-def _common(config: Config) -> str:
-    """The config without what the runs of a family may differ in."""
-    free = {"weight_decay": 0.0, "label_smoothing": 0.0}
-    phases = tuple(
-        phase.model_copy(update=free | ({} if phase.lr == "auto" else {"lr": 1.0}))
-        for phase in config.phases
-    )
-    # Without weights the seed makes the frozen stages too.
-    seed = config.seed if config.model.weights is None else 0
-    common = config.model_copy(update={"phases": phases, "seed": seed})
-    return json.dumps(common.model_dump())  # pydantic's JSON knows no names that are not UTF-8
 
 
 def _begin(workdir: Path, variations: Sequence[Variation]) -> None:

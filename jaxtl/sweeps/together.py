@@ -7,6 +7,7 @@ One checkpoint holds the variables of all of them; each run directory points int
 from __future__ import annotations
 
 import contextlib
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from jaxtl.models import Network, Variables, initial_variables, output_spec, spl
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.groups import Group
 from jaxtl.runs.metrics_log import MetricsLog
-from jaxtl.sweeps.heads import HeadRun, HeadTraining
+from jaxtl.sweeps.heads import AfterEpoch, HeadRun, HeadTraining
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training import setup
 from jaxtl.training.evaluation import Evaluator
@@ -41,6 +42,7 @@ from jaxtl.training.trainable import Trainable, partition
 GROUPS = "heads"
 """The folder of a sweep that holds a checkpoint for each group of runs that trained together."""
 
+_FREE = {"lr": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}  # keys that phases may differ in
 _COPIES = 8  # of a head: start, parameters, gradients, updates, Adam's two, results old and new
 _Planned = tuple[Plan, Config, Loader, Augment]
 
@@ -54,20 +56,55 @@ class Family(NamedTuple):
     trainables: list[Trainable]
 
 
+def heads_may_differ_in(key: str, config: Config) -> bool:
+    """Whether heads on one trunk may have other values of a dotted key."""
+    if key == "seed":  # without weights it makes the frozen stages too
+        return config.model.weights is not None
+    parts = key.split(".")
+    return parts[0] == "phases" and parts[-1] in _FREE
+
+
+def common(config: Config) -> str:
+    """The config without what the runs of a family may differ in."""
+    phases = tuple(
+        phase.model_copy(
+            update={key: value for key, value in _FREE.items() if getattr(phase, key) != "auto"}
+        )
+        for phase in config.phases
+    )
+    seed = 0 if heads_may_differ_in("seed", config) else config.seed
+    shared = config.model_copy(update={"phases": phases, "seed": seed})
+    return json.dumps(shared.model_dump())  # pydantic's JSON knows no names that are not UTF-8
+
+
 def groups(family: Family) -> list[Family]:
     """The runs of a family, as many together as memory holds heads of."""
-    shapes = split(family.network)[1]
-    head = sum(4 * shapes[path].size for path in _head_paths(family.network))
     # Runs of one seed stand in a row: they train on the same batches.
     runs = sorted(family.variations, key=lambda variation: variation.config.seed)
-    memory = family.variations[0].config.cache.memory_gb * 1e9 if runs else 0.0
-    most = max(1, int(memory // (_COPIES * head)))
+    most = _room_for_heads(family) if runs else 1
     parts = [runs[start : start + most] for start in range(0, len(runs), most)]
     return [family._replace(variations=part) for part in parts]
 
 
+def _room_for_heads(family: Family) -> int:
+    shapes = split(family.network)[1]
+    head = sum(4 * shapes[path].size for path in _head_paths(family.network))
+    memory = family.variations[0].config.cache.memory_gb * 1e9
+    return max(1, int(memory // (_COPIES * head)))
+
+
+def can_train_together(family: Family, runs: int) -> bool:
+    """Whether so many runs like those of a family train together, all of them."""
+    fit = runs <= _room_for_heads(family) and bool(_plan_features(family, runs))
+    return fit and not _monitors(family)
+
+
 def train_together(
-    group: Family, workdir: Path, out: Console, done: Callable[[Sequence[HeadRun]], None]
+    group: Family,
+    workdir: Path,
+    out: Console,
+    done: Callable[[Sequence[HeadRun]], None],
+    after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Trains runs that have not begun in one program, and writes their directories.
 
@@ -79,18 +116,16 @@ def train_together(
             is not called where they train more than a head, where a phase monitors a metric of
             classes, or where the features that they train on are not kept in memory: then they have
             to train one by one.
+        after_epoch: as for `HeadTraining`.
 
     Raises:
         Interrupted: a signal asked for it; nothing is saved of runs that are not complete.
         UserError: no source has the weights, or something else that the user can fix.
     """
-    if not (plans := _plan_features(group)):
+    if not (plans := _plan_features(group, len(group.variations))):
         return
     configs = [variation.config for variation in group.variations]
-    monitors = {name for p in configs[0].phases if (name := p.monitor) and name in CLASS_METRICS}
-    if is_multi_label(group.data.train.labels):
-        monitors = {"mAP"}  # which each has in its result, whatever it monitors
-    if monitors:  # together they only know sums over images
+    if monitors := _monitors(group):
         what = f"{' and '.join(sorted(monitors))} of each"
         out.print(f"\n{len(configs)} runs train one by one, because of the {what}")
         return
@@ -105,6 +140,7 @@ def train_together(
         training = _heads(group, plans, network, variables, out, stop)
         if training is None:
             return
+        training.after_epoch = after_epoch
         training.train(stop)
         metadata = setup.run_metadata(configs[0], group.data)
         _write_runs(training, group, metadata.model_copy(update={"weights": weights}), workdir)
@@ -112,7 +148,15 @@ def train_together(
         stop.check()
 
 
-def _plan_features(group: Family) -> list[_Planned]:
+def _monitors(family: Family) -> frozenset[str]:
+    """What phases monitor that heads together do not know, who only have sums over images."""
+    if is_multi_label(family.data.train.labels):
+        return frozenset({"mAP"})  # which each has in its result, whatever it monitors
+    phases = family.variations[0].config.phases
+    return frozenset(name for p in phases if (name := p.monitor) and name in CLASS_METRICS)
+
+
+def _plan_features(group: Family, runs: int) -> list[_Planned]:
     """Decides how the features are kept; nothing where the runs cannot train together.
 
     Returns:
@@ -122,7 +166,6 @@ def _plan_features(group: Family) -> list[_Planned]:
         `cache.dtype`.
     """
     config, stage = group.variations[0].config, group.network.stage_names[-1]
-    runs = len(group.variations)
     if config.on_nan != "stop":
         return []  # each run goes back where it diverges, and the others do not
     if any(phase.average_best for phase in config.phases):

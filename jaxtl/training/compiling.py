@@ -27,8 +27,9 @@ def compile_and_print(described: str, cfg: str, overrides: Mapping[str, str]) ->
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console
+    from jaxtl.data.splits import OpenOnce
     from jaxtl.training.forecast import print_forecast
-    from jaxtl.training.setup import count_images, open_data
 
-    config = load(cfg, overrides, count_images)
-    print_forecast(config, open_data(config), accelerators, console())
+    images = OpenOnce()
+    config = load(cfg, overrides, images.count)
+    print_forecast(config, images(config.data), accelerators, console())

@@ -268,8 +268,7 @@ class Training:
 
         def measure(variables: Variables) -> Quality:
             means = self._validate(run, variables, stop)
-            score = monitored(run.phase.monitor, means)
-            found = quality(means["accuracy"] if score is None else score, means["loss"])
+            found = quality(monitored(run.phase.monitor, means), means["loss"])
             measured[found] = means
             return found
 
@@ -310,7 +309,7 @@ class Training:
             check_finite("validation", val["loss"], self.progress.step, phase.name)
             score = monitored(phase.monitor, val)
             progress = self.progress.after_epoch(
-                val["accuracy"], val["loss"], phase.average_best, score
+                val["accuracy"], val["loss"], score, phase.average_best
             )
             train |= {"images_per_second": shown.images_per_second, "input_wait": waited}
             train |= device_use(

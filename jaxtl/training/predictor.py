@@ -16,7 +16,7 @@ from jaxtl.config import Augment
 from jaxtl.data.folders import FileSource
 from jaxtl.data.loader import Batch, Loader
 from jaxtl.data.sources import ArraySource, Source
-from jaxtl.data.splits import open_splits, settings
+from jaxtl.data.splits import open_splits
 from jaxtl.errors import UserError
 from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, merge, split, structure
@@ -109,7 +109,8 @@ class Predictor:
                 "the run has no images for a test: train one with a folder test/ beside train/ and "
                 "val/, or with --cfg.data.test_fraction=0.2, or name other images by --data"
             )
-        source = getattr(open_splits(where, **settings(self.config.data)), split)
+        there = self.config.data.model_copy(update={"source": where})
+        source = getattr(open_splits(there), split)
         if source is None or source.fingerprint != known.sha256:
             raise UserError(
                 f"{where} changed since the run, or an older version of jaxtl wrote it; put it "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import jax
 import platformdirs
 from rich.console import Console
 
-from jaxtl.config import Config, Counts, Data
+from jaxtl.config import Config
 from jaxtl.console import correct_text, metrics_text
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import Source, absolute, found_line
-from jaxtl.data.splits import Splits, open_splits, settings, skipped
+from jaxtl.data.splits import Splits, open_splits, skipped
 from jaxtl.errors import UserError
 from jaxtl.files import as_text
 from jaxtl.metrics import Evaluation
@@ -31,6 +31,7 @@ from jaxtl.runs.directory import (
 )
 from jaxtl.runs.metrics_log import MetricsLog
 from jaxtl.runs.progress import Progress
+from jaxtl.runs.trackers import Trackers
 from jaxtl.tasks import task_of
 from jaxtl.training import hosts
 from jaxtl.training.checks import check_monitors, check_plan
@@ -63,6 +64,7 @@ def train(
     out: Console,
     profile: range = range(0),
     after_epoch: AfterEpoch | None = None,
+    trackers: Sequence[str] = (),
 ) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
@@ -73,6 +75,7 @@ def train(
         out: the terminal.
         profile: the steps to trace into the run directory, counted from 0; none by default.
         after_epoch: called after each epoch, once it is saved; what it raises ends the run.
+        trackers: what gets the metrics too, see `Trackers`.
 
     Returns:
         What `run.json` says of the result, see `result_of`.
@@ -96,7 +99,7 @@ def train(
     hosts.together(lambda: check_monitors(config, data, out))
     run = hosts.together(lambda: RunDirectory(workdir))
     with contextlib.ExitStack() as opened:
-        training = _open(run, config, data, network, trainables, out, opened, profile)
+        training = _open(run, config, data, network, trainables, out, opened, profile, trackers)
         training.after_epoch = after_epoch
         evaluation, tested = training.run()
         thresholds = task.thresholds(evaluation)
@@ -152,21 +155,7 @@ def open_data(config: Config) -> Splits:
     Raises:
         UserError: there is no such source, or its images and labels cannot be used.
     """
-    return _splits(config.data)
-
-
-def count_images(data: Data) -> Counts:
-    """Counts the training images that a config names.
-
-    Raises:
-        UserError: as `open_data`.
-    """
-    train = _splits(data).train
-    return Counts(len(train), len(train.classes), data.batch_size)
-
-
-def _splits(data: Data) -> Splits:
-    return open_splits(data.source, **settings(data))
+    return open_splits(config.data)
 
 
 def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]]:
@@ -270,6 +259,7 @@ def _open(
     out: Console,
     opened: contextlib.ExitStack,
     profile: range,
+    trackers: Sequence[str],
 ) -> Training:
     """Begins a new run, or continues the run in the directory from its last checkpoint.
 
@@ -312,7 +302,7 @@ def _open(
         test_data=None if test is None else loader(test, config, shuffle=False),
         directory=run,
         checkpoints=SharedCheckpoints(*own) if hosts.several() else own[0],
-        log=hosts.together(lambda: _open_log(run, progress, opened) if own else NoLog()),
+        log=hosts.together(lambda: _open_log(run, progress, opened, trackers) if own else NoLog()),
         out=out,
         devices=all_devices(),
         store=feature_store(config),
@@ -323,9 +313,13 @@ def _open(
     )
 
 
-def _open_log(run: RunDirectory, progress: Progress, opened: contextlib.ExitStack) -> RunLog:
+def _open_log(
+    run: RunDirectory, progress: Progress, opened: contextlib.ExitStack, trackers: Sequence[str]
+) -> RunLog:
+    tracked = opened.enter_context(Trackers(trackers, run))
     # An epoch that is not validated has no lines yet.
-    log = MetricsLog(run.metrics, run.tensorboard, until=progress.step - progress.batch)
+    until = progress.step - progress.batch
+    log = MetricsLog(run.metrics, run.tensorboard, until=until, trackers=tracked)
     opened.callback(log.close)
     return log
 

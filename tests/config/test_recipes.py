@@ -9,9 +9,9 @@ from PIL import Image
 from jaxtl.config import Counts, Model, everything, recipe
 from jaxtl.config.config_file import load, read
 from jaxtl.config.recipes import size_of
+from jaxtl.data.splits import OpenOnce
 from jaxtl.errors import UserError
 from jaxtl.sweeps.variations import load_sweep
-from jaxtl.training.setup import count_images
 
 MODEL = Model(image_size=96)
 
@@ -44,21 +44,31 @@ def counting(tmp_path):
 @pytest.mark.parametrize("val_fraction", [0.2, 0.4])
 def test_a_config_gets_the_counts_of_the_training_images(images, counting, tmp_path, val_fraction):
     flags = {"data.source": str(images), "data.val_fraction": str(val_fraction)}
-    load(str(counting), flags, count_images)
+    load(str(counting), flags, OpenOnce().count)
     assert json.loads((tmp_path / "counts.json").read_text()) == [30 * (1 - val_fraction), 3, 32]
+
+
+def test_images_that_are_counted_are_looked_at_and_warned_of_once(images, caplog):
+    (images / "class2" / "14.png").write_bytes(b"no image")
+    opened = OpenOnce()
+    flags = {"data.source": str(images), "data.on_bad_image": "skip"}
+    config = load("auto.py", flags, opened.count)
+    splits = opened(config.data.model_copy(update={"balanced": True}))
+    assert (len(splits.train), len(splits.val)) == (23, 6)
+    assert ["skipped 1 of 30" in record.message for record in caplog.records] == [True]
 
 
 def test_flags_change_what_followed_from_the_counts(images):
     flags = {"data.source": str(images), "phases.finetune.epochs": "7", "model.name": "resnet50"}
-    config = load("auto.py", flags, count_images)
+    config = load("auto.py", flags, OpenOnce().count)
     assert (config.phases[1].epochs, config.model.name) == (7, "resnet50")
 
 
 def test_images_that_cannot_be_counted_are_asked_for(images, counting, tmp_path):
     with pytest.raises(UserError, match=r"'data.source' is not set; add --cfg.data.source="):
-        load(str(counting), {}, count_images)
+        load(str(counting), {}, OpenOnce().count)
     with pytest.raises(UserError, match="missing"):
-        load(str(counting), {"data.source": str(tmp_path / "missing")}, count_images)
+        load(str(counting), {"data.source": str(tmp_path / "missing")}, OpenOnce().count)
     with pytest.raises(UserError, match="needs images to count"):
         read(str(counting), {"data.source": str(images)})
 
@@ -73,7 +83,7 @@ def test_a_config_that_splits_otherwise_than_it_was_counted_is_refused(images, t
         "    return Config(data=data, phases=phases)\n"
     )
     with pytest.raises(UserError, match=r"with data.val_fraction=0.5: .* --cfg.data.val_fraction="):
-        load(str(path), {"data.source": str(images)}, count_images)
+        load(str(path), {"data.source": str(images)}, OpenOnce().count)
 
 
 def test_a_sweep_cannot_change_what_was_counted(images, counting):
@@ -85,7 +95,7 @@ def test_a_sweep_cannot_change_what_was_counted(images, counting):
             "    yield {'data.batch_size': 2}\n"
         )
     with pytest.raises(UserError, match=r"with data.batch_size=2: .* --cfg.data.batch_size="):
-        load_sweep(str(counting), flags, count_images)
+        load_sweep(str(counting), flags, OpenOnce().count)
 
 
 def test_a_config_with_defaults_gets_no_counts(tmp_path):
@@ -96,7 +106,7 @@ def test_a_config_with_defaults_gets_no_counts(tmp_path):
         "    phases = (Phase(name='head', train=head_only(), epochs=1),)\n"
         "    return Config(model=Model(image_size=size), phases=phases)\n"
     )
-    assert load(str(path), {}, count_images).model.image_size == 160
+    assert load(str(path), {}, OpenOnce().count).model.image_size == 160
 
 
 @pytest.mark.parametrize(

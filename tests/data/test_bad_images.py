@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from jaxtl.config import Data
 from jaxtl.data.checking import check
 from jaxtl.data.decoding import decode
 from jaxtl.data.splits import open_splits
@@ -296,7 +297,7 @@ SPECIAL = {"fifo", "dangling", "loop", "device", "socket"}
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_folder_with_every_kind_is_refused_by_its_first_bad_image_and_their_number(folder):
     with pytest.raises(UserError) as caught:
-        open_splits(str(folder), val_fraction=0.2, seed=0, on_bad_image="error")
+        open_splits(Data(source=str(folder)))
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(f"{folder}/mixed/")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtl.config import Data
 from jaxtl.data.checking import check
 from jaxtl.data.sources import absolute, found_line, open_all
 from jaxtl.data.splits import open_splits, stratified_split
@@ -31,7 +32,7 @@ def write(tmp_path):
 
 
 def split(spec, **settings):
-    return open_splits(spec, **{"val_fraction": 0.25, "seed": 0} | settings)
+    return open_splits(Data(source=spec, **{"val_fraction": 0.25} | settings))
 
 
 def named(source):

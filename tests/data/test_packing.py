@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from full_disk import files_no_longer_than
 from PIL import Image
 
+from jaxtl.config import Data
 from jaxtl.data.decoding import decode
 from jaxtl.data.packing import pack
 from jaxtl.data.sources import open_all
@@ -40,7 +41,7 @@ def write_images(folder, count):
 
 
 def split(spec):
-    return open_splits(str(spec), val_fraction=0.2, seed=0)
+    return open_splits(Data(source=str(spec)))
 
 
 def everything(source):

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from jaxtl.config import Data
 from jaxtl.data.folders import image_files
-from jaxtl.data.sources import absolute, found_line, open_all
-from jaxtl.data.splits import open_splits, stratified_split
+from jaxtl.data.sources import absolute, found_line, open_all, open_parts
+from jaxtl.data.splits import as_splits, stratified_split
 from jaxtl.errors import UserError
 
 
@@ -32,7 +33,8 @@ def cats_and_dogs(root, each=5, under="."):
 
 
 def split(spec, val_fraction=0.2, seed=0):
-    return open_splits(str(spec), val_fraction=val_fraction, seed=seed)
+    data = Data(source=str(spec), val_fraction=val_fraction, seed=seed)
+    return as_splits(open_parts(str(spec)), data)  # no matter whether the images are any
 
 
 def names(source):

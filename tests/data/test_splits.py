@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtl.config import Data
 from jaxtl.data.checking import check
 from jaxtl.data.folders import survey_folder
 from jaxtl.data.packing import pack
@@ -26,8 +27,8 @@ def write_images(root, *parts, each=2):
     return root
 
 
-def opened(spec, val_fraction=0.2, seed=0, **options):
-    return open_splits(str(spec), val_fraction=val_fraction, seed=seed, **options)
+def opened(spec, **options):
+    return open_splits(Data(source=str(spec), **options))
 
 
 def names(source):

@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jaxtl.config import Data
 from jaxtl.data.checking import check
 from jaxtl.data.decoding import decode
 from jaxtl.data.sources import absolute, open_all
@@ -37,7 +38,7 @@ def folder(tmp_path):
 
 
 def split(spec):
-    return open_splits(f"tfds:{spec}", val_fraction=0.2, seed=0)
+    return open_splits(Data(source=f"tfds:{spec}"))
 
 
 def refused(spec):
@@ -101,10 +102,11 @@ def test_a_name_is_found_and_read_without_tensorflow(write_tfds, folder, tmp_pat
     write_tfds(folder, {"train": examples(6), "test": examples(3)}, CLASSES)
     program = """
 import sys
+from jaxtl.config import Data
 from jaxtl.data.loader import Loader
 from jaxtl.data.splits import open_splits
 assert "tensorflow_datasets" not in sys.modules
-train = open_splits("tfds:tiny", val_fraction=0.2, seed=0).train
+train = open_splits(Data(source="tfds:tiny")).train
 loader = Loader(train, image_size=4, resize="stretch", batch_size=6, seed=0, shuffle=False,
                 memory_bytes=0)
 print(next(loader.epoch(0)).inputs[:, 0, 0, 0].tolist())
@@ -201,7 +203,7 @@ def test_records_that_cannot_be_read_for_a_while_are_waited_for(write_tfds, fold
 
     other = threading.Thread(target=mend)
     other.start()
-    splits = open_splits(f"tfds:{folder}", val_fraction=0.2, seed=0, retry_seconds=60)
+    splits = open_splits(Data(source=f"tfds:{folder}"))
     other.join()
     assert sum(map(len, splits.named.values())) == 6
     assert "tiny/1.0.0 train[0]: cannot be read: ArrayRecord file" in caplog.text
@@ -272,5 +274,5 @@ def test_images_without_a_label_are_refused(write_tfds, folder):
 def test_a_test_without_labels_is_ignored_beside_a_validation_split(write_tfds, folder, caplog):
     splits = {"train": examples(6), "validation": examples(4), "test": [(png(0), -1)]}
     write_tfds(folder, splits, CLASSES)
-    assert open_splits(f"tfds:{folder}", val_fraction=0.2, seed=0).test is None
+    assert open_splits(Data(source=f"tfds:{folder}")).test is None
     assert "'test' has images without a label: it is ignored" in caplog.text

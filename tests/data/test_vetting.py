@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxtl.config import Data
 from jaxtl.data.inspection import inspect
 from jaxtl.data.loader import Loader
 from jaxtl.data.reading import ReadError, read_file
@@ -39,7 +40,7 @@ def images(tmp_path, monkeypatch):
 
 
 def opened(folder, on_bad_image="error"):
-    return open_splits(str(folder), val_fraction=0.2, seed=0, on_bad_image=on_bad_image)
+    return open_splits(Data(source=str(folder), on_bad_image=on_bad_image))
 
 
 def prints(folder, on_bad_image="error"):
@@ -188,9 +189,7 @@ def test_an_image_that_cannot_be_read_is_never_left_out(images, on_bad_image):
     for number in range(3):
         fail_to_read(images / "b" / f"{number}.png")
     with pytest.raises(UserError) as caught:
-        open_splits(
-            str(images), val_fraction=0.2, seed=0, on_bad_image=on_bad_image, retry_seconds=0.2
-        )
+        open_splits(Data(source=str(images), on_bad_image=on_bad_image, retry_seconds=0.2))
     assert str(caught.value) == (
         f"{images}/b/0.png: cannot be read: Input/output error; 3 of 20 images cannot be read: "
         "remove them, or make them readable"
@@ -212,9 +211,7 @@ def test_a_start_waits_for_images_that_cannot_be_read_for_a_while(images, on_bad
             path.write_bytes(data)
 
     with meanwhile(mend):
-        splits = open_splits(
-            str(images), val_fraction=0.2, seed=0, on_bad_image=on_bad_image, retry_seconds=60
-        )
+        splits = open_splits(Data(source=str(images), on_bad_image=on_bad_image))
     assert [part.fingerprint for part in splits.named.values()] == before
 
 
@@ -516,8 +513,8 @@ def test_a_bad_record_is_skipped_by_its_place(write_tfds, tmp_path):
     write_tfds(folder, {"train": examples}, ["ant", "bee"])
     spec = f"tfds:{folder}"
     with pytest.raises(UserError, match=r"tiny/1\.0\.0 train\[3\]: not a JPEG"):
-        open_splits(spec, val_fraction=0.2, seed=0, on_bad_image="error")
-    splits = open_splits(spec, val_fraction=0.2, seed=0, on_bad_image="skip")
+        open_splits(Data(source=spec))
+    splits = open_splits(Data(source=spec, on_bad_image="skip"))
     assert sum(map(len, splits.named.values())) == 7
     assert skipped(splits) == (
         ("tiny/1.0.0 train[3]", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image"),

@@ -149,7 +149,7 @@ def shapes() -> dict[str, Any]:
 @functools.cache
 def checkpoint_files() -> dict[str, Any]:
     """Writes checkpoints of a run and of a group; their JSON by name, without the checksums."""
-    progress = Progress(step=1).after_epoch(0.5, 1.0)
+    progress = Progress(step=1).after_epoch(0.5, 1.0, 0.5)
     shared = variables()
     head = {path: shared.pop(path) for path in ("head/kernel", "head/bias")}
     stacked = {path: jnp.stack([array] * 2) for path, array in head.items()}

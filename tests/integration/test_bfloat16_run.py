@@ -8,6 +8,7 @@ import pytest
 from small_network import small_network
 
 import jaxtl
+from jaxtl.config import Data
 from jaxtl.data.loader import Loader
 from jaxtl.data.splits import open_splits
 from jaxtl.models import merge, split
@@ -23,7 +24,7 @@ def run(begin):
 
 @pytest.fixture(scope="module")
 def val(workplace):
-    return open_splits(str(workplace.path / "data"), val_fraction=0.2, seed=0).val
+    return open_splits(Data(source=str(workplace.path / "data"))).val
 
 
 @pytest.fixture(scope="module")

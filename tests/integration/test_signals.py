@@ -14,9 +14,9 @@ from same_bits import assert_same_bits
 from terminal import shown_until_the_end, start_on_a_terminal
 from workplace import STEPS, finish, measurements, wait_until, write_images
 
+from jaxtl.data import splits
 from jaxtl.errors import Interrupted
 from jaxtl.runs.checkpoints import Checkpoints
-from jaxtl.training import setup
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 each_signal = pytest.mark.parametrize("number", CODES)
@@ -47,10 +47,10 @@ def test_a_signal_before_the_images_are_known_ends_the_process(workplace, number
 
 
 def test_a_signal_while_images_are_looked_at_says_nothing_of_a_run(workplace, monkeypatch):
-    def stopped(config):
+    def stopped(data):
         raise Interrupted(signal.SIGTERM)
 
-    monkeypatch.setattr(setup, "open_data", stopped)
+    monkeypatch.setattr(splits, "open_splits", stopped)
     ended = workplace.here("jaxtl.train", "--cfg", "tiny.py")
     assert (ended.code, ended.out, ended.err) == (143, "", "stopped\n")
 

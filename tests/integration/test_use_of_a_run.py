@@ -76,7 +76,10 @@ def test_evaluate_counts_each_class_as_predict_classifies_its_images(evaluated, 
         found = sum(guess == name for guess in guessed.values())
         precision = f"{correct / found:.4f}" if found else "-"
         recall = [f"{correct / 6:.4f}", interval({"accuracy": correct / 6}, 6)]
-        assert table[name] == ["6", str(correct), *recall, precision]
+        f1 = f"{2 * correct / (6 + found):.4f}"
+        assert table[name][:-1] == ["6", str(correct), *recall, precision, f1]
+        low, _, high = table[name][-1].partition(" to ")
+        assert low == "-" or float(low) <= float(f1) <= float(high)
 
 
 def test_evaluate_measures_other_images(whole, workplace):

@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from jaxtl.metrics import confusion, proportion
+from jaxtl.reports.bootstrap import f1_intervals
 from jaxtl.reports.measures import calibration, class_rows, most_confused
 
 RNG = np.random.default_rng(0)
@@ -26,21 +27,19 @@ def test_intervals_are_those_of_wilson(correct, images):
 
 def test_classes_fare_as_scikit_learn_says():
     predicted = LOGS.argmax(axis=1)
-    rows = class_rows(confusion(LABELS, predicted, 6))
+    counts = confusion(LABELS, predicted, 6)
+    rows = class_rows(counts, f1_intervals(counts).classes)
     expected = precision_recall_fscore_support(
         LABELS, predicted, labels=range(6), zero_division=np.nan
     )
-    found = [
-        [np.nan if p is None else p.value for p in (row.precision, row.recall)]
-        + [row.f1, row.images]
-        for row in rows
-    ]
+    found = [[*(np.nan if p is None else p.value for p in row[1:]), row.images] for row in rows]
     np.testing.assert_allclose(found, np.transpose(expected))
     assert rows[5].recall is None
 
 
 def test_a_class_that_is_neither_there_nor_predicted_has_no_results():
-    assert class_rows(np.diag([3, 0]))[1] == (0, None, None, None)
+    counts = np.diag([3, 0])
+    assert class_rows(counts, f1_intervals(counts).classes)[1] == (0, None, None, None)
 
 
 def test_the_most_confused_pairs_come_first_and_right_ones_never():

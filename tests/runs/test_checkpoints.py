@@ -87,7 +87,7 @@ def test_the_two_newest_and_the_best_are_kept_also_after_a_restart(checkpoints, 
     for step, accuracy in enumerate([0.5, 0.9, 0.7, 0.6, 0.8], start=1):
         progress = Progress(
             **{**vars(progress), "step": step, "best_step": progress.best_step}
-        ).after_epoch(accuracy, 1.0)
+        ).after_epoch(accuracy, 1.0, accuracy)
         save(checkpoints, progress, float(step))
         if step == 3:
             checkpoints.close()
@@ -191,7 +191,7 @@ def test_the_result_of_a_phase_is_its_best_epoch_or_its_last():
 
 def test_an_epoch_has_a_checkpoint_before_and_one_after_its_validation(checkpoints, tmp_path):
     trained = Progress(step=6, batch=6, sums=Sums(1.0, 2, 3, 4))
-    validated = trained.after_epoch(0.5, 1.0)
+    validated = trained.after_epoch(0.5, 1.0, 0.5)
     save(checkpoints, trained, 0.1)
     save(checkpoints, validated, 0.1)
     checkpoints.close()
@@ -213,15 +213,22 @@ def test_the_next_phase_has_its_own_best():
 
 
 def test_accuracy_counts_first_and_loss_between_equals():
-    best = Progress(step=1).after_epoch(0.9, 0.5)
+    best = Progress(step=1).after_epoch(0.9, 0.5, 0.9)
     assert (best.best_step, best.stale, best.epoch) == (1, 0, 1)
-    worse = Progress(**{**vars(best), "step": 2}).after_epoch(0.9, 0.6)
+    worse = Progress(**{**vars(best), "step": 2}).after_epoch(0.9, 0.6, 0.9)
     assert (worse.best_step, worse.stale) == (1, 1)
-    better = Progress(**{**vars(worse), "step": 3}).after_epoch(0.9, 0.4)
+    better = Progress(**{**vars(worse), "step": 3}).after_epoch(0.9, 0.4, 0.9)
     assert (better.best_step, better.stale) == (3, 0)
-    assert Progress(**{**vars(better), "step": 4}).after_epoch(0.91, 9.0).best_step == 4
-    done = Progress(sums=Sums(1.0, 1, 1, 1), batch=3, epoch=4).after_epoch(0.1, 1.0)
+    assert Progress(**{**vars(better), "step": 4}).after_epoch(0.91, 9.0, 0.91).best_step == 4
+    done = Progress(sums=Sums(1.0, 1, 1, 1), batch=3, epoch=4).after_epoch(0.1, 1.0, 0.1)
     assert (done.sums, done.batch, done.epoch) == (NONE, 0, 5)
+
+
+def test_the_best_of_an_older_version_has_its_accuracy_to_be_beaten():
+    older = Progress(step=2, best_step=1, best_accuracy=0.9, best_loss=0.5)
+    assert (older.best_score, older.best_quality) == (None, (0.9, -0.5))
+    assert older.after_epoch(0.8, 0.1, 0.8).best_step == 1
+    assert older.after_epoch(0.91, 0.6, 0.91).best_step == 2
 
 
 def test_what_is_monitored_counts_before_accuracy_and_loss():
@@ -229,7 +236,7 @@ def test_what_is_monitored_counts_before_accuracy_and_loss():
     progress = Progress()
     for step, (accuracy, loss, score) in enumerate(results, start=1):
         progress = dataclasses.replace(progress, step=step)
-        progress = progress.after_epoch(accuracy, loss, average=3, score=score)
+        progress = progress.after_epoch(accuracy, loss, score, 3)
     assert (progress.best_step, progress.best_score, progress.best_accuracy) == (3, 0.6, 0.8)
     assert [step for step, *_ in progress.to_average] == [3, 2, 4]
     assert progress.averaged(0.7, 0.3, 0.65).best_quality == (0.65, -0.3)

@@ -195,7 +195,7 @@ def test_checkpoints_of_a_new_head_are_small(tmp_path, monkeypatch):
         state = jax.tree.map(lambda a: a + 0.1, optax.adam(1e-3).init(head))
         noise = [rng.normal(size=leaf.shape) for leaf in jax.tree.leaves(state)]
         state = jax.tree.unflatten(jax.tree.structure(state), map(jnp.float32, noise))
-        progress = Progress(**{**vars(progress), "step": step}).after_epoch(accuracy, 1.0)
+        progress = Progress(**{**vars(progress), "step": step}).after_epoch(accuracy, 1.0, accuracy)
         checkpoints.save(progress, head, state)
     checkpoints.close()
     steps = [*(tmp_path / "checkpoints" / "steps").iterdir()]

@@ -38,7 +38,7 @@ def validated(*accuracies):
     progress = Progress()
     for accuracy in accuracies:
         progress = dataclasses.replace(progress, step=progress.step + 1)
-        progress = progress.after_epoch(accuracy, 1.0)
+        progress = progress.after_epoch(accuracy, 1.0, accuracy)
         yield progress
 
 
@@ -60,7 +60,7 @@ def test_the_checkpoint_before_a_damaged_one_still_has_its_best(folder):
         newest = checkpoints.newest()
         assert (newest.step, newest.result_number(PHASE)) == (4, 5)
         assert trained_until(checkpoints, 5) == 2
-        save(checkpoints, dataclasses.replace(newest, step=5).after_epoch(0.8, 1.0))
+        save(checkpoints, dataclasses.replace(newest, step=5).after_epoch(0.8, 1.0, 0.8))
     assert {path.name for path in (folder / "steps").iterdir()} == {"5", "9", "11"}
 
 

@@ -1,22 +1,32 @@
 """A search by Optuna: its trials, what it writes, and processes that share and lose a study."""
 
+import contextlib
 import csv
+import io
 import multiprocessing
 import runpy
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 
+import jax
 import optuna
 import pytest
 from rich.console import Console
 
 from jaxtl import sweep as command
+from jaxtl.config import Config, Model, Phase, head_only
 from jaxtl.config.config_file import load
 from jaxtl.errors import UserError
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.sweeps.search import _count, _study, load_search, search
+from jaxtl.sweeps.search import load_search, search
+from jaxtl.sweeps.study import Study
+from jaxtl.sweeps.together import Family, heads_may_differ_in, train_together
+from jaxtl.sweeps.variations import Variation
+from jaxtl.training.setup import open_data, plan_run, train
 
 CONFIG = """
 from jaxtl.config import Cache, Config, Data, Model, Phase
@@ -35,13 +45,28 @@ def search(trial):
         "model.dropout": trial.suggest_categorical("model.dropout", [0.0, 0.3]),
     }
 """
+HEADS = CONFIG.partition('        "model.dropout"')[0] + "    }\n"
+SMALL = {"model.name": "small", "model.width": "1"}
+PHASE = Phase(name="head", train=head_only(), epochs=1)
 QUIET = Console(quiet=True)
+COMPILED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **names: COMPILED.append(event) if "backend_compile" in event else None
+)
 
 
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "wide.py"
     path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def heads(tmp_path):
+    """A config in which nothing is searched for that heads may not differ in."""
+    path = tmp_path / "heads.py"
+    path.write_text(HEADS)
     return path
 
 
@@ -52,9 +77,11 @@ def study_of(workdir):
 @pytest.mark.slow
 def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tmp_path):
     workdir = tmp_path / "search"
-    what = load_search(str(config), {"phases.head.epochs": "2"})
+    out = Console(file=io.StringIO(), width=200)
+    flags = {"phases.head.epochs": "2", "data.test_fraction": "0.2"}
+    what = load_search(str(config), flags)
     assert search(what, workdir, 3, None, QUIET)
-    assert search(what, workdir, 8, None, QUIET)  # goes on
+    assert search(what, workdir, 8, None, out)  # goes on
     study = study_of(workdir)
     assert len(study.trials) == 8
     states = {trial.state.name for trial in study.trials}
@@ -62,6 +89,8 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     rows = list(csv.DictReader((workdir / "search.csv").open()))
     assert [int(row["trial"]) for row in rows] == list(range(8))
     best = max(rows, key=lambda row: float(row["val_accuracy"]))
+    test = RunDirectory(workdir / best["run"]).metadata().result["test_accuracy"]
+    assert f"its test: test_accuracy {test:.4f}" in out.file.getvalue()
     written = load(str(workdir / "best.py"), {})
     assert written.phases[0].lr == float(best["phases.head.lr"])
     assert written.phases[0].epochs == 2
@@ -77,10 +106,123 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
         assert "<svg" in (workdir / f"search-{name}.svg").read_text()
 
 
-def create(url, barrier):
-    _study("sqlite://")  # all that is imported late
+@pytest.mark.slow
+def test_heads_train_together_and_compile_as_much_as_one(small, heads, tmp_path):
+    what, out, compiled = load_search(str(heads), SMALL), Console(file=io.StringIO(), width=200), []
+    for count in (2, 8):
+        before = len(COMPILED)
+        assert search(what, tmp_path / str(count), count, None, out)
+        compiled.append(len(COMPILED) - before)
+    assert "8 runs train together" in out.file.getvalue()
+    trials = study_of(tmp_path / "8").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8  # none to compare them with
+    config = what.variation(optuna.trial.FixedTrial(trials[5].params))[1]
+    before = len(COMPILED)
+    alone = train(config, open_data(config), tmp_path / "alone", QUIET)
+    # Eight alone would compile eight times as much as one.
+    assert compiled[1] <= compiled[0] < 2 * (len(COMPILED) - before)
+    assert trials[5].value == pytest.approx(alone["accuracy"], abs=1e-3)
+    logged = read_metrics(tmp_path / "8" / trials[5].user_attrs["run"] / "metrics.jsonl")
+    measured = [line["accuracy"] for line in logged if line["split"] == "val"]
+    assert list(trials[5].intermediate_values.values()) == measured
+
+
+@pytest.mark.slow
+def test_a_head_that_is_ended_early_leaves_the_others_as_they_are(small, heads, tmp_path):
+    what = load_search(str(heads), SMALL)
+    rates = {"first": 1e-3, "ended": 1e-2, "last": 2e-2}
+    variations = [
+        Variation(name, {}, what.variation(optuna.trial.FixedTrial({"phases.head.lr": rate}))[1])
+        for name, rate in rates.items()
+    ]
+    data = open_data(variations[0].config)
+    family = Family(variations, data, *plan_run(variations[0].config, 10))
+    asked, results = [], []
+    for after_epoch in (
+        None,
+        lambda name, epochs, accuracy: asked.append((name, epochs)) or name != "ended",
+    ):
+        workdir = tmp_path / str(len(results))
+        workdir.mkdir()
+        train_together(family, workdir, QUIET, results.append, after_epoch)
+    every, left = results
+    assert [run.pruned for run in left] == [False, True, False]
+    assert [run.result for run in left] == [every[0].result, None, every[2].result]
+    assert asked.count(("ended", 1)) == 1
+    assert len(asked) == 3 + 2 + 2
+    assert sorted(path.name for path in workdir.iterdir()) == ["first", "heads", "last"]
+
+
+def test_heads_may_differ_in_what_one_program_takes_as_numbers():
+    config, weighted = Config(phases=(PHASE,), model=Model(weights=None)), Config(phases=(PHASE,))
+    free = ("phases.head.lr", "phases.head.weight_decay", "phases.head.label_smoothing")
+    assert all(heads_may_differ_in(key, config) for key in free)
+    assert heads_may_differ_in("seed", weighted)
+    others = ("seed", "views", "model.dropout", "phases.head", "phases.head.epochs", "data.seed")
+    assert not any(heads_may_differ_in(key, config) for key in others)
+
+
+def ask(url, barrier, most, numbers):
+    study = Study(url)
     barrier.wait()
-    _study(url)
+    while (trial := study.ask(most)) is not None:
+        numbers.put(trial.number)
+
+
+@pytest.mark.slow
+def test_processes_that_ask_at_once_get_as_many_trials_as_there_shall_be(tmp_path):
+    context, url = multiprocessing.get_context("spawn"), f"sqlite:///{tmp_path}/study.db"
+    barrier, numbers = context.Barrier(3), context.Queue()
+    asking = [context.Process(target=ask, args=(url, barrier, 7, numbers)) for _ in range(3)]
+    for process in asking:
+        process.start()
+    for process in asking:
+        process.join()
+    assert len({numbers.get(timeout=1) for _ in range(7)}) == 7
+    assert numbers.empty()
+    assert len(Study(url).begun()) == 7
+
+
+def wait_for_trials(workdir, count):
+    """Waits until so many trials train."""
+    until = time.monotonic() + 120
+    while not (workdir / "study.db").exists() or len(running(workdir)) < count:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def running(workdir):
+    with contextlib.suppress(Exception):  # of a database that is being created
+        return [t for t in study_of(workdir).trials if t.intermediate_values]
+    return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_heads_whose_process_is_stopped_begin_again(number, heads, tmp_path):
+    workdir = tmp_path / "search"
+    flags = ["--cfg", str(heads), "--workdir", str(workdir), "--trials", "4"]
+    start = [sys.executable, "-m", "jaxtl.sweep", *flags]
+    stopped = subprocess.Popen([*start, "--cfg.phases.head.epochs=2000"], stdout=subprocess.DEVNULL)
+    wait_for_trials(workdir, 4)
+    stopped.send_signal(number)
+    assert stopped.wait(timeout=60) == (143 if number == signal.SIGTERM else -number)
+    if number == signal.SIGKILL:  # two minutes later
+        with contextlib.closing(sqlite3.connect(workdir / "study.db")) as database, database:
+            database.execute("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00'")
+    assert search(load_search(str(heads), {}), workdir, 4, None, QUIET)
+    states = [trial.state.name for trial in study_of(workdir).trials]
+    assert states == ["FAIL"] * 4 + ["COMPLETE"] * 4
+    for before, after in zip(
+        study_of(workdir).trials[:4], study_of(workdir).trials[4:], strict=True
+    ):
+        assert after.params == before.params
+
+
+def create(url, barrier):
+    Study("sqlite://")  # all that is imported late
+    barrier.wait()
+    Study(url)
 
 
 @pytest.mark.slow
@@ -161,7 +303,7 @@ def test_a_mistake_in_the_config_ends_a_search_and_is_no_trial(text, message, tm
     workdir = tmp_path / "search"
     with pytest.raises(UserError, match=message):
         command.main(["--cfg", str(path), "--workdir", str(workdir), "--trials", "2"])
-    assert _count(study_of(workdir)) == 0
+    assert Study(f"sqlite:///{workdir}/study.db").begun() == []
 
 
 @pytest.mark.parametrize("address", ["nosql://me:secret@host/x", "nosql://me:secret@host:port/x"])

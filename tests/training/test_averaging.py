@@ -55,11 +55,11 @@ def test_an_epoch_that_makes_the_average_worse_is_left_out(seed):
 def test_the_best_epochs_are_ranked_and_of_equals_the_first_comes_first():
     progress = Progress()
     for step, accuracy in enumerate([0.5, 0.9, 0.9, 0.7], start=1):
-        progress = dataclasses.replace(progress, step=step).after_epoch(accuracy, 1.0, average=3)
+        progress = dataclasses.replace(progress, step=step).after_epoch(accuracy, 1.0, accuracy, 3)
     assert [step for step, *_ in progress.to_average] == [2, 3, 4]
     assert progress.best_step == 2
     assert progress.kept == {5, 7, 9}
-    ended = progress.averaged(0.95, 0.5)
+    ended = progress.averaged(0.95, 0.5, 0.95)
     assert (ended.best_number, ended.kept) == (ended.number, {ended.number})
 
 

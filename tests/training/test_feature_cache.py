@@ -23,7 +23,7 @@ from PIL import Image
 from rich.console import Console
 from step_setup import lively
 
-from jaxtl.config import Config, Phase
+from jaxtl.config import Config, Data, Phase
 from jaxtl.data.loader import Loader
 from jaxtl.data.sources import open_all
 from jaxtl.data.splits import open_splits
@@ -333,7 +333,7 @@ def test_the_same_cache_is_found_for_images_that_were_touched_or_moved_but_not_f
 
 def test_another_cache_is_made_for_another_split_of_the_same_images(images):
     parts = [
-        open_splits(str(images), val_fraction=0.3, seed=seed)[side]
+        open_splits(Data(source=str(images), val_fraction=0.3, seed=seed))[side]
         for seed, side in ((0, 0), (0, 1), (1, 0))
     ]
     train, val, other = (made_from(images, source=part) for part in parts)

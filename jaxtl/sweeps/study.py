@@ -1,0 +1,180 @@
+"""The study of a search: an Optuna study that several processes may work on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from jaxtl.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+RUN, IMAGES, METRIC = "run", "images", "metric"
+"""What is known of a trial: the name of its run directory, the number of validation images, and
+what it is ranked by (older versions did not write that down).
+"""
+
+_NAME = "jaxtl"
+_HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
+_RETRIES = 2  # of a trial whose process was killed
+_IMPOSSIBLE = "impossible"  # marks a trial that got no config, or is one too many
+
+
+class Study:
+    """Hands out trials until there are so many, of all processes together.
+
+    Args:
+        url: the database that holds the study.
+
+    Attributes:
+        optuna: the study itself.
+
+    Raises:
+        UserError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str):
+        self.optuna, self._storage = _open(url)
+        self._id = self._storage.get_study_id_from_name(_NAME)
+
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        """All trials that had a config, in the order of their numbers."""
+        return [trial for trial in self.optuna.trials if _IMPOSSIBLE not in trial.user_attrs]
+
+    def in_state(self, *names: str) -> list[optuna.trial.FrozenTrial]:
+        """The trials in one of these states of Optuna that do not begin again as another one."""
+        everything = self.optuna.trials
+        again = {number for trial in everything for number in history(trial)}
+        return [t for t in self.trials if t.state.name in names and t.number not in again]
+
+    def begun(self) -> list[int]:
+        """The numbers of the trials that are over or run, without those that come again."""
+        import optuna
+
+        optuna.storages.fail_stale_trials(self.optuna)
+        return [t.number for t in self.in_state("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
+
+    def ask(self, most: int) -> optuna.Trial | None:
+        """The next trial, one that has to begin again first; None if the study has `most`."""
+        if len(self.begun()) >= most:
+            return None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # see `alive`
+            trial = self.optuna.ask()
+        self._storage.record_heartbeat(self._id_of(trial))
+        if trial.number not in self.begun()[:most]:  # another process asked at this moment
+            self.withdraw(trial)
+            return None
+        return trial
+
+    def withdraw(self, trial: optuna.Trial) -> None:
+        """Ends a trial that shall not count, nor come again."""
+        trial.set_user_attr(_IMPOSSIBLE, True)
+        self.fail(trial)
+
+    def complete(self, trial: optuna.Trial, score: float) -> None:
+        """Ends a trial with its result."""
+        self.optuna.tell(trial, score, skip_if_finished=True)
+
+    def prune(self, trial: optuna.Trial) -> None:
+        """Ends a trial that others did better than."""
+        import optuna
+
+        self.optuna.tell(trial, state=optuna.trial.TrialState.PRUNED, skip_if_finished=True)
+
+    def fail(self, trial: optuna.Trial) -> None:
+        """Ends a trial without a result, unless it is over."""
+        import optuna
+
+        self.optuna.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+
+    def give_back(self, trial: optuna.Trial) -> None:
+        """Ends a trial that was stopped; another one begins again with its values."""
+        import optuna
+
+        again = optuna.storages.RetryHeartbeatStaleTrialCallback()
+        again(self.optuna, self.optuna.trials[trial.number])
+        self.fail(trial)
+
+    def first_number(self, trial: optuna.Trial) -> int:
+        """The number that a trial had when it began first."""
+        return next(iter(history(self.optuna.trials[trial.number])), trial.number)
+
+    @contextlib.contextmanager
+    def alive(self, trials: Sequence[optuna.Trial]) -> Iterator[None]:
+        """Shows other processes, from a thread, that this one still works on its trials."""
+        numbers, over = [self._id_of(trial) for trial in trials], threading.Event()
+
+        def beat() -> None:
+            while not over.wait(_HEARTBEAT):
+                for number in numbers:
+                    self._storage.record_heartbeat(number)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _id_of(self, trial: optuna.Trial) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+
+
+def history(trial: optuna.trial.FrozenTrial) -> list[int]:
+    """The numbers of the trials that this one begins again, the first one first."""
+    import optuna
+
+    return optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history(trial)
+
+
+def _open(url: str, attempts: int = 5) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+    """Opens the study, or creates it."""
+    import optuna
+    import sqlalchemy
+
+    try:
+        storage = optuna.storages.RDBStorage(
+            url,
+            heartbeat_interval=_HEARTBEAT,
+            grace_period=_SILENCE,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
+                max_retry=_RETRIES
+            ),
+        )
+        study = optuna.create_study(
+            storage=storage,
+            study_name=_NAME,
+            direction="maximize",
+            # Trials that run count as bad ones, so that a batch of them lies apart.
+            sampler=optuna.samplers.TPESampler(constant_liar=True),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+            load_if_exists=True,
+        )
+        return study, storage
+    except Exception as error:  # of Optuna, SQLAlchemy and the database's driver
+        # Another process may create the tables at this moment.
+        if attempts > 1 and isinstance(error, sqlalchemy.exc.DBAPIError):
+            time.sleep(1)
+            return _open(url, attempts - 1)
+        raise UserError(f"--storage {_without_password(url, error)}") from error
+
+
+def _without_password(url: str, error: Exception) -> str:
+    """The address of a database and what is wrong with it, whose text may have the password."""
+    import sqlalchemy
+
+    try:
+        address = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port that is no number
+        return "takes the URL of a database, such as postgresql://USER:PASSWORD@HOST/NAME"
+    shown = address.render_as_string(hide_password=True)
+    reason = " ".join(str(error).split()).replace(url, shown)
+    return f"{shown}: {reason.replace(address.password, '***') if address.password else reason}"
