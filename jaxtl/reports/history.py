@@ -16,6 +16,7 @@ _TITLES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
     "mAP": "mean average precision",
+    "macro_f1": "macro F1",
     "images_per_second": "training speed (images/s)",
     "input_wait": "waiting for input (fraction of the time)",
     "memory_gb": "peak device memory (GB)",

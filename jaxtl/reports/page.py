@@ -160,7 +160,8 @@ def _tiles(
     else:
         return
     if metadata.task == "multi-label":
-        yield from _label_tiles(said, validated[-1] if findings is None else findings.means)
+        means = validated[-1] if findings is None else findings.means
+        yield from _label_tiles(said, means, metadata.result or {})
     correct = round(float(accuracy) * images)
     _, low, high = proportion(correct, images)
     yield (
@@ -199,11 +200,15 @@ def _tiles(
         )
 
 
-def _label_tiles(said: str, means: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _label_tiles(
+    said: str, means: Mapping[str, Any], result: Mapping[str, float]
+) -> Iterator[tuple[str, str, str]]:
     """Those of several labels, before the accuracy, for which an image has to have all right."""
-    mean = "mean over the classes"
-    yield f"{said} {title_of('mAP')}", f"{means['mAP']:.2%}", mean
-    yield f"{said} F1", f"{means['macro_f1']:.2%}", f"{mean}, each at its best threshold"
+    for name, note in (("mAP", ""), ("macro_f1", ", each at its best threshold on validation")):
+        yield f"{said} {title_of(name)}", f"{means[name]:.2%}", f"mean over the classes{note}"
+        if f"test_{name}" in result:
+            value = result[f"test_{name}"]
+            yield f"test {title_of(name)}", f"{value:.2%}", "images that chose nothing"
 
 
 def _learning_rate(plan: Sequence[PlannedPhase], rows: Sequence[Row]) -> Chart:
