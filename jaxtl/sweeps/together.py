@@ -10,6 +10,7 @@ import contextlib
 import json
 import secrets
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ GROUPS = "heads"
 
 _FREE = {"lr": 1.0, "weight_decay": 0.0, "label_smoothing": 0.0}  # keys that phases may differ in
 _COPIES = 8  # of a head: start, parameters, gradients, updates, Adam's two, results old and new
+_WRITERS = 8  # threads, which mostly wait for the disk
 _Planned = tuple[Plan, Config, Loader, Augment]
 
 
@@ -281,13 +283,20 @@ def _write_runs(
     origin = setup.origin_of(metadata.weights, training.network, config)
     full = config.checkpoint.full
     written = Group.write(folder, training.trunk, training.heads, origin, full=full)
-    with counter(training.out, "writing the run directories", len(training.runs)) as show:
-        for index, result in results.items():
-            run = training.runs[index]
-            with replacing(workdir / run.variation.name) as part:
-                complete = metadata.model_copy(update={"result": result})
-                _write_run(RunDirectory(part), run, complete, written, index)
-            show(index + 1)
+
+    def write(index: int) -> None:
+        run = training.runs[index]
+        with replacing(workdir / run.variation.name) as part:
+            complete = metadata.model_copy(update={"result": results[index]})
+            _write_run(RunDirectory(part), run, complete, written, index)
+
+    # Most of the time goes by until the files are on disk.
+    with (
+        counter(training.out, "writing the run directories", len(results)) as show,
+        ThreadPoolExecutor(_WRITERS) as pool,
+    ):
+        for number, _ in enumerate(pool.map(write, results), 1):
+            show(number)
     best = max(results, key=lambda i: quality(results[i]["accuracy"], results[i]["loss"]))
     head = {path: value[best] for path, value in training.heads.items()}
     variables = replicate(training.trunk | head, jax.local_devices())
