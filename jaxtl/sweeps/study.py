@@ -99,7 +99,7 @@ class Study:
     def _tell(self, trial: optuna.Trial, state: str, score: float | None = None) -> None:
         import optuna
 
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # at this moment
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # just now
             ended = optuna.trial.TrialState[state]
             self.optuna.tell(trial, score, ended, skip_if_finished=True)
         self._held.pop(trial.number, None)
