@@ -51,7 +51,7 @@ def test_a_run_directory_holds_what_a_run_is_and_what_it_measured(whole):
 
 def test_the_config_is_recorded_in_full(whole, workplace):
     recorded = Config.model_validate_json((whole.path / "config.json").read_text())
-    assert recorded == load(str(workplace.path / "tiny.py"), {})
+    assert recorded == load(str(workplace.path / "tiny.py"), {}).with_monitor("accuracy")
 
 
 def test_the_facts_name_classes_data_versions_and_devices(whole):
@@ -172,7 +172,7 @@ def test_a_report_that_fails_does_not_cost_the_result(whole, workplace):
 
 
 def test_a_new_run_that_is_stopped_says_what_continues_it(workplace, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise Interrupted
 
     monkeypatch.setattr(setup, "train", interrupted)
