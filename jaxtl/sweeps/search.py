@@ -6,9 +6,10 @@ def search(trial):
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     import optuna
 
 _DIGITS = 10_000  # trials that the names of run directories have digits for
-# Heads; Optuna learns between them (docs/decisions/0070-trials-in-batches-of-eight.md).
+# Heads; Optuna learns between them (docs/decisions/0069-trials-in-batches-of-eight.md).
 _TOGETHER = 8
 
 
@@ -113,8 +114,9 @@ def search(
 
     Heads that can train together do so, eight at a time; other trials run one by one. Trials that
     do worse than most did at the same epoch are ended (`MedianPruner`). A trial whose process was
-    killed is begun again with the same values, where its checkpoint is. After each batch `best.py`,
-    a config ready to run, `search.csv` and `search-*.svg` are written.
+    killed is begun again with the same values, where its checkpoint is; a process that finds
+    nothing else to do waits for it. After each batch `best.py`, a config ready to run, `search.csv`
+    and `search-*.svg` are written.
 
     Args:
         what: the search, from `load_search`.
@@ -149,9 +151,11 @@ def search(
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
         study = Study(url or f"sqlite:///{workdir.absolute() / 'study.db'}")
         searching = _Searching(study, what, workdir, out, images or OpenOnce())
-        while batch := searching.ask(trials):
-            searching.train(batch)
-            write_results(study, workdir, what.path.name, config_of)
+        with study.alive():
+            while batch := searching.ask(trials):
+                searching.train(batch)
+                write_results(study, workdir, what.path.name, config_of)
+        write_results(study, workdir, what.path.name, config_of)  # also of other processes
         show_results(study, workdir, out)
         return not study.in_state("FAIL")
 
@@ -165,6 +169,14 @@ class _Trial:
     variation: Variation
 
 
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Trials to train next; a family of the first one where it can train with others."""
+
+    trials: Sequence[_Trial]
+    family: Family | None
+
+
 @dataclasses.dataclass
 class _Searching:
     """This process at work on a study."""
@@ -175,27 +187,43 @@ class _Searching:
     out: Console
     images: OpenOnce
 
-    def ask(self, most: int) -> list[_Trial]:
+    def ask(self, most: int) -> _Batch | None:
         """The trials to train next, several where they are heads that can train together.
+
+        Waits while as many as wanted have begun, but other processes have some of them: a trial
+        that was killed comes back once it was silent for long enough.
 
         Args:
             most: the number of trials of the whole study.
 
+        Returns:
+            The trials; None once as many as wanted are over.
+
         Raises:
-            UserError: `search` suggests what is not possible; the trial is none then.
+            UserError: `search` suggests what is not possible; the study does not count that trial.
         """
-        batch: list[_Trial] = []
-        size = 1
+        said = False
+        while not (batch := self._begin(most)) and (others := self.study.in_state("RUNNING")):
+            if not said:
+                numbers = ", ".join(str(trial.number) for trial in others)
+                self.out.print(f"waiting for what other processes began: trials {numbers}")
+                said = True
+            self.study.wait()
+        return batch
+
+    def _begin(self, most: int) -> _Batch | None:
+        """Begins as many trials as can train next; None if the study has `most`."""
+        trials: list[_Trial] = []
+        family = None
         try:
-            while len(batch) < size and (trial := self._next(most)) is not None:
-                batch.append(trial)
-                if len(batch) == 1 and self._family(batch) is not None:
-                    size = _TOGETHER
+            while len(trials) < (_TOGETHER if family else 1) and (trial := self._next(most)):
+                trials.append(trial)
+                family = family or self._family(trial.variation)
         except BaseException:
-            for trial in batch:
+            for trial in trials:
                 self.study.give_back(trial.optuna)
             raise
-        return batch
+        return _Batch(trials, family) if trials else None
 
     def _next(self, most: int) -> _Trial | None:
         trial = self.study.ask(most)
@@ -209,42 +237,33 @@ class _Searching:
         number = self.study.first_number(trial)
         return _Trial(trial, number, Variation(run_name(number, _DIGITS, values), values, varied))
 
-    def _family(self, trials: Sequence[_Trial]) -> Family | None:
-        """Trials as heads that can train together; None where the first one cannot with others."""
-        first = trials[0].variation
+    def _family(self, first: Variation) -> Family | None:
+        """A run as a head that others can train with; None where it has to train alone."""
         if not all(heads_may_differ_in(key, first.config) for key in first.values):
             return None
         try:
             data = self.images(first.config.data)
             check_plan(first.config, data.train, jax.local_devices())
-            network, trainables = plan_run(first.config, len(data.train.classes))
-            monitor = task_of(data.train.labels).monitors[0]
-            alike = [
-                dataclasses.replace(
-                    trial.variation, config=trial.variation.config.with_monitor(monitor)
-                )
-                for trial in trials
-                if common(trial.variation.config) == common(first.config)
-            ]
-            family = Family(alike, data, network, trainables)
+            planned = plan_run(first.config, len(data.train.classes))
+            family = Family([_as_head(first, data)], data, *planned)
             return family if can_train_together(family, _TOGETHER) else None
         except EXPECTED:  # the trial alone will say so
             return None
 
-    def train(self, batch: Sequence[_Trial]) -> None:
+    def train(self, batch: _Batch) -> None:
         """Trains trials, together if there are several, and tells the study what became of them.
 
         Raises:
             Interrupted: a signal asked to stop; what is not over will begin again.
         """
-        left = {trial.variation.name: trial for trial in batch}
+        left = {trial.variation.name: trial for trial in batch.trials}
         try:
-            with self.study.alive([trial.optuna for trial in batch]):
-                if len(batch) > 1:
-                    self._train_together(left)
-                for name in list(left):
+            if batch.family is not None:
+                self._train_together(left, batch.family)
+            for name in list(left):
+                with self._unless_taken(left[name]):
                     self._train_alone(left[name])
-                    del left[name]
+                del left[name]
         except Interrupted:
             for trial in left.values():
                 self.study.give_back(trial.optuna)
@@ -256,31 +275,36 @@ class _Searching:
         finally:
             forget_programs()
 
-    def _train_together(self, left: dict[str, _Trial]) -> None:
+    def _train_together(self, left: dict[str, _Trial], family: Family) -> None:
         """Trains those of some trials that have not begun in one program; they leave `left`."""
-        new = [left[name] for name in left if not (self.workdir / name).exists()]
-        family = self._family(new) if len(new) > 1 else None
-        if family is None:
+        heads = [_as_head(trial.variation, family.data) for trial in left.values()]
+        shared = common(family.variations[0].config)
+        new = [
+            head
+            for head in heads
+            if common(head.config) == shared and not (self.workdir / head.name).exists()
+        ]
+        if len(new) < 2:
             return
 
         def after_epoch(name: str, epochs: int, accuracy: float) -> bool:
-            return not self._is_pruned(left[name], epochs, accuracy)
+            return not self._is_over(left[name], epochs, accuracy)
 
         def done(runs: Sequence[HeadRun]) -> None:
             for run in runs:
                 trial = left.pop(run.variation.name)
                 if run.result is not None:
-                    self._complete(trial, run.result, family.data)
+                    with self._unless_taken(trial):
+                        self._complete(trial, run.result, family.data)
                 elif run.diverged is not None:
                     self._fail(trial, run.diverged)
                 else:
                     self.study.prune(trial.optuna)
 
-        numbers = ", ".join(str(left[variation.name].number) for variation in family.variations)
-        self.out.print(f"\ntrials {numbers}")
+        self.out.print(f"\ntrials {', '.join(str(left[head.name].number) for head in new)}")
+        (group,) = groups(family._replace(variations=new))  # memory holds eight: `_family`
         try:
-            for group in groups(family):
-                train_together(group, self.workdir, self.out, done, after_epoch)
+            train_together(group, self.workdir, self.out, done, after_epoch)
         except Exception as error:  # most of them may train one by one
             failure = Failure.of(error)
             if failure.kind == "unexpected":
@@ -296,7 +320,7 @@ class _Searching:
         self.out.print(f"\ntrial {trial.number}: {run.name}")
 
         def after_epoch(epochs: int, score: float) -> None:
-            if self._is_pruned(trial, epochs, score):
+            if self._is_over(trial, epochs, score):
                 raise optuna.TrialPruned
 
         try:
@@ -310,12 +334,25 @@ class _Searching:
         finally:
             forget_programs()
 
-    def _is_pruned(self, trial: _Trial, epochs: int, score: float) -> bool:
-        trial.optuna.report(score, epochs)
-        if not trial.optuna.should_prune():
-            return False
-        self.out.print(f"trial {trial.number} is ended: others did better after {epochs} epochs")
+    def _is_over(self, trial: _Trial, epochs: int, score: float) -> bool:
+        """Reports an epoch; whether others did better than that, or another process has it."""
+        with self._unless_taken(trial):
+            trial.optuna.report(score, epochs)
+            if not trial.optuna.should_prune():
+                return False
+            self.out.print(f"trial {trial.number} ends: others did better after {epochs} epochs")
         return True
+
+    @contextlib.contextmanager
+    def _unless_taken(self, trial: _Trial) -> Iterator[None]:
+        """Drops a trial that is over for the study: this process was silent for too long."""
+        import optuna
+
+        try:
+            yield
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self.study.fail(trial.optuna)
+            self.out.print(f"trial {trial.number} is dropped: another process took it over")
 
     def _complete(self, trial: _Trial, result: Mapping[str, float], data: Splits) -> None:
         trial.optuna.set_user_attr(RUN, trial.variation.name)
@@ -326,3 +363,9 @@ class _Searching:
     def _fail(self, trial: _Trial, error: Exception) -> None:
         self.out.print(f"trial {trial.number} failed: {one_line(error)}")
         self.study.fail(trial.optuna)
+
+
+def _as_head(variation: Variation, data: Splits) -> Variation:
+    """A variation whose phases monitor what is usual for the labels, if they name nothing else."""
+    monitor = task_of(data.train.labels).monitors[0]
+    return dataclasses.replace(variation, config=variation.config.with_monitor(monitor))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxtl.errors import UserError
@@ -21,7 +22,8 @@ what it is ranked by (older versions did not write that down).
 
 _NAME = "jaxtl"
 _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
-_RETRIES = 2  # of a trial whose process was killed
+_RETRIES = 2  # of a trial whose process was killed; one that is given back has no limit
+_KILLED = "killed"  # how many times that happened to a trial
 _IMPOSSIBLE = "impossible"  # marks a trial that got no config, or is one too many
 
 
@@ -41,6 +43,8 @@ class Study:
     def __init__(self, url: str):
         self.optuna, self._storage = _open(url)
         self._id = self._storage.get_study_id_from_name(_NAME)
+        self._url = url
+        self._held: dict[int, int] = {}  # the ids of the trials of this process, by number
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -67,7 +71,9 @@ class Study:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # see `alive`
             trial = self.optuna.ask()
-        self._storage.record_heartbeat(self._id_of(trial))
+        held = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+        self._held[trial.number] = held
+        self._storage.record_heartbeat(held)
         if trial.number not in self.begun()[:most]:  # another process asked at this moment
             self.withdraw(trial)
             return None
@@ -79,27 +85,34 @@ class Study:
         self.fail(trial)
 
     def complete(self, trial: optuna.Trial, score: float) -> None:
-        """Ends a trial with its result."""
-        self.optuna.tell(trial, score, skip_if_finished=True)
+        """Ends a trial with its result, unless it is over."""
+        self._tell(trial, "COMPLETE", score)
 
     def prune(self, trial: optuna.Trial) -> None:
-        """Ends a trial that others did better than."""
-        import optuna
-
-        self.optuna.tell(trial, state=optuna.trial.TrialState.PRUNED, skip_if_finished=True)
+        """Ends a trial that others did better than, unless it is over."""
+        self._tell(trial, "PRUNED")
 
     def fail(self, trial: optuna.Trial) -> None:
         """Ends a trial without a result, unless it is over."""
+        self._tell(trial, "FAIL")
+
+    def _tell(self, trial: optuna.Trial, state: str, score: float | None = None) -> None:
         import optuna
 
-        self.optuna.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # just now
+            ended = optuna.trial.TrialState[state]
+            self.optuna.tell(trial, score, ended, skip_if_finished=True)
+        self._held.pop(trial.number, None)
 
     def give_back(self, trial: optuna.Trial) -> None:
-        """Ends a trial that was stopped; another one begins again with its values."""
+        """Ends a trial that was stopped, unless it is over; another one begins again with its
+        values.
+        """
         import optuna
 
-        again = optuna.storages.RetryHeartbeatStaleTrialCallback()
-        again(self.optuna, self.optuna.trials[trial.number])
+        stopped = self.optuna.trials[trial.number]
+        if stopped.state == optuna.trial.TrialState.RUNNING:
+            optuna.storages.RetryHeartbeatStaleTrialCallback()(self.optuna, stopped)
         self.fail(trial)
 
     def first_number(self, trial: optuna.Trial) -> int:
@@ -107,14 +120,18 @@ class Study:
         return next(iter(history(self.optuna.trials[trial.number])), trial.number)
 
     @contextlib.contextmanager
-    def alive(self, trials: Sequence[optuna.Trial]) -> Iterator[None]:
-        """Shows other processes, from a thread, that this one still works on its trials."""
-        numbers, over = [self._id_of(trial) for trial in trials], threading.Event()
+    def alive(self) -> Iterator[None]:
+        """Shows other processes, from a thread, that this one works on the trials it asked for."""
+        over = threading.Event()
 
         def beat() -> None:
             while not over.wait(_HEARTBEAT):
-                for number in numbers:
-                    self._storage.record_heartbeat(number)
+                try:
+                    for held in list(self._held.values()):
+                        self._storage.record_heartbeat(held)
+                except Exception as error:  # of Optuna, SQLAlchemy and the database's driver
+                    reason = _without_password(self._url, error)
+                    logging.getLogger("jaxtl").warning("heartbeat of the trials: %s", reason)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -124,8 +141,9 @@ class Study:
             over.set()
             thread.join()
 
-    def _id_of(self, trial: optuna.Trial) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
+    def wait(self) -> None:
+        """Waits for the time between two heartbeats."""
+        time.sleep(_HEARTBEAT)
 
 
 def history(trial: optuna.trial.FrozenTrial) -> list[int]:
@@ -133,6 +151,16 @@ def history(trial: optuna.trial.FrozenTrial) -> list[int]:
     import optuna
 
     return optuna.storages.RetryHeartbeatStaleTrialCallback.retry_history(trial)
+
+
+def _begin_again(study: optuna.Study, killed: optuna.trial.FrozenTrial) -> None:
+    """Queues a trial with the values of one whose process was killed, unless it was too often."""
+    import optuna
+
+    before = killed.user_attrs.get(_KILLED, 0)
+    if before < _RETRIES:
+        killed.set_user_attr(_KILLED, before + 1)  # which the other trial takes over
+        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, killed)
 
 
 def _open(url: str, attempts: int = 5) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
@@ -145,9 +173,7 @@ def _open(url: str, attempts: int = 5) -> tuple[optuna.Study, optuna.storages.RD
             url,
             heartbeat_interval=_HEARTBEAT,
             grace_period=_SILENCE,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(
-                max_retry=_RETRIES
-            ),
+            heartbeat_stale_trial_callback=_begin_again,
         )
         study = optuna.create_study(
             storage=storage,
