@@ -273,10 +273,12 @@ class MultiLabel(Task):
         valid: Bool[np.ndarray, "batch"],
     ) -> Sums:
         """The same; of the other class a probability below 1e-38 counts as that."""
-        logs, has = log_probabilities[valid].astype(np.float64), labels[valid] > 0
+        own, has = log_probabilities[valid], labels[valid] > 0
+        logs = own.astype(np.float64)
         others = np.log(np.maximum(-np.expm1(logs), np.finfo(np.float32).tiny))
         losses = -np.where(has, logs, others).mean(axis=1)
-        right = (self.predicted(logs) == has).all(axis=1) & ~np.isnan(logs).any(axis=1)
+        # Of float32: as float64 the logarithm that one half is rounded to is below one half.
+        right = (self.predicted(own) == has).all(axis=1) & ~np.isnan(logs).any(axis=1)
         return Sums(float(losses.sum()), int(right.sum()), 0, int(valid.sum()))
 
     def predicted(self, log_probabilities: Float[np.ndarray, "batch classes"]) -> HostLabels:
