@@ -18,7 +18,8 @@ def write(tmp_path):
     """A function that writes images and a CSV file of rows, of which the first is the header."""
 
     def write(*rows, images=True):
-        place = rows[0].index("image") if "image" in rows[0] else None
+        header = [name.strip() for name in rows[0]]
+        place = header.index("image") if "image" in header else None
         for number, row in enumerate(rows[1:]):
             if images and place is not None and len(row) > place and row[place].strip():
                 path = tmp_path / row[place].strip()
@@ -131,6 +132,23 @@ WRONG = {
 }
 
 
+def test_a_table_without_training_rows_is_refused_unless_all_its_rows_are_measured(write):
+    message = refused(write(("image", "labels", "split"), ("a.png", "cat", "test")))
+    assert "lists no images of the split train: leave the column split out" in message
+    assert len(open_all(write(("image", "labels"), ("a.png", "cat")))) == 1
+
+
+def test_what_spreadsheets_add_is_passed_over(write):
+    header = ("image ", " labels", "", "", "width", "width")
+    rows = [("a.png", "cat", "", "", "", ""), ("b.png", "", "", "x", "1", "2")]
+    empty = [("",) * 6, (" ",) * 6, ("",) * 3, ("",) * 9]
+    source = open_all(write(header, *rows, *empty))
+    assert named(source) == {"a.png": ["cat"], "b.png": []}
+    after = ("c.png", *rows[0][1:], "surplus")
+    message = "line 8: it has more or fewer fields than the first line"
+    assert message in refused(write(header, *rows, *empty, after))
+
+
 @pytest.mark.parametrize("which", WRONG)
 def test_a_row_that_is_wrong_is_refused_with_its_line(write, which):
     row, message = WRONG[which]
@@ -166,7 +184,9 @@ def test_files_that_are_no_csv_files_are_refused(tmp_path):
         (b"", "of an empty file"),
         (b"image,labels\n\xff.png,a\n", "is not UTF-8"),
         (b'image,labels\na.png,"cat\n', "line 2: unexpected end of data"),
-        (b"image,labels\n", "lists no images to train on"),
+        (b"image,labels\n,\n", "list.csv lists no images"),
+        (b"image;labels\na.png;cat\n", "has the columns image;labels: its first line has to "),
+        (b"image\tlabels\na.png\tcat\n", "image, and label or labels, separated by commas"),
     ):
         file.write_bytes(content)
         assert message in refused(f"csv:{file}")
