@@ -28,7 +28,7 @@ class LabelResult(NamedTuple):
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 where the label is neither there nor predicted."""
+        """The harmonic mean of precision and recall; 0 where the label is nowhere."""
         return 2 * self.correct / max(self.images + self.predicted, 1)
 
 
