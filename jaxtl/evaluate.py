@@ -11,8 +11,8 @@ _HELP = """Measures a trained run: loss, accuracy, and how each class fares; of 
 average precision, and precision, recall and F1 at the thresholds of the run.
 
 Without --data it measures the images that the run was validated on, or those of its test with
---split test. Intervals are of 95 %: Wilson's, and of F1 the bootstrap's, which has
-none where no image is wrong."""
+--split test. Intervals are of 95 %: Wilson's, and of F1 the bootstrap's; there
+is none where all images of a class are right, or all wrong."""
 
 
 def main(arguments: Sequence[str]) -> int:

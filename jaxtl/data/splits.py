@@ -71,7 +71,7 @@ class OpenOnce:
     """Opens images for a command, the same ones once: it warns once of what is wrong with them."""
 
     def __init__(self) -> None:
-        self._open = functools.cache(open_splits)
+        self._open = functools.lru_cache(maxsize=4)(open_splits)
 
     def __call__(self, data: Data) -> Splits:
         """The images of a config, as from `open_splits`, which raises the same."""

@@ -28,8 +28,9 @@ def f1_intervals(counts: Int[np.ndarray, "classes classes"]) -> F1:
     """F1 of a classification, with percentile intervals (Efron and Tibshirani 1993, chapter 13).
 
     To draw images with replacement is to draw the cells of their confusions from a multinomial
-    distribution, so the counts suffice. A class that a resample lacks is left out of its mean. The
-    same counts give the same intervals.
+    distribution, so the counts suffice. A class that a resample lacks is left out of its mean. With
+    few images of a class the mean F1 of resamples is too low by a bias (ibid., chapter 10); the
+    interval of the mean is moved by it. The same counts give the same intervals.
 
     Args:
         counts: the counts of `metrics.confusion`, of one image at least.
@@ -62,7 +63,8 @@ def f1_intervals(counts: Int[np.ndarray, "classes classes"]) -> F1:
     known = np.flatnonzero(~np.isnan(values))
     bounds = np.full((2, len(counts)), np.nan)
     bounds[:, known] = np.nanpercentile(each[:, known], (2.5, 97.5), axis=0)
-    low, high = np.percentile(macro, (2.5, 97.5)).tolist()
+    centred = macro + macro_value - macro.mean()
+    low, high = np.clip(np.percentile(centred, (2.5, 97.5)), 0, 1).tolist()
     classes = [
         None if np.isnan(found[0]) else Proportion(*found)
         for found in zip(values.tolist(), *bounds.tolist(), strict=True)

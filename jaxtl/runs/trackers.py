@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from jaxtl.config.config_file import leaves
-from jaxtl.errors import Interrupted, one_line
+from jaxtl.errors import Interrupted, UserError, one_line
 from jaxtl.files import as_text, read_json, write_json
 from jaxtl.runs.directory import RunDirectory
 
@@ -36,6 +37,9 @@ class _WandB:
     def __init__(self, id: str | None, name: str, settings: Mapping[str, Any], folder: Path):
         import wandb
 
+        # It would ask for a key on a terminal, and wait.
+        if wandb.setup().settings.mode in ("online", "shared") and not wandb.login(prompt=False):
+            raise UserError("--track wandb needs a key: wandb login, or set WANDB_MODE=offline")
         self._run = wandb.init(
             id=id,
             name=name,
@@ -65,7 +69,11 @@ class _MLflow:
         self._mlflow = mlflow
         self.id = mlflow.start_run(run_id=id, run_name=None if id else name).info.run_id
         if id is None:  # MLflow lets no parameter change
-            mlflow.log_params(dict(settings), run_id=self.id)
+            try:
+                mlflow.log_params(dict(settings), run_id=self.id)
+            except Exception as error:
+                self.end(error)
+                raise
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._mlflow.log_metrics(dict(metrics), step=step, run_id=self.id)
@@ -90,6 +98,9 @@ class Trackers:
     Args:
         names: trackers, of `TRACKERS`.
         run: the run directory; it keeps what the trackers call the run.
+
+    Raises:
+        UserError: a tracker needs a key.
     """
 
     def __init__(self, names: Sequence[str], run: RunDirectory):
@@ -98,15 +109,17 @@ class Trackers:
             return
         run.trackers.mkdir(exist_ok=True)
         ids = run.trackers / "ids.json"
-        known = read_json(ids) if ids.exists() else {}
+        known = _known(ids)
         settings = {
             key: value if isinstance(value, bool | int | float) else as_text(str(value))
             for key, value in leaves(run.config()).items()
         }
         name = as_text(run.path.resolve().name)
-        for tracker in names:
+        for tracker in dict.fromkeys(names):
             try:
                 begun = TRACKERS[tracker](known.get(tracker), name, settings, run.trackers)
+            except UserError:
+                raise
             except Exception as error:
                 _warn(tracker, error)
                 continue
@@ -132,7 +145,11 @@ class Trackers:
         if result is not None:
             named = {f"result/{name}": value for name, value in result.items()}
             self._each(lambda tracker: tracker.write(int(result["step"]), named))
-        self._each(lambda tracker: tracker.end(error))
+        for name, tracker in self._open.items():
+            try:
+                tracker.end(error)
+            except Exception as failure:
+                _warn(name, failure)
 
     def _each(self, act: Callable[[_Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
@@ -141,6 +158,17 @@ class Trackers:
             except Exception as error:  # whatever it is, the run goes on
                 _warn(name, error)
                 del self._open[name]
+                with contextlib.suppress(Exception):
+                    tracker.end(error)  # else it may take the run for a complete one
+
+
+def _known(ids: Path) -> dict[str, str]:
+    """What trackers called the run before."""
+    try:
+        return dict(read_json(ids)) if ids.exists() else {}
+    except (ValueError, TypeError) as error:
+        _log.warning("%s is damaged (%s), so trackers begin a new run", ids, one_line(error))
+        return {}
 
 
 def _warn(name: str, error: Exception) -> None:

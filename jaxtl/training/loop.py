@@ -147,6 +147,7 @@ class Training:
         with contextlib.ExitStack() as closing:
             closing.callback(self.log.close)
             closing.callback(self.checkpoints.close)
+            self.page.catch_up()
             self.trace.close()
 
     def _close_after_error(self) -> None:

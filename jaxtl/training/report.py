@@ -49,7 +49,7 @@ class Page:
     ):
         self._run, self._config, self._network, self._out = run, config, network, out
         self._trainables, self._train_images = trainables, train_images
-        self._failed = False
+        self._failed = self._behind = False
         self._next = -math.inf
         self._rates: dict[str, float] | None = None
 
@@ -60,11 +60,18 @@ class Page:
             at_once: draw also where epochs are so short that not each is drawn.
         """
         begun = time.monotonic()
-        if self._failed or (begun < self._next and not at_once):
+        self._behind = begun < self._next and not at_once
+        if self._failed or self._behind:
             return
         self._draw()
         ended = time.monotonic()
         self._next = ended + (ended - begun) / _SHARE
+
+    def catch_up(self) -> None:
+        """Draws the epochs that were not drawn, before the run ends early."""
+        if self._behind and not self._failed:
+            self._draw()
+            self._behind = False
 
     def at_the_end(
         self,

@@ -16,7 +16,7 @@ from jaxtl.config.config_file import leaves
 from jaxtl.errors import Interrupted, UserError, check_installed
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
-from jaxtl.runs.trackers import TRACKERS
+from jaxtl.runs.trackers import TRACKERS, Trackers
 from jaxtl.training.setup import open_data, train
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -120,6 +120,35 @@ def test_mlflow_has_the_log_of_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
 
 @pytest.mark.peers
 @pytest.mark.slow
+def test_a_key_is_asked_for_before_training(tmp_path, monkeypatch):
+    pytest.importorskip("wandb").teardown()  # forgets the settings of other tests
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # of .netrc
+    with pytest.raises(UserError, match="needs a key: wandb login, or set WANDB_MODE=offline"):
+        trained(tmp_path / "run", "wandb")
+    assert not RunDirectory(tmp_path / "run").metrics.exists()
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_mlflow_does_not_take_a_run_that_it_lost_for_a_complete_one(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+
+    def lost(*_, **__):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(mlflow, "log_metrics", lost)
+    trained(tmp_path / "run", "mlflow")
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+@pytest.mark.peers
+@pytest.mark.slow
 def test_a_run_goes_on_without_a_server(tmp_path, monkeypatch, caplog):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
@@ -161,7 +190,7 @@ class Noted:
 @pytest.fixture(scope="module")
 def alone(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    return train(SHORT, open_data(SHORT), folder, QUIET), metrics(folder)
+    return train(SHORT, open_data(SHORT), folder, QUIET), metrics(folder), folder
 
 
 @pytest.mark.parametrize("fails_at", range(1, 6))
@@ -174,10 +203,29 @@ def test_a_tracker_that_fails_is_told_of_once_and_changes_nothing(
     result = train(SHORT, open_data(SHORT), tmp_path, QUIET, trackers=("noted", "other"))
     calls = ["begin", "write", "write", "write", "end"]  # training, validation, the result
     assert other.calls == calls
-    assert noted.calls == calls[:fails_at]
+    ended = ["end"] if 1 < fails_at < len(calls) else []  # so that it takes no part for a whole
+    assert noted.calls == calls[:fails_at] + ended
     reason = "RuntimeError: the disk of the server"
     assert warnings(caplog) == [f"noted gets no more of this run, which goes on: {reason}"]
-    assert (result, metrics(tmp_path)) == alone
+    assert (result, metrics(tmp_path)) == alone[:2]
+
+
+@pytest.mark.parametrize("damaged", ["{", "[1]"])
+def test_damaged_names_begin_a_new_run_and_a_tracker_named_twice_is_one(
+    damaged, alone, tmp_path, monkeypatch, caplog
+):
+    noted = Noted(None)
+    monkeypatch.setitem(TRACKERS, "noted", noted.begin)
+    ids = tmp_path / "trackers" / "ids.json"
+    ids.parent.mkdir()
+    ids.write_text(damaged)
+    run = RunDirectory(tmp_path)
+    run.begin(SHORT, RunDirectory(alone[2]).metadata())
+    with Trackers(["noted", "noted"], run):
+        assert noted.ids == [None]
+    (said,) = warnings(caplog)
+    assert said.startswith(f"{ids} is damaged")
+    assert json.loads(ids.read_text()) == {"noted": "new"}
 
 
 def test_the_trackers_of_the_command_are_those_there_are():

@@ -2,13 +2,16 @@
 
 import itertools
 import re
+import signal
 import types
 
 import pytest
 import small_run
 
 from jaxtl import report
+from jaxtl.errors import Interrupted
 from jaxtl.reports import write_page
+from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.training.optimizer import schedule
 from jaxtl.training.report import _learning_rates
@@ -65,6 +68,18 @@ def test_drawing_takes_a_twentieth_of_short_epochs_and_shows_the_last_one(tmp_pa
     monkeypatch.setattr("jaxtl.training.report.write_page", draw)
     small_run.run(CONFIG.model_copy(update={"phases": LONG}), tmp_path / "run")
     assert drawn == [1, 21, 30, 30]  # the last once more, with what the result says
+
+
+def test_what_was_not_drawn_is_drawn_before_a_run_ends_early(tmp_path, monkeypatch):
+    clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
+    monkeypatch.setattr("jaxtl.training.report.time", clock)
+    stop = small_run.watched("p0 5/30", lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        small_run.run(CONFIG.model_copy(update={"phases": LONG}), tmp_path / "run", stop)
+    logged = read_metrics(RunDirectory(tmp_path / "run").metrics)[-1]["epoch"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert logged in (4, 5)
+    assert f"not complete: phase p0, epoch {logged} of 30" in page
 
 
 @pytest.mark.parametrize("lr", [0.3, "auto"])
