@@ -12,12 +12,12 @@ DEFAULT_THRESHOLD = 0.5
 
 
 class LabelResult(NamedTuple):
-    """How well one label is told.
+    """How well one label is predicted.
 
     Attributes:
         images: the number of images that have it (its support).
-        predicted: the number of images that are given it.
-        correct: the number of images that have it and are given it.
+        predicted: the number of images for which it is predicted.
+        correct: the number of images that have it and for which it is predicted.
         average_precision: the area under its precision-recall curve, 0..1; None without images.
     """
 
@@ -28,7 +28,7 @@ class LabelResult(NamedTuple):
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of precision and recall; 0 where the label is neither had nor given."""
+        """The harmonic mean of precision and recall; 0 where the label is nowhere."""
         return 2 * self.correct / max(self.images + self.predicted, 1)
 
 
@@ -56,7 +56,7 @@ def best_thresholds(
 ) -> Float[np.ndarray, "classes"]:
     """The threshold of each class with the best F1 on these images; of several the lowest.
 
-    It lies half-way between two probabilities, so that no rounding moves an image over it.
+    It lies half-way between two probabilities, so that rounding rarely moves an image over it.
 
     Args:
         labels: ones and zeros (N, C).

@@ -209,8 +209,8 @@ class MultiLabel(Task):
     """Each image has any number of labels; each class has a probability of its own.
 
     The loss of an image is the mean over the classes, as of Keras' `BinaryCrossentropy` and
-    PyTorch's `MultiLabelSoftMarginLoss`. An image is correct where every label is, those at 0.5 and
-    above being given: scikit-learn's `accuracy_score` of such labels.
+    PyTorch's `MultiLabelSoftMarginLoss`. An image is correct where every label is, each predicted
+    from a probability of 0.5 on: scikit-learn's `accuracy_score` of such labels.
     """
 
     name = "multi-label"
@@ -222,7 +222,7 @@ class MultiLabel(Task):
         return jax.nn.log_sigmoid(logits)
 
     def targets(self, labels: DeviceLabels, classes: int) -> Logits:
-        """The rows as they are."""
+        """Ones and zeros, as they are."""
         return labels.astype(jnp.float32)
 
     def losses(
@@ -272,11 +272,13 @@ class MultiLabel(Task):
         labels: HostLabels,
         valid: Bool[np.ndarray, "batch"],
     ) -> Sums:
-        """The same; of the other class a probability below 1e-38 counts as that."""
-        logs, has = log_probabilities[valid].astype(np.float64), labels[valid] > 0
+        """The same on the host; 1 - p counts as 1e-38 at least."""
+        own, has = log_probabilities[valid], labels[valid] > 0
+        logs = own.astype(np.float64)
         others = np.log(np.maximum(-np.expm1(logs), np.finfo(np.float32).tiny))
         losses = -np.where(has, logs, others).mean(axis=1)
-        right = (self.predicted(logs) == has).all(axis=1) & ~np.isnan(logs).any(axis=1)
+        # Of float32: as float64 the logarithm that one half is rounded to is below one half.
+        right = (self.predicted(own) == has).all(axis=1) & ~np.isnan(logs).any(axis=1)
         return Sums(float(losses.sum()), int(right.sum()), 0, int(valid.sum()))
 
     def predicted(self, log_probabilities: Float[np.ndarray, "batch classes"]) -> HostLabels:

@@ -105,6 +105,15 @@ def test_sums_on_the_device_and_on_the_host_count_valid_images_alone(images):
         assert on_host == NONE
 
 
+def test_a_label_at_one_half_is_given_on_the_device_and_on_the_host():
+    labels, logits = np.asarray([[1, 1], [1, 1], [0, 0]], np.int32), np.zeros((3, 2), np.float32)
+    found = evaluated(labels, logits)
+    on_device = MULTI_LABEL.sums_of(*map(jnp.asarray, (logits, labels, np.ones(3, bool))))
+    assert found.sums.top1 == on_device.top1
+    assert found.sums.means(0)["accuracy"] == accuracy_score(labels, found.probabilities >= 0.5)
+    assert accuracy_score(labels, found.predicted) == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("logit", [90.0, 500.0, -500.0])
 def test_a_sure_answer_that_is_wrong_costs_much_and_not_infinity(logit):
     labels = np.asarray([[int(logit < 0)]], np.int32)

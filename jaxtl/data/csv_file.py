@@ -18,6 +18,7 @@ from jaxtl.labels import Labels
 from jaxtl.objects import is_remote
 
 SPLITS = ("train", "val", "test")
+_READ = ("image", "label", "labels", "split")
 _BETWEEN = ";"  # labels of an image
 
 
@@ -34,8 +35,8 @@ def open_csv(name: str) -> tuple[FileSource, ...]:
     """Opens a CSV file with a header: a row an image, its path in the column `image`.
 
     A column `label` has the class of each image, or a column `labels` several, with semicolons
-    between them, or none. A column `split` says `train`, `val` or `test`; other columns are for
-    others. Classes are the names in the training rows, sorted.
+    between them, or none. A column `split` says `train`, `val` or `test`. Other columns, and rows
+    of empty fields, are passed over. Classes are the names in the training rows, sorted.
 
     Args:
         name: the path of the file; those of images are absolute, or relative to its folder.
@@ -53,8 +54,13 @@ def open_csv(name: str) -> tuple[FileSource, ...]:
     path = Path(os.path.expanduser(name))
     column, rows = _read(path)
     splits = [split for split in SPLITS if any(row.split == split for row in rows)]
-    if splits[:1] != ["train"]:
-        raise UserError(f"{path} lists no images to train on, which are those of the split train")
+    if not rows:
+        raise UserError(f"{path} lists no images")
+    if splits[0] != "train":
+        raise UserError(
+            f"{path} lists no images of the split train: leave the column split out to train on "
+            "all rows, or to measure all"
+        )
     of_train = [row for row in rows if row.split == "train"]
     classes = tuple(sorted({name for row in of_train for name in row.labels}))
     if not classes:
@@ -88,8 +94,11 @@ def _read(path: Path) -> tuple[str, list[_Row]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, strict=True, skipinitialspace=True)
-            column = _label_column(path, reader.fieldnames or ())
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            column = _label_column(path, reader.fieldnames)
             for fields in reader:
+                if not any(text and any(text) for text in fields.values()):
+                    continue  # a spreadsheet may end in these; surplus fields are a list of texts
                 row = _row(path, reader.line_num, fields, column)
                 place = os.path.abspath(path.parent / row.image)
                 if place in seen:
@@ -112,13 +121,13 @@ def _read(path: Path) -> tuple[str, list[_Row]]:
 
 
 def _label_column(path: Path, header: Sequence[str]) -> str:
-    if repeated := {name for name in header if header.count(name) > 1}:
-        raise UserError(f"{path} has two columns {min(repeated)!r}: rename one")
+    if repeated := [name for name in _READ if header.count(name) > 1]:
+        raise UserError(f"{path} has two columns {repeated[0]!r}: rename one")
     there = [name for name in ("label", "labels") if name in header]
     if "image" not in header or len(there) != 1:
         raise UserError(
             f"{path} has the columns {printable(', '.join(header)) or 'of an empty file'}: its "
-            "first line has to name the columns image, and label or labels"
+            "first line has to name the columns image, and label or labels, separated by commas"
         )
     return there[0]
 

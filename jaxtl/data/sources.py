@@ -154,7 +154,7 @@ def open_all(
 
     Raises:
         UserError: there is no such source, it holds no proper data set, or it has images of a
-            class that is not among `classes`, or labels of the other kind.
+            class that is not among `classes`, or labels of the other kind, or none at all.
     """
     train, val, _ = open_parts(spec, retry=retry_seconds)
     source = train if val is None else val
@@ -167,6 +167,8 @@ def open_all(
             f"{spec} has {there}, and the run {run}: give a csv:FILE with the column "
             f"{'labels' if multi_label else 'label'}"
         )
+    if multi_label and not source.labels.any():
+        raise UserError(f"no image of {spec} has a label: there is nothing to measure")
     if classes == source.classes:
         return source
     counts = class_counts(source.labels, len(source.classes)).tolist()
@@ -184,7 +186,9 @@ def open_all(
 def absolute(spec: str) -> str:
     """The same source by a path that does not depend on the working directory."""
     if spec.startswith("csv:"):
-        return f"csv:{Path(os.path.expanduser(spec[4:])).resolve()}"
+        path = Path(os.path.expanduser(spec[4:]))
+        # Not where the file itself links to: its images are relative to the folder of the link.
+        return f"csv:{path.parent.resolve() / path.name}"
     kind, colon, name = spec.rpartition("tfds:")
     path = Path(os.path.expanduser(name))
     there = (path / DESCRIPTION).is_file() if colon else spec != "digits" and path.exists()

@@ -87,10 +87,11 @@ def skipped(splits: Splits) -> tuple[tuple[str, str], ...]:
     """The images of all splits that were left out: path, or name in the source, and reason."""
     sources = [part.source if isinstance(part, Subset) else part for part in splits.named.values()]
     unique = {id(source): source for source in sources}  # several may be parts of the same one
+    roots = {str(source.root) for source in unique.values() if isinstance(source, FileSource)}
     found: list[tuple[str, str]] = []
     for source in unique.values():
-        split = ""  # the name of a record has it
-        if len(unique) > 1 and isinstance(source, FileSource):
+        split = ""  # the name of a record has it; a CSV file lists all splits below one folder
+        if len(roots) > 1 and isinstance(source, FileSource):
             split = f"{source.root.name}/"
         found += [(split + name, reason) for name, reason in getattr(source, "skipped", ())]
     return tuple(found)
@@ -130,9 +131,12 @@ def as_splits(parts: Parts, data: Data) -> Splits:
     if data.test_fraction:
         train, test = _divided(train, data.test_fraction, data.seed)
     if data.folds and val is not None:
+        one = f"as one folder, such as {spec}/train"
+        if spec.startswith("csv:"):
+            one = "the split train in its column split"
         raise UserError(
             f"{spec} has validation images of its own, and data.folds would divide the others: "
-            f"leave it out, or give the images of all folds as one folder, such as {spec}/train"
+            f"leave it out, or give the images of all folds {one}"
         )
     if data.folds:
         kept, held_out = stratified_fold(train, data.folds, data.fold, data.seed)
@@ -184,8 +188,9 @@ def stratified_split(
             left = " left" if isinstance(source, Subset) else ""
             raise UserError(
                 f"{_stratum(source, int(label))} has a single image{left} "
-                f"({source.describe(int(members[0]))}), too few to split: add images, or make "
-                "folders of train/, val/ and perhaps test/ yourself"
+                f"({source.describe(int(members[0]))}), too few to split: add images, or split "
+                "them yourself: by folders train/, val/ and perhaps test/, or by the column split "
+                "of a CSV file"
             )
         count = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
         drawn.append(generator.permutation(members)[:count])
@@ -229,7 +234,9 @@ def _stratum(source: Source, label: int) -> str:
     """What a message calls the images of one of the `strata`."""
     if not is_multi_label(source.labels):
         return f"the class {source.classes[label]!r}"
-    return "what is to be split" if label == 0 else f"the label {source.classes[0]!r}"
+    if len(source.classes) > 1:
+        return "the data set"
+    return f"the {'label' if label else 'part without the label'} {source.classes[0]!r}"
 
 
 def _part(source: Source, indices: Int64[np.ndarray, " images"]) -> Subset:

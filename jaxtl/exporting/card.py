@@ -49,10 +49,11 @@ On the validation images, in jaxtl; intervals are Wilson's, of 95 %:
 
 _ONE = "Every image gets one of these classes, also one that shows none of them."
 _SEVERAL = "These validation images chose the thresholds too, so their F1 is a little high."
+_NOT_CHOSEN = "The thresholds are 0.5 until the run has ended."
 _LABELS = """\
-An image is correct where all its labels are, those at 0.5 and above being given. The mean average
-precision is {mAP:.4f}. Below, an image has a label from its threshold on, with a macro F1 of
-{macro_f1:.4f}.
+An image is correct where all its labels are, each predicted from a probability of 0.5 on. The mean
+average precision is {mAP:.4f}. Below, an image has a label from its threshold on, with a macro F1
+of {macro_f1:.4f}.
 
 """
 _CHOSEN = """\
@@ -81,14 +82,15 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
     metadata, config = predictor.metadata, predictor.config
     correct, images = int(evaluation.sums.top1), int(evaluation.sums.images)
     test, tested = metadata.data.test, metadata.correct("test")
-    thresholds, labels = predictor.thresholds, ""
+    thresholds, labels, every = predictor.thresholds, "", _ONE
     results: Sequence[ClassResult | LabelResult]
     if thresholds is None:
         counts = confusion(evaluation.labels, evaluation.predicted, len(predictor.classes))
         results = list(class_results(counts))
     else:
-        told = label_results(evaluation.labels, evaluation.probabilities, thresholds)
-        results, labels = told, _LABELS.format(**mean_metrics(told))
+        found = label_results(evaluation.labels, evaluation.probabilities, thresholds)
+        results, labels = found, _LABELS.format(**mean_metrics(found))
+        every = _SEVERAL if metadata.thresholds else _NOT_CHOSEN
     text = _TEXT.format(
         name=predictor.name,
         classes=len(predictor.classes),
@@ -109,7 +111,7 @@ def model_card(predictor: Predictor, evaluation: Evaluation) -> str:
         val_sha256=metadata.data.val.sha256,
         accuracy=_cells(correct, images),
         labels=labels,
-        every=_ONE if thresholds is None else _SEVERAL,
+        every=every,
         rows="\n".join(
             f"| {_escaped(title)} | {_cells(result.correct, result.images)} |"
             for title, result in zip(predictor.classes, results, strict=True)

@@ -250,8 +250,7 @@ def _description(predictor: Predictor, file: Path, found: Exported, int8: bool) 
     """What the JSON beside a file says."""
     model, metadata = predictor.config.model, predictor.metadata
     weights = metadata.weights
-    given = () if predictor.thresholds is None else predictor.thresholds.tolist()
-    named = zip(predictor.classes, given, strict=False)
+    thresholds = {as_text(name): value for name, value in metadata.thresholds.items()}
     with file.open("rb") as read:
         digest = hashlib.file_digest(read, "sha256").hexdigest()
     return {
@@ -262,7 +261,7 @@ def _description(predictor: Predictor, file: Path, found: Exported, int8: bool) 
         "output": "probabilities: float32 (N, classes)",
         "task": predictor.task.name,
         "activation": predictor.task.activation,
-        **({"thresholds": {as_text(name): value for name, value in named}} if given else {}),
+        **({"thresholds": thresholds} if thresholds else {}),
         "network": model.name,
         "width": model.width,
         "int8": int8,

@@ -33,12 +33,12 @@ class ClassRow(NamedTuple):
 
 
 class LabelRow(NamedTuple):
-    """How well one of several labels is told.
+    """How well one of several labels is predicted.
 
     Attributes:
-        images, precision, recall, f1: as of a class; it is given from its threshold on.
+        images, precision, recall, f1: as of a class; it is predicted from its threshold on.
         average_precision: the area under its precision-recall curve; None without images.
-        threshold: the probability from which on it is given.
+        threshold: the probability from which on it is predicted.
     """
 
     images: int
@@ -98,7 +98,7 @@ def label_rows(
 
     Args:
         results: those of each label.
-        thresholds: what it is given from.
+        thresholds: the probability from which on each is predicted.
         images: the number of images.
     """
     rows = []

@@ -75,8 +75,7 @@ class Evaluator:
         self, variables: Variables, feed: Feed, stop: Stop | None, monitor: str | None
     ) -> dict[str, float]:
         """All metrics of the images of a feed, with what a phase monitors; see `evaluate`."""
-        keep = self.task.needs_probabilities(monitor)
-        evaluation = self.evaluate(variables, feed, stop, keep_probabilities=keep)
+        evaluation = self.evaluate(variables, feed, stop, monitor=monitor)
         return self.task.metrics(evaluation, self._classes, monitor)
 
     def evaluate(
@@ -86,6 +85,7 @@ class Evaluator:
         stop: Stop | None = None,
         *,
         keep_probabilities: bool = False,
+        monitor: str | None = None,
     ) -> Evaluation:
         """Classifies every image of a feed once, on one host where each reads a part of it.
 
@@ -94,7 +94,8 @@ class Evaluator:
             feed: the images or activations, in the order of their source.
             stop: asks to stop between two batches, or while images are read.
             keep_probabilities: keep the probabilities of all classes too: four bytes for each image
-                and class. Those of several labels are kept anyway.
+                and class. They are kept anyway where the task or `monitor` needs them.
+            monitor: what a phase monitors.
 
         Returns:
             The same on every host.
@@ -103,24 +104,21 @@ class Evaluator:
             Interrupted: `stop` asked for it.
         """
         sums, parts = NONE, []
-        keep_probabilities |= self.task.needs_probabilities(None)
-        for batch, log_probabilities in self.log_probabilities(variables, feed, stop):
-            sums += self.task.score(log_probabilities, batch.labels, batch.valid)
-            best = self.task.predicted(log_probabilities)
-            kept = (log_probabilities,) if keep_probabilities else ()
-            parts.append((batch.labels, best, batch.valid, *kept))
+        keep_probabilities |= self.task.needs_probabilities(monitor)
+        for batch, of_batch in self.log_probabilities(variables, feed, stop):
+            sums += self.task.score(of_batch, batch.labels, batch.valid)
+            # The probabilities say what is predicted: one of the two is gathered.
+            kept = of_batch if keep_probabilities else self.task.predicted(of_batch)
+            parts.append((batch.labels, batch.valid, kept))
         gather = hosts.gather if feed.loader.parts > 1 else _alone
         loss, *counts = gather(np.array(sums, np.float64)).sum(axis=0).tolist()
         # Host by host, each with its part of every batch, becomes batch by batch.
-        labels, predicted, valid, *logs = (
+        labels, valid, found = (
             _in_order(gather(np.stack(part))) for part in zip(*parts, strict=True)
         )
-        return Evaluation(
-            Sums(loss, *map(int, counts)),
-            labels[valid],
-            predicted[valid],
-            logs[0][valid] if keep_probabilities else None,
-        )
+        logs = found[valid] if keep_probabilities else None
+        predicted = found[valid] if logs is None else self.task.predicted(logs)
+        return Evaluation(Sums(loss, *map(int, counts)), labels[valid], predicted, logs)
 
 
 def _alone(array: np.ndarray) -> np.ndarray:

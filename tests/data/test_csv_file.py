@@ -9,7 +9,7 @@ from PIL import Image
 from jaxtl.config import Data
 from jaxtl.data.checking import check
 from jaxtl.data.sources import absolute, found_line, open_all
-from jaxtl.data.splits import open_splits, stratified_split
+from jaxtl.data.splits import open_splits, skipped, stratified_split
 from jaxtl.errors import UserError
 
 
@@ -18,7 +18,8 @@ def write(tmp_path):
     """A function that writes images and a CSV file of rows, of which the first is the header."""
 
     def write(*rows, images=True):
-        place = rows[0].index("image") if "image" in rows[0] else None
+        header = [name.strip() for name in rows[0]]
+        place = header.index("image") if "image" in header else None
         for number, row in enumerate(rows[1:]):
             if images and place is not None and len(row) > place and row[place].strip():
                 path = tmp_path / row[place].strip()
@@ -99,6 +100,19 @@ def test_the_fingerprint_is_the_same_elsewhere_and_another_with_other_labels(
     assert split(spec).val.fingerprint == before[1]
 
 
+def test_a_list_that_is_a_link_keeps_its_own_path_which_its_images_are_beside(
+    write, tmp_path, monkeypatch
+):
+    spec = write(*LABELS)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "list.csv").rename(tmp_path / "lists" / "first.csv")
+    (tmp_path / "list.csv").symlink_to("lists/first.csv")
+    (tmp_path / "here").symlink_to(".")
+    monkeypatch.chdir(tmp_path)
+    assert absolute("csv:here/list.csv") == spec
+    assert named(split(absolute("csv:list.csv")).train) == named(split("csv:list.csv").train)
+
+
 def test_absolute_paths_are_read_and_a_mark_of_byte_order_is_passed_over(write, tmp_path):
     spec = write(("image", "labels"), (str(tmp_path / "far" / "a.png"), "cat"), ("b.png", ""))
     file = tmp_path / "list.csv"
@@ -116,6 +130,23 @@ WRONG = {
     "fields": (("b.png", "cat"), "line 3: it has more or fewer fields than the first line"),
     "unknown": (("b.png", "cat;dgo", "val"), "line 3: no image of the split train is of class"),
 }
+
+
+def test_a_table_without_training_rows_is_refused_unless_all_its_rows_are_measured(write):
+    message = refused(write(("image", "labels", "split"), ("a.png", "cat", "test")))
+    assert "lists no images of the split train: leave the column split out" in message
+    assert len(open_all(write(("image", "labels"), ("a.png", "cat")))) == 1
+
+
+def test_what_spreadsheets_add_is_passed_over(write):
+    header = ("image ", " labels", "", "", "width", "width")
+    rows = [("a.png", "cat", "", "", "", ""), ("b.png", "", "", "x", "1", "2")]
+    empty = [("",) * 6, (" ",) * 6, ("",) * 3, ("",) * 9]
+    source = open_all(write(header, *rows, *empty))
+    assert named(source) == {"a.png": ["cat"], "b.png": []}
+    after = ("c.png", *rows[0][1:], "surplus")
+    message = "line 8: it has more or fewer fields than the first line"
+    assert message in refused(write(header, *rows, *empty, after))
 
 
 @pytest.mark.parametrize("which", WRONG)
@@ -153,7 +184,9 @@ def test_files_that_are_no_csv_files_are_refused(tmp_path):
         (b"", "of an empty file"),
         (b"image,labels\n\xff.png,a\n", "is not UTF-8"),
         (b'image,labels\na.png,"cat\n', "line 2: unexpected end of data"),
-        (b"image,labels\n", "lists no images to train on"),
+        (b"image,labels\n,\n", "list.csv lists no images"),
+        (b"image;labels\na.png;cat\n", "has the columns image;labels: its first line has to "),
+        (b"image\tlabels\na.png\tcat\n", "image, and label or labels, separated by commas"),
     ):
         file.write_bytes(content)
         assert message in refused(f"csv:{file}")
@@ -196,6 +229,10 @@ def test_evaluation_maps_labels_by_name_and_refuses_the_other_kind(write):
         open_all(spec, classes=("cat", "dog"), multi_label=True)
     with pytest.raises(UserError, match=r"several labels an image, and the run one class"):
         open_all(spec, classes=("cat", "dog", "owl"))
+    header, *rows = LABELS
+    unlabelled = write(header, *rows[:3], ("d.png", "", "val", "6"))
+    with pytest.raises(UserError, match=r"no image of csv:.* has a label: there is nothing to me"):
+        open_all(unlabelled, classes=("cat", "dog", "owl"), multi_label=True)
     with pytest.raises(UserError, match=r"one class an image, and the run several labels"):
         open_all("digits", classes=tuple("0123456789"), multi_label=True)
 
@@ -217,3 +254,24 @@ def test_a_check_counts_images_and_labels(write, tmp_path):
     assert report.splits["train"] == {"cat": 1, "dog": 1, "owl": 1}
     assert report.images == {"train": 3, "val": 1, "test": 1}
     assert report.refused is None
+
+
+def test_a_csv_file_is_split_by_its_column_and_the_messages_say_so(write):
+    with pytest.raises(UserError, match=r"data\.folds .* the split train in its column split$"):
+        split(write(*LABELS), folds=3)
+    several = ("image", "labels"), ("a.png", "cat;dog")
+    assert "the data set has a single image (" in refused(write(*several))
+    one = ("image", "labels"), ("a.png", "cat"), ("b.png", "")
+    message = refused(write(*one))
+    assert "the part without the label 'cat' has a single image (" in message
+    assert message.endswith("or by the column split of a CSV file")
+
+
+def test_bad_images_are_recorded_by_the_paths_in_the_file(write, tmp_path):
+    far = str(tmp_path / "far" / "f.png")
+    header, *rows = LABELS
+    spec = write(header, *rows, ("bad.png", "cat", "train", "6"), (far, "cat", "val", "6"))
+    for path in ("bad.png", far):
+        (tmp_path / path).write_bytes(b"no image")
+    left_out = skipped(split(spec, on_bad_image="skip"))
+    assert [path for path, _ in left_out] == ["bad.png", far]

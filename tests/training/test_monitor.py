@@ -104,6 +104,15 @@ def test_the_epoch_with_the_best_auroc_is_the_result(by_auroc):
     assert newest.best_score == max(line.get("auroc", 0) for line in metrics(by_auroc.path))
 
 
+def test_an_evaluation_predicts_the_same_classes_with_and_without_probabilities(by_auroc):
+    predictor, expected = jaxtl.load_run(by_auroc.path), probabilities(by_auroc)
+    for keep in (False, True):
+        found = predictor.evaluate(by_auroc.val, keep_probabilities=keep)
+        np.testing.assert_array_equal(found.predicted, expected.argmax(axis=1))
+        np.testing.assert_array_equal(found.labels, by_auroc.val.labels)
+        assert (found.log_probabilities is not None) == keep
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["balanced_accuracy", "macro_f1"])
 def test_the_epoch_with_the_best_of_another_metric_is_the_result(begin, monitor):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from jaxtl.data.splits import Splits
 from jaxtl.errors import Interrupted, UserError
 from jaxtl.exporting import onnx as onnx_files
 from jaxtl.exporting.card import model_card
+from jaxtl.exporting.export import export_run
 from jaxtl.models import merge, split
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.sweep import sweep
@@ -221,6 +223,32 @@ def test_the_page_and_the_card_show_labels_and_not_confusions(run):
     pytest.importorskip("huggingface_hub")
     card = model_card(predictor, predictor.evaluate(run.data.val))
     assert f"precision is {result['mAP']:.4f}" in card
+    assert "chose the thresholds too" in card
+
+
+@pytest.fixture
+def unfinished(run, tmp_path):
+    """The run as it was before it ended, when no thresholds were chosen yet."""
+    shutil.copytree(run.path, tmp_path / "run")
+    record = run.record | {"result": None, "thresholds": {}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    return jaxtl.load_run(tmp_path / "run")
+
+
+def test_the_card_of_a_run_that_has_not_ended_names_no_thresholds_as_chosen(run, unfinished):
+    pytest.importorskip("huggingface_hub")
+    card = model_card(unfinished, unfinished.evaluate(run.data.val))
+    assert "\n- The thresholds are 0.5 until the run has ended.\n- The run has not ended" in card
+    assert "chose the thresholds" not in card
+
+
+@pytest.mark.slow
+def test_the_json_beside_a_file_has_the_thresholds_that_were_chosen(run, unfinished, tmp_path):
+    named = {}
+    for name, predictor in (("ended", jaxtl.load_run(run.path)), ("unfinished", unfinished)):
+        about = export_run(predictor, tmp_path / f"{name}.onnx").about
+        named[name] = json.loads(about.read_text()).get("thresholds")
+    assert named == {"ended": run.record["thresholds"], "unfinished": None}
 
 
 @pytest.mark.slow
