@@ -87,7 +87,7 @@ def test_what_is_frozen_keeps_its_bits_and_all_else_moves(name, images, tmp_path
     )
     train(config, open_data(config), tmp_path / "run", Console(quiet=True))
     run = RunDirectory(tmp_path / "run")
-    assert run.config() == config
+    assert run.config() == config.with_monitor("accuracy")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     like = split(plan_run(config, 3)[0])[1]
     before = checkpoints.initial(like)
