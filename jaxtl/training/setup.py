@@ -84,17 +84,11 @@ def train(
         UserError: the user has to change something; the message says what.
         Interrupted: a signal asked the run to stop; it is saved.
     """
-    begun = time.perf_counter()
-    if hosts.several():
-        check_same_everywhere(config, run_metadata(config, data))
-    hosts.together(lambda: check_plan(config, data.train, all_devices()))
-    steps_per_epoch = -(-len(data.train) // config.data.batch_size)
-    planned = steps_per_epoch * sum(phase.epochs for phase in config.phases)
-    hosts.together(lambda: check_planned(profile, planned))
+    begun, task = time.perf_counter(), task_of(data.train.labels)
+    _check(config, data, profile)
     for part in data.named.values():
         out.print(found_line(part))
     network, trainables = hosts.together(lambda: plan_run(config, len(data.train.classes)))
-    task = task_of(data.train.labels)
     config = config.with_monitor(task.monitors[0])
     hosts.together(lambda: check_monitors(config, data, out))
     run = hosts.together(lambda: RunDirectory(workdir))
@@ -156,6 +150,16 @@ def open_data(config: Config) -> Splits:
         UserError: there is no such source, or its images and labels cannot be used.
     """
     return open_splits(config.data)
+
+
+def _check(config: Config, data: Splits, profile: range) -> None:
+    """Refuses on every host what cannot be trained, or traced."""
+    if hosts.several():
+        check_same_everywhere(config, run_metadata(config, data))
+    hosts.together(lambda: check_plan(config, data.train, all_devices()))
+    steps_per_epoch = -(-len(data.train) // config.data.batch_size)
+    planned = steps_per_epoch * sum(phase.epochs for phase in config.phases)
+    hosts.together(lambda: check_planned(profile, planned))
 
 
 def plan_run(config: Config, num_classes: int) -> tuple[Network, list[Trainable]]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import onnxruntime
 
-from benchmark.protocol import CLASSES, FLOAT, INT8, OURS, WEIGHTS, Peer, Predict, Step
+from benchmark.protocol import CLASSES, FLOAT, INT8, OURS, WEIGHTS, Predict, Timed
 from jaxtl.cli import keep_compiled_programs
 from jaxtl.exporting import onnx
 from jaxtl.models import Network
@@ -20,7 +20,7 @@ WEIGHTS_OF = {"mobilenet_v2": WEIGHTS, "resnet50": None}  # random where that so
 _PAUSE = 1.0  # second: threads of onnxruntime spin for a while after a call
 
 
-class OnnxPeer(Peer):
+class OnnxPeer(Timed):
     """One of the three, of a network on a batch of noise: the row is `WHO/NETWORK/BATCH`."""
 
     def operation(self, row: str) -> Callable[[], object]:
@@ -36,10 +36,6 @@ class OnnxPeer(Peer):
         measured = super().seconds()
         time.sleep(_PAUSE)
         return measured
-
-    def learner(self, row: str) -> tuple[Step, Predict]:
-        """Files do not learn."""
-        raise NotImplementedError
 
     def export(self, name: str) -> None:
         """Writes both files of a network; the ranges of maps are those of the seed job's images."""

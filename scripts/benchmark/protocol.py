@@ -68,8 +68,8 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """Images (B, H, W, 3) uint8 -> scores (B, classes), the largest for the likeliest class."""
 
 
-class Peer(abc.ABC):
-    """One framework, alone in a process, which sleeps between the calls of these methods.
+class Timed(abc.ABC):
+    """Operations to time, alone in a process, which sleeps between the calls of these methods.
 
     Args:
         sizes: the sizes of the inputs.
@@ -83,20 +83,6 @@ class Peer(abc.ABC):
     @abc.abstractmethod
     def operation(self, row: str) -> Callable[[], object]:
         """Builds what is timed; a call returns when its result is there."""
-
-    @abc.abstractmethod
-    def learner(self, row: str) -> tuple[Step, Predict]:
-        """A fresh network with the weights: its training step, and its inference."""
-
-    def batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """The batch that steps are timed on: noise (B, H, W, 3) uint8, and labels (B,) int32."""
-        size, random = self.sizes.image_size, np.random.default_rng(0)
-        images = random.integers(0, 256, (self.sizes.batch, size, size, 3), np.uint8)
-        return images, random.integers(0, CLASSES, self.sizes.batch, np.int32)
-
-    def jpegs(self) -> list[Path]:
-        """The files to decode, in their order."""
-        return sorted((self.folder / "jpegs").iterdir())
 
     def prepare(self, row: str) -> None:
         """Builds an operation and runs it twice, until it is compiled and warm."""
@@ -118,6 +104,24 @@ class Peer(abc.ABC):
     def peak_bytes(self) -> int:
         """The most memory that this process had at a time."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Peer(Timed):
+    """One framework, which can train too."""
+
+    @abc.abstractmethod
+    def learner(self, row: str) -> tuple[Step, Predict]:
+        """A fresh network with the weights: its training step, and its inference."""
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """The batch that steps are timed on: noise (B, H, W, 3) uint8, and labels (B,) int32."""
+        size, random = self.sizes.image_size, np.random.default_rng(0)
+        images = random.integers(0, 256, (self.sizes.batch, size, size, 3), np.uint8)
+        return images, random.integers(0, CLASSES, self.sizes.batch, np.int32)
+
+    def jpegs(self) -> list[Path]:
+        """The files to decode, in their order."""
+        return sorted((self.folder / "jpegs").iterdir())
 
     def accuracy(self, row: str) -> float:
         """Trains by a row's step on the seed job's images, whole batches in the same order in every

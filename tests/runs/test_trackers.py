@@ -96,15 +96,20 @@ def test_weights_and_biases_has_the_log_of_a_run_and_goes_on_with_it(tmp_path, m
     assert leaves(CONFIG).keys() <= given.keys()
 
 
+def only_run(mlflow):
+    """A client of MLflow, and the one run that its store has."""
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
+    return client, run
+
+
 @pytest.mark.peers
 @pytest.mark.slow
 def test_mlflow_has_the_log_of_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     result = trained_in_two_parts(tmp_path / "run", "mlflow")
-    client = mlflow.MlflowClient(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
+    client, run = only_run(mlflow)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "run"
     assert run.data.params["data.batch_size"] == "512"
@@ -134,17 +139,14 @@ def test_a_key_is_asked_for_before_training(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_mlflow_does_not_take_a_run_that_it_lost_for_a_complete_one(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
     def lost(*_, **__):
         raise RuntimeError("lost")
 
     monkeypatch.setattr(mlflow, "log_metrics", lost)
     trained(tmp_path / "run", "mlflow")
-    client = mlflow.MlflowClient(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("Default").experiment_id])
-    assert run.info.status == "FAILED"
+    assert only_run(mlflow)[1].info.status == "FAILED"
 
 
 @pytest.mark.peers
