@@ -345,7 +345,7 @@ def test_a_sweep_that_is_killed_while_it_writes_its_runs_ends_with_the_same_tabl
     runs = complete()
     assert 3 <= len(runs) < 16
     assert all(json.loads((run / "run.json").read_text())["result"] for run in runs)
-    assert len(list(tmp_path.glob("all/*.part"))) == 1  # the run that was being written
+    assert list(tmp_path.glob("all/*.part"))  # the runs that were being written
     left = {path: path.stat().st_mtime_ns for run in runs for path in run.rglob("*")}
     command = [sys.executable, "-m", "jaxtl.sweep", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
