@@ -66,7 +66,7 @@ class Calibration:
         predictions: how many there are in each of 15 bins of equal width: of images by the
             probability of the predicted class, of labels of images by that of the label.
         probability: its mean in each bin, 0 in an empty one.
-        fraction: which of the predictions of each bin are correct, or have the label, likewise.
+        fraction: how many of each bin are correct, or have the label, 0..1, likewise.
         error: the expected calibration error, 0..1.
         temperature: what the logits are divided by for the least loss on these images, 0.05..20.
         error_at_temperature: the error with the logits divided by it.
