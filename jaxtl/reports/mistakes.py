@@ -73,7 +73,7 @@ def wrong_images(evaluation: Evaluation) -> list[Wrong]:
 def wrong_labels(evaluation: Evaluation, thresholds: Float[np.ndarray, "classes"]) -> list[Wrong]:
     """The 12 labels of images whose wrong answer has the highest probability, the worst first.
 
-    An image may be there with several labels.
+    An image is there once for each of its wrong labels.
 
     Args:
         evaluation: the predictions.

@@ -348,7 +348,7 @@ def test_the_page_of_labels_says_how_far_each_probability_can_be_trusted(page_of
     assert labels.calibration.error == pytest.approx(sum(apart) / HAS.size)
     assert "<div>calibration error<b>39.75%</b>" in page_of_labels
     assert ["expected calibration error", "39.75%"] in Reader(page_of_labels).rows
-    assert "2 labels, mean probability 17.0%, labels that are there 50.0%" in page_of_labels
+    assert "2 labels, mean probability 17.0%, labels present 50.0%" in page_of_labels
     assert "Confusions" not in page_of_labels
     assert "confidence (%)" not in page_of_labels
 
