@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,9 @@ import onnxruntime
 from benchmark.protocol import CLASSES, FLOAT, INT8, OURS, WEIGHTS, Predict, Timed
 from jaxtl.cli import keep_compiled_programs
 from jaxtl.exporting import onnx
-from jaxtl.models import Network
+from jaxtl.models import Network, split
+from jaxtl.training.inference import make_predict_step
+from jaxtl.training.parallel import shard
 from jaxtl.weights import create_model
 
 WEIGHTS_OF = {"mobilenet_v2": WEIGHTS, "resnet50": None}  # random where that source has none
@@ -24,7 +27,8 @@ class OnnxPeer(Timed):
     """One of the three, of a network on a batch of noise: the row is `WHO/NETWORK/BATCH`."""
 
     def operation(self, row: str) -> Callable[[], object]:
-        """Builds what is timed, from images to probabilities."""
+        """Builds what is timed, from images to probabilities, in jaxtl to
+        their logarithms."""
         who, name, batch = row.split("/")
         size = self.sizes.image_size
         images = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), np.uint8)
@@ -53,9 +57,10 @@ class OnnxPeer(Timed):
 
     def _jaxtl(self, name: str) -> Predict:
         keep_compiled_programs()
-        network = self._network(name)
-        compiled = jax.jit(lambda images: jax.nn.softmax(network(images)))
-        return lambda images: np.asarray(compiled(images))
+        graph, variables = split(self._network(name))
+        devices = jax.local_devices()
+        step: Any = make_predict_step(graph, devices=devices)
+        return lambda images: np.asarray(step(variables, None, shard(images, devices)))
 
     def _network(self, name: str) -> Network:
         size = self.sizes.image_size
