@@ -11,6 +11,17 @@ DEFAULT_THRESHOLD = 0.5
 """That of a class for which there is nothing to choose it by."""
 
 
+def log_complements(
+    log_probabilities: Float[np.ndarray, "*shape"],
+) -> Float[np.ndarray, "*shape"]:
+    """log(1 - p) of log(p), in float64; 1 - p counts as 1e-38 at least.
+
+    The logarithm of a probability near 1 keeps what the probability itself rounds away.
+    """
+    others = -np.expm1(log_probabilities.astype(np.float64))
+    return np.log(np.maximum(others, np.finfo(np.float32).tiny))
+
+
 class LabelResult(NamedTuple):
     """How well one label is predicted.
 

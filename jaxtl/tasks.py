@@ -17,7 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxtl.labels import class_counts, is_multi_label
 from jaxtl.metrics import Evaluation, Sums, correct_top_k, cross_entropy, score
-from jaxtl.multilabel import DEFAULT_THRESHOLD, best_thresholds, label_results, mean_metrics
+from jaxtl.multilabel import (
+    DEFAULT_THRESHOLD,
+    best_thresholds,
+    label_results,
+    log_complements,
+    mean_metrics,
+)
 
 TaskName = Literal["single-label", "multi-label"]
 Activation = Literal["softmax", "sigmoid"]
@@ -272,13 +278,11 @@ class MultiLabel(Task):
         labels: HostLabels,
         valid: Bool[np.ndarray, "batch"],
     ) -> Sums:
-        """The same on the host; 1 - p counts as 1e-38 at least."""
+        """The same on the host, see `log_complements`."""
         own, has = log_probabilities[valid], labels[valid] > 0
-        logs = own.astype(np.float64)
-        others = np.log(np.maximum(-np.expm1(logs), np.finfo(np.float32).tiny))
-        losses = -np.where(has, logs, others).mean(axis=1)
+        losses = -np.where(has, own.astype(np.float64), log_complements(own)).mean(axis=1)
         # Of float32: as float64 the logarithm that one half is rounded to is below one half.
-        right = (self.predicted(own) == has).all(axis=1) & ~np.isnan(logs).any(axis=1)
+        right = (self.predicted(own) == has).all(axis=1) & ~np.isnan(own).any(axis=1)
         return Sums(float(losses.sum()), int(right.sum()), 0, int(valid.sum()))
 
     def predicted(self, log_probabilities: Float[np.ndarray, "batch classes"]) -> HostLabels:

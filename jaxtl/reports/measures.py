@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxtl.metrics import Proportion, proportion
-from jaxtl.multilabel import LabelResult
+from jaxtl.multilabel import LabelResult, log_complements
 from jaxtl.reports.bootstrap import f1_intervals
 
 BINS = 15  # as Guo et al. 2017 take
@@ -63,18 +63,19 @@ class Calibration:
     """Whether the network is as often right as it says.
 
     Attributes:
-        images: the number of images in each of 15 bins of equal width by confidence, which is the
-            probability of the predicted class.
-        confidence, accuracy: their means in each bin, 0 in an empty one.
+        predictions: how many there are in each of 15 bins of equal width: of images by the
+            probability of the predicted class, of labels of images by that of the label.
+        probability: its mean in each bin, 0 in an empty one.
+        fraction: how many of each bin are correct, or have the label, 0..1, likewise.
         error: the expected calibration error, 0..1.
         temperature: what the logits are divided by for the least loss on these images, 0.05..20.
         error_at_temperature: the error with the logits divided by it.
         loss, loss_at_temperature: the mean cross-entropies without and with it, in nats.
     """
 
-    images: Int[np.ndarray, "bins"]
-    confidence: Float[np.ndarray, "bins"]
-    accuracy: Float[np.ndarray, "bins"]
+    predictions: Int[np.ndarray, "bins"]
+    probability: Float[np.ndarray, "bins"]
+    fraction: Float[np.ndarray, "bins"]
     error: float
     temperature: float
     error_at_temperature: float
@@ -146,48 +147,81 @@ def calibration(
         log_probabilities: natural logarithms (N, C).
         labels: class indices (N,).
     """
-    from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
     def scaled(temperature: float) -> np.ndarray:
         return log_softmax(log_probabilities / temperature, axis=1)
 
-    def loss(logs: np.ndarray) -> float:
-        return -float(np.mean(logs[np.arange(len(labels)), labels], dtype=np.float64))
+    def loss(temperature: float) -> float:
+        of_labels = scaled(temperature)[np.arange(len(labels)), labels]
+        return -float(np.mean(of_labels, dtype=np.float64))
+
+    correct = log_probabilities.argmax(axis=1) == labels
+    return _calibration(loss, lambda t: np.exp(scaled(t).max(axis=1).astype(np.float64)), correct)
+
+
+def label_calibration(
+    log_probabilities: Float[np.ndarray, "images classes"],
+    labels: Int[np.ndarray, "images classes"],
+) -> Calibration:
+    """Calibration of all labels of all images, each a prediction of its own.
+
+    The bins are those of a binary classifier (Niculescu-Mizil and Caruana 2005,
+    doi:10.1145/1102351.1102430): by the probability of the label, whether or not it is predicted.
+
+    Args:
+        log_probabilities: natural logarithms (N, C).
+        labels: ones and zeros (N, C).
+    """
+    from scipy.special import expit, log_expit
+
+    has = labels.ravel() > 0
+    logits = (log_probabilities.astype(np.float64) - log_complements(log_probabilities)).ravel()
+    of_answers = np.where(has, logits, -logits)
+    return _calibration(
+        lambda temperature: -float(np.mean(log_expit(of_answers / temperature))),
+        lambda temperature: expit(logits / temperature),
+        has,
+    )
+
+
+def _calibration(
+    loss: Callable[[float], float],
+    probability: Callable[[float], Float[np.ndarray, "predictions"]],
+    there: Bool[np.ndarray, "predictions"],
+) -> Calibration:
+    """Calibration of predictions whose loss and probabilities are known at each temperature."""
+    from scipy.optimize import minimize_scalar
 
     best = minimize_scalar(
-        lambda log_temperature: loss(scaled(np.exp(log_temperature))),
+        lambda log_temperature: loss(float(np.exp(log_temperature))),
         bounds=np.log([COOLEST, HOTTEST]),
         method="bounded",
     )
     # The search ends near a bound, not at it, and anywhere where the loss is 0.
-    candidates = float(np.exp(best.x)), COOLEST, HOTTEST
-    temperature = min(candidates, key=lambda temperature: loss(scaled(temperature)))
+    temperature = min((float(np.exp(best.x)), COOLEST, HOTTEST), key=loss)
     temperature = COOLEST if best.fun == 0 else temperature
-    after = scaled(temperature)
-    images, confidence, accuracy = _bins(log_probabilities, labels)
+    predictions, means, fractions = _bins(probability(1.0), there)
     return Calibration(
-        images,
-        confidence,
-        accuracy,
-        _error(images, confidence, accuracy),
+        predictions,
+        means,
+        fractions,
+        _error(predictions, means, fractions),
         temperature,
-        _error(*_bins(after, labels)),
-        loss(log_probabilities),
-        loss(after),
+        _error(*_bins(probability(temperature), there)),
+        loss(1.0),
+        loss(temperature),
     )
 
 
-def _bins(logs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, mean confidence and accuracy of each bin; a bin includes its upper edge."""
-    confidence = np.exp(logs.max(axis=1).astype(np.float64))
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    images = np.bincount(bins, minlength=BINS)
-    correct = logs.argmax(axis=1) == labels
-    sums = (np.bincount(bins, weights=values, minlength=BINS) for values in (confidence, correct))
-    mean_confidence, accuracy = (total / np.maximum(images, 1) for total in sums)
-    return images, mean_confidence, accuracy
+def _bins(probability: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number, mean probability and fraction of each bin; a bin includes its upper edge."""
+    bins = np.clip(np.ceil(probability * BINS).astype(int) - 1, 0, BINS - 1)
+    predictions = np.bincount(bins, minlength=BINS)
+    sums = (np.bincount(bins, weights=values, minlength=BINS) for values in (probability, there))
+    means, fractions = (total / np.maximum(predictions, 1) for total in sums)
+    return predictions, means, fractions
 
 
-def _error(images: np.ndarray, confidence: np.ndarray, accuracy: np.ndarray) -> float:
-    return float(np.average(np.abs(accuracy - confidence), weights=images))
+def _error(predictions: np.ndarray, means: np.ndarray, fractions: np.ndarray) -> float:
+    return float(np.average(np.abs(fractions - means), weights=predictions))

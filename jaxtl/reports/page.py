@@ -185,12 +185,11 @@ def _tiles(
             f"mean over the classes; 95% interval {interval_text(low, high, form='.1%')}",
         )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
-    if findings is not None and findings.calibration is not None:
-        yield (
-            "calibration error",
-            f"{findings.calibration.error:.2%}",
-            "between confidence and accuracy",
+    if findings is not None:
+        between = (
+            "probability and presence of labels" if findings.means else "confidence and accuracy"
         )
+        yield "calibration error", f"{findings.calibration.error:.2%}", f"between {between}"
     if metadata.result is not None:
         averaged = metadata.averaged.get(config.phases[-1].name)
         yield (

@@ -1,7 +1,9 @@
 """Pages in a real browser: no message, no request, nothing cut off, and text that can be read."""
 
 import contextlib
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 import small_run
@@ -12,6 +14,8 @@ from jaxtl.training.report import draw_again
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small")]
 
+WRITE_PAIRS = Path(__file__).parents[2] / "scripts" / "write_digit_pairs.py"
+HEAD = {"train": {"head/.*": 1.0}}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # The least contrast of any text with the nearest ground below it that is opaque, by WCAG 2.2.
 CONTRAST = """() => {
@@ -56,20 +60,23 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(small, tmp_path_factory):
-    """The page of a run on digits, and one that compares two."""
+    """The pages of a run on digits and of one on pairs of them, and one that compares two."""
     folder = tmp_path_factory.mktemp("pages")
-    config = small_run.settings({"train": {"head/.*": 1.0}})
-    small_run.run(config, folder / "run")
+    small_run.run(small_run.settings(HEAD), folder / "run")
+    pairs = runpy.run_path(str(WRITE_PAIRS))["write_pairs"](folder / "images", 200, side=32)
+    data = {"source": f"csv:{pairs}", "batch_size": 64}
+    small_run.run(small_run.settings(HEAD, data=data), folder / "labels")
     compared = [logged_run(folder / name, 0.1, [0.5, 0.6]) for name in ("a", "b")]
     return {
         "run": draw_again(folder / "run", None),
+        "labels": draw_again(folder / "labels", None),
         "comparison": write_comparison(compared, folder / "both.html"),
     }
 
 
 @pytest.mark.parametrize("width", [1100, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["run", "comparison"])
+@pytest.mark.parametrize("name", ["run", "labels", "comparison"])
 def test_a_page_is_quiet_legible_and_fits_the_screen(browser, pages, name, scheme, width):
     context = browser.new_context(
         viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce"
@@ -88,4 +95,4 @@ def test_a_page_is_quiet_legible_and_fits_the_screen(browser, pages, name, schem
         without = "[...document.images].filter(i => !i.alt || !i.naturalWidth).length"
         assert page.evaluate(without) == 0
         images = page.evaluate("document.images.length")
-        assert images > 0 if name == "run" else images == 0
+        assert images == 0 if name == "comparison" else images > 0

@@ -1,14 +1,18 @@
 """The page of a run: complete in itself, correct, legible, and safe with any class name."""
 
+import base64
 import dataclasses
 import html
+import io
 import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small_network import small_network
 
 import jaxtl.reports
@@ -20,6 +24,7 @@ from jaxtl.models import split
 from jaxtl.reports import PlannedPhase, find, write_page
 from jaxtl.reports.charts import Line, chart
 from jaxtl.reports.measures import calibration
+from jaxtl.reports.thumbnails import overlay
 from jaxtl.runs.directory import RunDirectory, RunMetadata
 from jaxtl.runs.metrics_log import MetricsLog
 
@@ -31,6 +36,13 @@ PLAN = [
 CLASSES = ("<b>&", "$x_$ or $\\frac$", "naïve")
 # Rows are classes: 6 of 7 are correct, 1 of 2, and 0 of 1; nothing is classified as the last class.
 CONFUSION = np.array([[6, 1, 0], [1, 1, 0], [0, 1, 0]])
+# Rows are images. Wrong, the worst first: the last label of the last image and the second one of
+# the first are given; both of the second image are missed, and so is that of the third one.
+HAS = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]])
+PROBABILITIES = np.array(
+    [[0.97, 0.9, 0.1], [0.3, 0.15, 0.41], [0.19, 0.1, 0.85], [0.45, 0.62, 0.95]]
+)
+THRESHOLDS = np.array([0.5, 0.2, 0.9])
 
 
 class Reader(HTMLParser):
@@ -62,7 +74,7 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def begun(path, classes):
+def begun(path, classes, task="single-label"):
     """A run of these classes with the log of three epochs."""
     run = RunDirectory(path)
     run.path.mkdir()
@@ -72,6 +84,7 @@ def begun(path, classes):
     )
     metadata = {
         "classes": list(classes),
+        "task": task,
         "source": "folder <i>& \udce9",
         "weights": {
             "source": "keras",
@@ -101,19 +114,36 @@ def found_in(classes, counts):
     labels, predicted = (
         np.repeat(side, counts.ravel()) for side in np.indices(counts.shape).reshape(2, -1)
     )
-    images, top1 = len(labels), int(counts.trace())
+    images = len(labels)
     logs = np.full((images, len(classes)), np.log(0.3 / (len(classes) - 1)))
     logs[np.arange(images), predicted] = np.log(0.7)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3)).astype(np.uint8)
+    sums = Sums(images / 2, int(counts.trace()), images, images)
+    return concluded(classes, Evaluation(sums, labels, predicted, logs))
+
+
+def found_in_labels():
+    """What is found in a validation of several labels, likewise."""
+    sums = Sums(2.0, 0, 0, len(HAS))
+    predicted = (PROBABILITIES >= 0.5).astype(int)
+    return concluded(CLASSES, Evaluation(sums, HAS, predicted, np.log(PROBABILITIES)), THRESHOLDS)
+
+
+def concluded(classes, evaluation, thresholds=None):
     network = small_network(num_classes=len(classes))
+    labels = evaluation.labels.astype(np.int32)
     phases = ({"name": "head", "train": {"head/.*": 1.0}, "epochs": 2},)
     return find(
         Config.model_validate({"model": {"image_size": 32}, "phases": phases}),
-        Evaluation(Sums(images / 2, top1, images, images), labels, predicted, logs),
-        ArraySource("pixels", pixels, labels.astype(np.int32), tuple(classes)),
+        evaluation,
+        ArraySource("pixels", pixels(len(labels)), labels, tuple(classes)),
         network,
         split(network)[1],
+        thresholds,
     )
+
+
+def pixels(images):
+    return np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3)).astype(np.uint8)
 
 
 def written(path, classes, counts):
@@ -126,6 +156,24 @@ def written(path, classes, counts):
 def page(tmp_path_factory):
     """The text of a page with awkward names."""
     return written(tmp_path_factory.mktemp("runs") / "a <i>run", CLASSES, CONFUSION)
+
+
+@pytest.fixture(scope="module")
+def labels():
+    """What is found of several labels."""
+    return found_in_labels()
+
+
+@pytest.fixture(scope="module")
+def page_of_labels(labels, tmp_path_factory):
+    """The text of such a page with the same names."""
+    run = begun(tmp_path_factory.mktemp("labels") / "a <i>run", CLASSES, "multi-label")
+    return write_page(run, PLAN, labels).read_text(encoding="utf-8")
+
+
+@pytest.fixture(params=["page", "page_of_labels"])
+def each_page(request):
+    return request.getfixturevalue(request.param)
 
 
 def labels_of_figures(page):
@@ -161,8 +209,8 @@ def test_of_many_classes_there_are_all_in_the_table_a_picture_and_the_worst_pair
     assert len(page) < 500_000  # bytes; twelve pairs of thumbnails come along
 
 
-def test_the_page_loads_nothing(page):
-    reader = Reader(page)
+def test_the_page_loads_nothing(each_page):
+    page, reader = each_page, Reader(each_page)
     assert not {"script", "iframe", "object", "embed", "base"} & set(reader.tags)
     links = [value for name, value in reader.attributes if name in ("src", "href", "xlink:href")]
     assert links
@@ -173,8 +221,8 @@ def test_the_page_loads_nothing(page):
     assert "http" not in re.sub('data:image[^"]*', "", page)
 
 
-def test_what_is_seen_is_also_said(page):
-    reader = Reader(page)
+def test_what_is_seen_is_also_said(each_page):
+    reader = Reader(each_page)
     assert reader.elements["img"]
     assert all(image.get("alt") for image in reader.elements["img"])
     assert reader.elements["svg"]
@@ -259,8 +307,54 @@ def test_the_wrong_images_are_shown_with_what_was_said_of_them(page):
     assert page.count("with 70.0%") == 3
 
 
-def test_names_are_text_and_never_markup(page):
-    reader = Reader(page)
+def test_the_wrong_labels_are_shown_the_worst_first(page_of_labels):
+    first, second, third = map(html.escape, CLASSES)
+    told = [
+        f"<b>{third}</b> wrongly given, probability 95.0%<br>pixels[3]",
+        f"<b>{second}</b> wrongly given, probability 90.0%<br>pixels[0]",
+        f"<b>{second}</b> missed, probability 15.0%<br>pixels[1]",
+        f"<b>{first}</b> missed, probability 30.0%<br>pixels[1]",
+        f"<b>{third}</b> missed, probability 85.0%<br>pixels[2]",
+    ]
+    shown = page_of_labels.partition("<h2>Confidently wrong")[2]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", shown) == told
+    alts = [image["alt"] for image in Reader(page_of_labels).elements["img"]]
+    assert alts[:2] == ["pixels[3]: naïve wrongly given", "Grad-CAM of naïve over pixels[3]"]
+    assert alts[6:8] == ["pixels[1]: <b>& missed", "Grad-CAM of <b>& over pixels[1]"]
+    assert len(alts) == 2 * len(told)
+
+
+def test_the_grad_cam_of_a_wrong_label_is_that_of_its_logit(labels):
+    """The maps by the kernel of the head, see `test_gradcam.py`."""
+    network, shown = small_network(num_classes=3), pixels(len(HAS))
+    maps = np.asarray(jax.jit(lambda x: network(x, stop="pool"))(shown), np.float64)
+    raw = np.maximum(maps @ np.asarray(network.head.kernel[...], np.float64), 0)
+    cams = raw / np.maximum(raw.max(axis=(1, 2), keepdims=True), 1e-12)
+    wrong = [(3, 2), (0, 1), (1, 1), (1, 0), (2, 2)]
+    for mistake, (image, label) in zip(labels.mistakes, wrong, strict=True):
+        expected = overlay(shown[image], cams[image, ..., label])
+        np.testing.assert_allclose(drawn(mistake.overlay), drawn(expected), atol=8)
+    assert np.ptp(cams[1][..., :2] @ [1, -1]) > 0.1  # two labels of an image can be told apart
+
+
+def drawn(uri):
+    """The pixels of a `data:` URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))), int)
+
+
+def test_the_page_of_labels_says_how_far_each_probability_can_be_trusted(page_of_labels, labels):
+    """By hand: 0.97 and 0.95 share a bin, and so do 0.15 and 0.19, 0.41 and 0.45, and both 0.1."""
+    apart = (0.92, 0.9, 0.2, 0.7, 0.66, 0.86, 0.15, 0.38)  # sums of probabilities less labels
+    assert labels.calibration.error == pytest.approx(sum(apart) / HAS.size)
+    assert "<div>calibration error<b>39.75%</b>" in page_of_labels
+    assert ["expected calibration error", "39.75%"] in Reader(page_of_labels).rows
+    assert "2 labels, mean probability 17.0%, labels present 50.0%" in page_of_labels
+    assert "Confusions" not in page_of_labels
+    assert "confidence (%)" not in page_of_labels
+
+
+def test_names_are_text_and_never_markup(each_page):
+    page, reader = each_page, Reader(each_page)
     assert "i" not in reader.tags
     assert "<td><b>" not in page
     assert html.escape("<b>&") in page

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -216,10 +218,17 @@ def test_the_page_and_the_card_show_labels_and_not_confusions(run):
     for name in ("mAP", "macro_f1", "test_mAP", "test_macro_f1"):
         assert f"<b>{result[name]:.2%}</b>" in page
     assert page.count("average precision") >= 2
-    for absent in ("Confusions", "Calibration", "Confidently wrong"):
-        assert absent not in page
+    assert "Confusions" not in page
     assert "could not be drawn" not in run.said
-    predictor = jaxtl.load_run(run.path)
+    predictor, has = jaxtl.load_run(run.path), run.data.val.labels
+    p = predictor.predict(paths(run.data.val))
+    wrong = (p >= predictor.thresholds) != has
+    assert len(re.findall("(?:wrongly given|missed), probability", page)) == min(wrong.sum(), 12)
+    true, mean = calibration_curve(has.ravel(), p.ravel(), n_bins=15)
+    sizes = np.histogram(p, np.linspace(0, 1, 16))[0]
+    error = np.average(abs(true - mean), weights=sizes[sizes > 0])
+    (shown,) = re.findall(r"<div>calibration error<b>([\d.]+)%", page)
+    assert float(shown) / 100 == pytest.approx(error, abs=1e-4)
     pytest.importorskip("huggingface_hub")
     card = model_card(predictor, predictor.evaluate(run.data.val))
     assert f"precision is {result['mAP']:.4f}" in card
