@@ -67,7 +67,7 @@ def write_results(
     said = f"The best of {len(done)} trials of {name}: {_metric(study)} {best.value:.4f}."
     write_whole(workdir / "best.py", _BEST.format(said=said, tree=_indented(tree)).encode())
     if len(done) > 1 and keys:
-        _plot(study.optuna, workdir)
+        _plot(study, workdir)
 
 
 def _indented(tree: dict[str, Any]) -> str:
@@ -75,22 +75,25 @@ def _indented(tree: dict[str, Any]) -> str:
     return "\n".join(f"        {line}" for line in text.splitlines())
 
 
-def _plot(study: optuna.Study, workdir: Path) -> None:
+def _plot(study: Study, workdir: Path) -> None:
     """Which values did well, and which keys mattered."""
     from matplotlib import pyplot
     from optuna.visualization import matplotlib
 
-    with warnings.catch_warnings():
+    target = f"val_{_metric(study)}"
+    keys = sorted({key for trial in study.in_state("COMPLETE") for key in trial.params})
+    with warnings.catch_warnings(), pyplot.rc_context():  # Optuna sets a style
         warnings.simplefilter("ignore")  # these plots are experimental
-        for name, plot in (
-            ("values", matplotlib.plot_parallel_coordinate),
-            ("importance", matplotlib.plot_param_importances),
-        ):
-            with pyplot.rc_context():  # Optuna sets a style
-                figure: Any = plot(study).figure
-                image = io.BytesIO()
-                figure.savefig(image, format="svg", bbox_inches="tight")
-                pyplot.close(figure)
+        values: Any = matplotlib.plot_parallel_coordinate(study.optuna, target_name=target)
+        # Optuna cuts off names of more than 20 letters.
+        values.set_xticks(range(1 + len(keys)), [target, *keys], rotation=-20, ha="left")
+        values.figure.set_figwidth(3 + 1.5 * len(keys))
+        importance: Any = matplotlib.plot_param_importances(study.optuna, target_name=target)
+        for name, axes in (("values", values), ("importance", importance)):
+            axes.set_title("")
+            image = io.BytesIO()
+            axes.figure.savefig(image, format="svg", bbox_inches="tight")
+            pyplot.close(axes.figure)
             write_whole(workdir / f"search-{name}.svg", image.getvalue())
 
 

@@ -16,7 +16,7 @@ from jaxtl.cli import keep_compiled_programs
 from jaxtl.exporting import onnx
 from jaxtl.models import Network, split
 from jaxtl.training.inference import make_predict_step
-from jaxtl.training.parallel import shard
+from jaxtl.training.parallel import replicate, shard
 from jaxtl.weights import create_model
 
 WEIGHTS_OF = {"mobilenet_v2": WEIGHTS, "resnet50": None}  # random where that source has none
@@ -27,8 +27,7 @@ class OnnxPeer(Timed):
     """One of the three, of a network on a batch of noise: the row is `WHO/NETWORK/BATCH`."""
 
     def operation(self, row: str) -> Callable[[], object]:
-        """Builds what is timed, from images to probabilities, in jaxtl to
-        their logarithms."""
+        """Builds what is timed: from images to probabilities, or their logarithms."""
         who, name, batch = row.split("/")
         size = self.sizes.image_size
         images = np.random.default_rng(0).integers(0, 256, (int(batch), size, size, 3), np.uint8)
@@ -59,6 +58,7 @@ class OnnxPeer(Timed):
         keep_compiled_programs()
         graph, variables = split(self._network(name))
         devices = jax.local_devices()
+        variables = replicate(variables, devices)
         step: Any = make_predict_step(graph, devices=devices)
         return lambda images: np.asarray(step(variables, None, shard(images, devices)))
 

@@ -111,7 +111,7 @@ def _ratios(measured: Mapping[str, Any], peer: str) -> list[float]:
 
 def _line(row: Row, peer: str, measured: Mapping[str, Any], jpegs: int) -> list[str]:
     """A line of the main table."""
-    ours, theirs = (statistics.median(measured[who]["values"]) for who in ("jaxtl", peer))
+    ours, theirs = (_median(measured[who]) for who in ("jaxtl", peer))
     cells = []
     for middle, who in ((ours, "jaxtl"), (theirs, peer)):
         units = {"bytes": f"{middle / 1e9:.2f} GB", "images": f"{jpegs / middle:,.0f} images/s"}
@@ -154,7 +154,7 @@ def _exported(version: str, networks: Mapping[str, Mapping[str, Any]]) -> Iterat
         for batch, measured in batches.items():
             cells = [network, batch, _images(measured[OURS], batch)]
             for who in (FLOAT, INT8):
-                ratio = statistics.median(_ratios(measured, who))
+                ratio = _median(measured[OURS]) / _median(measured[who])
                 cells += [_images(measured[who], batch), f"**{ratio:.2g}**"]
             lines.append(cells)
     yield f"## Exported, images a second\n\nonnxruntime {version}.\n"
@@ -163,8 +163,12 @@ def _exported(version: str, networks: Mapping[str, Mapping[str, Any]]) -> Iterat
 
 
 def _images(measured: Mapping[str, Any], batch: str) -> str:
-    rate = int(batch) / statistics.median(measured["values"])
+    rate = int(batch) / _median(measured)
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
+def _median(measured: Mapping[str, Sequence[float]]) -> float:
+    return statistics.median(measured["values"])
 
 
 def _roofline(rows: Mapping[str, Any], peaks: Mapping[str, float]) -> Iterator[str]:
