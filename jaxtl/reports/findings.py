@@ -50,6 +50,11 @@ class Findings:
     macro_f1: Proportion | None = None
     counts: Int[np.ndarray, "classes classes"] | None = None
 
+    @property
+    def of_labels(self) -> bool:
+        """Whether an image has several labels."""
+        return self.counts is None
+
 
 def find(
     config: Config,

@@ -15,6 +15,7 @@ from jaxtl.reports.bootstrap import f1_intervals
 
 BINS = 15  # as Guo et al. 2017 take
 COOLEST, HOTTEST = 0.05, 20.0  # temperatures that are looked for
+_ROUNDING = 1e-7  # of a loss: a gain that is smaller chooses no temperature
 
 
 class ClassRow(NamedTuple):
@@ -188,7 +189,7 @@ def label_calibration(
 def _calibration(
     loss: Callable[[float], float],
     probability: Callable[[float], Float[np.ndarray, "predictions"]],
-    there: Bool[np.ndarray, "predictions"],
+    came_true: Bool[np.ndarray, "predictions"],
 ) -> Calibration:
     """Calibration of predictions whose loss and probabilities are known at each temperature."""
     from scipy.optimize import minimize_scalar
@@ -200,25 +201,31 @@ def _calibration(
     )
     # The search ends near a bound, not at it, and anywhere where the loss is 0.
     temperature = min((float(np.exp(best.x)), COOLEST, HOTTEST), key=loss)
+    if loss(1.0) - loss(temperature) < _ROUNDING:
+        temperature = 1.0
     temperature = COOLEST if best.fun == 0 else temperature
-    predictions, means, fractions = _bins(probability(1.0), there)
+    predictions, means, fractions = _bins(probability(1.0), came_true)
     return Calibration(
         predictions,
         means,
         fractions,
         _error(predictions, means, fractions),
         temperature,
-        _error(*_bins(probability(temperature), there)),
+        _error(*_bins(probability(temperature), came_true)),
         loss(1.0),
         loss(temperature),
     )
 
 
-def _bins(probability: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bins(
+    probability: np.ndarray, came_true: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Number, mean probability and fraction of each bin; a bin includes its upper edge."""
     bins = np.clip(np.ceil(probability * BINS).astype(int) - 1, 0, BINS - 1)
     predictions = np.bincount(bins, minlength=BINS)
-    sums = (np.bincount(bins, weights=values, minlength=BINS) for values in (probability, there))
+    sums = (
+        np.bincount(bins, weights=values, minlength=BINS) for values in (probability, came_true)
+    )
     means, fractions = (total / np.maximum(predictions, 1) for total in sums)
     return predictions, means, fractions
 

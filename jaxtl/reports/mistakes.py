@@ -14,6 +14,7 @@ from jaxtl.data.decoding import decode
 from jaxtl.data.sources import Source
 from jaxtl.metrics import Evaluation
 from jaxtl.models import Network, Variables
+from jaxtl.multilabel import log_complements
 from jaxtl.reports.gradcam import grad_cam
 from jaxtl.reports.thumbnails import overlay, thumbnail
 
@@ -44,16 +45,14 @@ class Mistake:
     """A wrong answer as a page shows it.
 
     Attributes:
+        wrong: the answer.
         name: what the source calls the image.
-        true, predicted, confidence: as of a `Wrong`.
         image: the image as the network sees it, as a `data:` URI.
         overlay: the same with the Grad-CAM of the predicted class, or of the label.
     """
 
+    wrong: Wrong
     name: str
-    true: int | None
-    predicted: int | None
-    confidence: float
     image: str
     overlay: str
 
@@ -71,26 +70,34 @@ def wrong_images(evaluation: Evaluation) -> list[Wrong]:
 
 
 def wrong_labels(evaluation: Evaluation, thresholds: Float[np.ndarray, "classes"]) -> list[Wrong]:
-    """The 12 labels of images whose wrong answer has the highest probability, the worst first.
+    """The 12 worst labels of images: first those that are wrongly given, then those missed.
 
-    An image is there once for each of its wrong labels.
+    There are 6 of each, or more of one where the other has fewer, by their cross-entropy. Among all
+    of them the missed ones would come first: labels are rare, so their probabilities are low. An
+    image is there once for each of its labels among these.
 
     Args:
-        evaluation: the predictions.
+        evaluation: the predictions, with log probabilities.
         thresholds: from which probability on an image has each label.
     """
-    p = evaluation.probabilities.astype(np.float64)
-    given = evaluation.probabilities >= thresholds
-    images, classes = np.nonzero(given != (evaluation.labels > 0))
-    confidence = np.where(given, p, 1 - p)[images, classes]
-    worst = np.argsort(-confidence, kind="stable")[:_MOST]
-    parts = (part[worst].tolist() for part in (images, classes, confidence))
-    return [
-        Wrong(image, None, label, certainty)
-        if given[image, label]
-        else Wrong(image, label, None, certainty)
-        for image, label, certainty in zip(*parts, strict=True)
-    ]
+    assert evaluation.log_probabilities is not None, "an evaluation without log probabilities"
+    answers = evaluation.probabilities >= thresholds
+    images, classes = np.nonzero(answers != (evaluation.labels > 0))
+    given, logs = answers[images, classes], evaluation.log_probabilities[images, classes]
+    # Not by the confidence, which is rounded to 1 where the logarithm of the rest still differs.
+    order = np.argsort(np.where(given, log_complements(logs), logs), kind="stable")
+    too_many, missed = order[given[order]], order[~given[order]]
+    few = _MOST // 2
+    worst = (
+        *too_many[: max(few, _MOST - len(missed))],
+        *missed[: max(few, _MOST - len(too_many))],
+    )
+    found = []
+    for index in worst:
+        image, label, p = int(images[index]), int(classes[index]), float(np.exp(logs[index]))
+        answer = (None, label, p) if given[index] else (label, None, 1 - p)
+        found.append(Wrong(image, *answer))
+    return found
 
 
 def show(
@@ -115,16 +122,9 @@ def show(
         return ()
     size, resize = config.model.image_size, config.data.resize
     images = np.stack([decode(source[w.image], size, resize) for w in wrong])
-    explained = [w.true if w.predicted is None else w.predicted for w in wrong]
-    cams = grad_cam(network, variables, images, np.asarray(explained))
+    explained = np.asarray([w.true if w.predicted is None else w.predicted for w in wrong])
+    cams = grad_cam(network, variables, images, explained)
     return tuple(
-        Mistake(
-            source.describe(w.image),
-            w.true,
-            w.predicted,
-            w.confidence,
-            thumbnail(image),
-            overlay(image, cam),
-        )
+        Mistake(w, source.describe(w.image), thumbnail(image), overlay(image, cam))
         for w, image, cam in zip(wrong, images, cams, strict=True)
     )

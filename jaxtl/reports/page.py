@@ -163,11 +163,13 @@ def _tiles(
         means = validated[-1] if findings is None else findings.means
         yield from _label_tiles(said, means, metadata.result or {})
     correct = round(float(accuracy) * images)
+    right = " have all labels right at 0.5" if metadata.task == "multi-label" else ""
     _, low, high = proportion(correct, images)
     yield (
         f"{said} accuracy",
         f"{accuracy:.2%}",
-        f"{correct:,} of {images:,} images; 95% interval {interval_text(low, high, form='.1%')}",
+        f"{correct:,} of {images:,} images{right}; "
+        f"95% interval {interval_text(low, high, form='.1%')}",
     )
     if tested := metadata.correct("test"):
         value, low, high = proportion(*tested)
@@ -186,10 +188,9 @@ def _tiles(
         )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None:
-        between = (
-            "probability and presence of labels" if findings.means else "confidence and accuracy"
-        )
-        yield "calibration error", f"{findings.calibration.error:.2%}", f"between {between}"
+        pair = ("probability", "presence of labels"), ("confidence", "accuracy")
+        said, true = pair[not findings.of_labels]
+        yield "calibration error", f"{findings.calibration.error:.2%}", f"between {said} and {true}"
     if metadata.result is not None:
         averaged = metadata.averaged.get(config.phases[-1].name)
         yield (

@@ -134,3 +134,8 @@ def test_a_wrong_label_whose_probability_rounds_to_one_has_the_loss_of_its_logit
     found = label_calibration(logs, np.array([[0, 0, 0, 1]]))
     assert found.loss == pytest.approx(np.abs(logits).mean(), rel=1e-6)
     assert found.temperature == 20
+
+
+def test_where_all_temperatures_have_the_same_loss_the_logits_stay_as_they_are():
+    found = label_calibration(np.full((10, 3), np.log(0.5), np.float32), np.eye(10, 3, dtype=int))
+    assert found.temperature == 1

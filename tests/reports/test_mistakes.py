@@ -19,25 +19,45 @@ def evaluation(labels, predicted, probabilities):
 
 
 def same(found, expected):
-    """Whether answers are the first 12 of (confidence, image, true, predicted), the worst first."""
-    worst = sorted(expected, key=lambda answer: -answer[0])[:12]
-    assert [answer[:3] for answer in found] == [answer[1:] for answer in worst]
+    """Whether answers are these of (confidence, image, true, predicted)."""
+    assert [answer[:3] for answer in found] == [answer[1:] for answer in expected]
     confidences = [answer.confidence for answer in found]
-    assert confidences == pytest.approx([answer[0] for answer in worst], rel=1e-5)
+    assert confidences == pytest.approx([answer[0] for answer in expected], rel=1e-5)
 
 
-def test_wrong_labels_are_given_ones_that_are_absent_and_missed_ones_that_are_there():
-    expected = []
+def worst_labels(thresholds):
+    """The labels that are wrongly given, and those missed, each the worst first."""
+    given, missed = [], []
     for image in range(IMAGES):
         for label in range(CLASSES):
             p, has = P[image, label], HAS[image, label]
-            if p >= THRESHOLDS[label] and not has:
-                expected.append((p, image, None, label))
-            if p < THRESHOLDS[label] and has:
-                expected.append((1 - p, image, label, None))
+            if p >= thresholds[label] and not has:
+                given.append((p, image, None, label))
+            if p < thresholds[label] and has:
+                missed.append((1 - p, image, label, None))
+    return [sorted(found, key=lambda answer: -answer[0]) for found in (given, missed)]
+
+
+def test_half_of_the_wrong_labels_are_given_ones_that_are_absent_and_half_missed_ones():
+    given, missed = worst_labels(THRESHOLDS)
     found = wrong_labels(evaluation(HAS, (P >= 0.5).astype(int), P), THRESHOLDS)
-    same(found, expected)
-    assert {answer.true is None for answer in found} == {True, False}
+    same(found, given[:6] + missed[:6])
+
+
+def test_there_are_more_of_one_kind_where_the_other_has_fewer():
+    thresholds = np.full(CLASSES, np.sort(P[HAS == 1])[4])
+    given, missed = worst_labels(thresholds)
+    assert len(missed) == 4
+    found = wrong_labels(evaluation(HAS, (P >= 0.5).astype(int), P), thresholds)
+    same(found, given[:8] + missed)
+
+
+def test_labels_that_are_certain_are_told_apart_by_the_logarithm_of_the_rest():
+    """Probabilities of 1 - exp(-20) and 1 - exp(-40), both 1 as float32: -exp(-20) is log(p)."""
+    logs = -np.exp(-np.array([[20.0], [40.0]])).astype(np.float32)
+    none = np.zeros((2, 1), int)
+    of_images = Evaluation(Sums(0.0, 0, 0, 2), none, none, logs)
+    assert [answer.image for answer in wrong_labels(of_images, np.array([0.5]))] == [1, 0]
 
 
 def test_labels_that_are_all_predicted_correctly_are_no_mistakes():
@@ -52,4 +72,5 @@ def test_wrong_images_are_those_of_another_class():
         for image, (row, label) in enumerate(zip(p, labels.tolist(), strict=True))
         if np.argmax(row) != label
     ]
+    expected = sorted(expected, key=lambda answer: -answer[0])[:12]
     same(wrong_images(evaluation(labels, p.argmax(axis=1), p)), expected)

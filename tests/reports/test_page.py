@@ -309,12 +309,13 @@ def test_the_wrong_images_are_shown_with_what_was_said_of_them(page):
 
 def test_the_wrong_labels_are_shown_the_worst_first(page_of_labels):
     first, second, third = map(html.escape, CLASSES)
+    limits = [f"{threshold:.1%}" for threshold in THRESHOLDS]
     told = [
-        f"<b>{third}</b> wrongly given, probability 95.0%<br>pixels[3]",
-        f"<b>{second}</b> wrongly given, probability 90.0%<br>pixels[0]",
-        f"<b>{second}</b> missed, probability 15.0%<br>pixels[1]",
-        f"<b>{first}</b> missed, probability 30.0%<br>pixels[1]",
-        f"<b>{third}</b> missed, probability 85.0%<br>pixels[2]",
+        f"<b>{third}</b> wrongly given, probability 95.0%, threshold {limits[2]}<br>pixels[3]",
+        f"<b>{second}</b> wrongly given, probability 90.0%, threshold {limits[1]}<br>pixels[0]",
+        f"<b>{second}</b> missed, probability 15.0%, threshold {limits[1]}<br>pixels[1]",
+        f"<b>{first}</b> missed, probability 30.0%, threshold {limits[0]}<br>pixels[1]",
+        f"<b>{third}</b> missed, probability 85.0%, threshold {limits[2]}<br>pixels[2]",
     ]
     shown = page_of_labels.partition("<h2>Confidently wrong")[2]
     assert re.findall(r"<figcaption>(.*?)</figcaption>", shown) == told
@@ -348,7 +349,7 @@ def test_the_page_of_labels_says_how_far_each_probability_can_be_trusted(page_of
     assert labels.calibration.error == pytest.approx(sum(apart) / HAS.size)
     assert "<div>calibration error<b>39.75%</b>" in page_of_labels
     assert ["expected calibration error", "39.75%"] in Reader(page_of_labels).rows
-    assert "2 labels, mean probability 17.0%, labels present 50.0%" in page_of_labels
+    assert "2 labels, mean probability 17.0%, fraction present 50.0%" in page_of_labels
     assert "Confusions" not in page_of_labels
     assert "confidence (%)" not in page_of_labels
 
