@@ -107,7 +107,7 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     assert runpy.run_path(str(workdir / "best.py"))["get_config"]() == written
     for name in ("values", "importance"):
         plot = (workdir / f"search-{name}.svg").read_text()
-        keys = ("phases.head.weight_decay", "phases.head.lr")
+        keys = ("phases.head.lr", "model.dropout")
         assert all(f"<!-- {key} -->" in plot for key in keys)
 
 
