@@ -39,6 +39,13 @@ class Wrong(NamedTuple):
     predicted: int | None
     confidence: float
 
+    @property
+    def explained(self) -> int:
+        """The index of the class or label whose Grad-CAM is shown."""
+        found = self.true if self.predicted is None else self.predicted
+        assert found is not None, "an answer that is neither given nor missed"
+        return found
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -122,8 +129,7 @@ def show(
         return ()
     size, resize = config.model.image_size, config.data.resize
     images = np.stack([decode(source[w.image], size, resize) for w in wrong])
-    explained = np.asarray([w.true if w.predicted is None else w.predicted for w in wrong])
-    cams = grad_cam(network, variables, images, explained)
+    cams = grad_cam(network, variables, images, np.asarray([w.explained for w in wrong]))
     return tuple(
         Mistake(w, source.describe(w.image), thumbnail(image), overlay(image, cam))
         for w, image, cam in zip(wrong, images, cams, strict=True)

@@ -188,9 +188,9 @@ def _tiles(
         )
     yield f"{said} loss", f"{loss:.4f}", "mean cross-entropy in nats"
     if findings is not None:
-        pair = ("probability", "presence of labels"), ("confidence", "accuracy")
-        said, true = pair[not findings.of_labels]
-        yield "calibration error", f"{findings.calibration.error:.2%}", f"between {said} and {true}"
+        labels = findings.of_labels
+        between = "probability and presence of labels" if labels else "confidence and accuracy"
+        yield "calibration error", f"{findings.calibration.error:.2%}", f"between {between}"
     if metadata.result is not None:
         averaged = metadata.averaged.get(config.phases[-1].name)
         yield (

@@ -107,8 +107,8 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     assert runpy.run_path(str(workdir / "best.py"))["get_config"]() == written
     for name in ("values", "importance"):
         plot = (workdir / f"search-{name}.svg").read_text()
-        keys = ("phases.head.lr", "model.dropout")
-        assert all(f"<!-- {key} -->" in plot for key in keys)
+        names = ("phases.head.lr", "model.dropout", "val_accuracy")
+        assert all(f"<!-- {name} -->" in plot for name in names)
 
 
 @pytest.mark.slow
