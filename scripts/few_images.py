@@ -199,8 +199,13 @@ def table(results: Mapping[str, float]) -> Iterator[str]:
 
 def text(values: list[float]) -> str:
     """A mean and a standard deviation."""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {spread(values):.1f}" if len(values) > 1 else mean
+
+
+def spread(values: list[float]) -> float:
+    """The standard deviation, 0 of one value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def draw(results: Mapping[str, float], path: Path) -> None:
@@ -220,7 +225,7 @@ def draw(results: Mapping[str, float], path: Path) -> None:
                     known.setdefault(int(count), []).append(accuracy)
             counts = sorted(known)
             means = [statistics.mean(known[count]) for count in counts]
-            spreads = [statistics.pstdev(known[count]) for count in counts]
+            spreads = [spread(known[count]) for count in counts]
             axes.errorbar(counts, means, spreads, fmt="o-", capsize=3, label=row, color=colour)
             axes.set_xticks(counts, list(map(str, counts)))
         axes.set(xscale="log", title=name, xlabel="images a class")

@@ -46,6 +46,7 @@ def search(trial):
     return {
         "phases.head.lr": trial.suggest_float("phases.head.lr", 1e-6, 1e-1, log=True),
         "model.dropout": trial.suggest_categorical("model.dropout", [0.0, 0.3]),
+        "phases.head.weight_decay": trial.suggest_float("phases.head.weight_decay", 0.0, 0.1),
     }
 """
 HEADS = CONFIG.partition('        "model.dropout"')[0] + "    }\n"
@@ -107,7 +108,7 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     assert runpy.run_path(str(workdir / "best.py"))["get_config"]() == written
     for name in ("values", "importance"):
         plot = (workdir / f"search-{name}.svg").read_text()
-        names = ("phases.head.lr", "model.dropout", "val_accuracy")
+        names = ("phases.head.lr", "model.dropout", "phases.head.weight_decay", "val_accuracy")
         assert all(f"<!-- {name} -->" in plot for name in names)
 
 
