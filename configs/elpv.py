@@ -14,22 +14,22 @@ from jaxtl.config import Augment, Config, Data, Model, Phase, from_stage, head_o
 
 def get_config() -> Config:
     return Config(
-        model=Model(name="mobilenet_v2"),
+        model=Model(name="mobilenet_v2", image_size=288),
         data=Data(source="data/elpv"),
         augment=Augment(horizontal_flip=True, vertical_flip=True),
-        views=0,
+        views=8,
         phases=(
-            Phase(name="head", train=head_only(), epochs=2, lr=1e-3),
+            Phase(name="head", train=head_only(), epochs=4, lr=1e-3),
             Phase(
                 name="finetune",
-                train=from_stage("block_7", decay=1.0),
-                epochs=20,
+                train=from_stage("block_11", decay=1.0),
+                epochs=15,
                 lr=1e-3,
                 schedule="cosine",
                 warmup_epochs=1,
                 weight_decay=1e-2,
-                label_smoothing=0.1,
                 batch_norm="train",
+                ema=0.98,
                 restore_best=False,
             ),
         ),

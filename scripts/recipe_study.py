@@ -29,29 +29,17 @@ from typing import Any, NamedTuple
 from sklearn.model_selection import train_test_split
 
 ROWS: dict[str, dict[str, Any]] = {
-    "base": {},
-    "288 px": {"model.image_size": 288},
-    "everything trains": {"phases.finetune.train": {"from_stage": None, "decay": 1.0}},
-    "best": {
-        "model.image_size": 288,
-        "phases.finetune.train": {"from_stage": None, "decay": 1.0},
-        "phases.finetune.mixup": 0.2,
-        "phases.finetune.ema": 0.98,
-    },
-    "288 px, everything trains": {
-        "model.image_size": 288,
-        "phases.finetune.train": {"from_stage": None, "decay": 1.0},
-    },
-    "mixup": {"phases.finetune.mixup": 0.2},
-    "cutmix": {"phases.finetune.cutmix": 1.0},
-    "average of the parameters": {"phases.finetune.ema": 0.98},
-    "rotation, translation, zoom": {
+    "elpv.py": {},
+    "224 px": {"model.image_size": 224},
+    "from block_14": {"phases.finetune.train.from_stage": "block_14"},
+    "not mirrored": {"augment.horizontal_flip": False, "augment.vertical_flip": False},
+    "also rotated, moved, scaled": {
         "augment.rotation": 5.0,
         "augment.translation": 0.05,
         "augment.zoom": 0.1,
     },
-    "erasing": {"augment.erasing": 0.25},
-    "no flips": {"augment.horizontal_flip": False, "augment.vertical_flip": False},
+    "no average of the parameters": {"phases.finetune.ema": None},
+    "class weights": {"phases.finetune.class_weights": "auto"},
     "random weights": {"model.weights": None},
 }
 """What each row changes in configs/elpv.py."""
