@@ -43,6 +43,9 @@ ROWS: dict[str, dict[str, Any]] = {
         "augment.zoom": 0.1,
     },
     "no average of the parameters": {"phases.finetune.ema": None},
+    "labels smoothed": {"phases.finetune.label_smoothing": 0.1},
+    "ten times the weight decay": {"phases.finetune.weight_decay": 0.1},
+    "dropout": {"model.dropout": 0.5},
     "class weights": {"phases.finetune.class_weights": "auto"},
     "random weights": {"model.weights": None},
 }
