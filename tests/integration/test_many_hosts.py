@@ -141,6 +141,26 @@ def test_processes_find_the_same_test_and_the_same_area_under_the_curve(workplac
     assert results[1] == pytest.approx(results[0], rel=1e-4)
 
 
+def test_processes_find_the_same_labels_and_thresholds(workplace):
+    rows = ["image,labels,split"]
+    for split in ("train", "val"):
+        for index, file in enumerate(sorted((workplace.path / "data" / split).glob("*/*"))):
+            labels = ";".join([file.parent.name] * (index % 3 > 0) + ["odd"] * (index % 2))
+            rows.append(f"{file},{labels},{split}")
+    (workplace.path / "labels.csv").write_text("\n".join(rows))
+    flags = ("--cfg.data.source=csv:labels.csv", "--cfg.phases.head.epochs=2")
+    results, thresholds = [], []
+    for processes, devices in ((1, 4), (2, 2)):
+        job = Job(workplace, f"labels-{processes}", processes, devices, *flags).succeed()
+        run = json.loads((job.path / "run.json").read_text())
+        results.append(run["result"])
+        thresholds.append(run["thresholds"])
+    assert {"mAP", "macro_f1"} <= results[0].keys()
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    assert len(thresholds[0]) == 4  # three colours, and `odd`
+    assert thresholds[1] == pytest.approx(thresholds[0], rel=1e-4)
+
+
 @pytest.mark.parametrize(("victim", "restarted"), [(1, 2), (0, 1)])
 def test_a_killed_process_ends_the_others_and_fewer_or_as_many_go_on(
     workplace, one, victim, restarted
