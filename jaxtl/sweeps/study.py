@@ -24,6 +24,7 @@ _NAME = "jaxtl"
 _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
 _RETRIES = 2  # of a trial whose process was killed; one that is given back has no limit
 _KILLED = "killed"  # how many times that happened to a trial
+_BEATS = "beats"  # the number of a trial whose process has given it a first heartbeat
 _IMPOSSIBLE = "impossible"  # marks a trial that got no config, or is one too many
 
 
@@ -45,6 +46,7 @@ class Study:
         self._id = self._storage.get_study_id_from_name(_NAME)
         self._url = url
         self._held: dict[int, int] = {}  # the ids of the trials of this process, by number
+        self._adopted: set[int] = set()  # trials of others that got their first heartbeat here
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -61,6 +63,7 @@ class Study:
         """The numbers of the trials that are over or run, without those that come again."""
         import optuna
 
+        self._adopt()
         optuna.storages.fail_stale_trials(self.optuna)
         return [t.number for t in self.in_state("RUNNING", "COMPLETE", "PRUNED", "FAIL")]
 
@@ -71,13 +74,30 @@ class Study:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # see `alive`
             trial = self.optuna.ask()
-        held = self._storage.get_trial_id_from_study_id_trial_number(self._id, trial.number)
-        self._held[trial.number] = held
-        self._storage.record_heartbeat(held)
+        self._held[trial.number] = self._beat(trial.number)
+        trial.set_user_attr(_BEATS, trial.number)
         if trial.number not in self.begun()[:most]:  # another process asked at this moment
             self.withdraw(trial)
             return None
         return trial
+
+    def _beat(self, number: int) -> int:
+        """Records a heartbeat of a trial, and returns its id."""
+        held = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        self._storage.record_heartbeat(held)
+        return held
+
+    def _adopt(self) -> None:
+        """Gives trials without a heartbeat their first one.
+
+        Optuna takes such a trial for alive for ever, but its process may have been killed right
+        after it asked for it. One that is alive goes on with the heartbeats.
+        """
+        for trial in self.in_state("RUNNING"):
+            number = trial.number
+            if trial.user_attrs.get(_BEATS) != number and number not in self._adopted:
+                self._beat(number)
+                self._adopted.add(number)
 
     def withdraw(self, trial: optuna.Trial) -> None:
         """Ends a trial that shall not count, nor come again."""

@@ -245,11 +245,16 @@ def test_a_trial_is_alive_while_its_images_are_opened(hasty, heads, tmp_path):
     assert alive == [True] * 2  # to see whether others can train with it, and to train
 
 
-def test_a_process_waits_for_a_trial_that_was_killed_and_begins_it_again(hasty, heads, tmp_path):
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
+@pytest.mark.parametrize("beats", [True, False], ids=["after a heartbeat", "before the first one"])
+def test_a_process_waits_for_a_trial_that_was_killed_and_begins_it_again(
+    hasty, heads, tmp_path, beats
+):
     def fails():
         raise UserError("no images")
 
-    assert Study(f"sqlite:///{tmp_path}/study.db").ask(1).number == 0
+    study = Study(f"sqlite:///{tmp_path}/study.db")
+    assert (study.ask(1) if beats else study.optuna.ask()).number == 0
     out = Console(file=io.StringIO(), width=200)
     silent = threading.Timer(1.5, change, (tmp_path, LONG_AGO))
     silent.start()
