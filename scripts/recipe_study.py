@@ -7,8 +7,9 @@
 Each seed draws a stratified quarter of the photographs for the test, as scripts/fetch_elpv.py does.
 What a row is worth is decided on a fifth of the other three quarters, which does not train then. A
 row that is named with `--test` trains on all three quarters, and is measured once on the quarter.
-The accuracy is that of the last epoch, without and with test-time augmentation. Results are kept in
-`--out`; what is there is not measured again.
+Accuracy in percent and loss are those of the last epoch, without and with test-time augmentation.
+Results are kept in `--out`; what is there is not measured again. docs/recipe-study.json has those
+that the documentation shows.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ from typing import Any, NamedTuple
 
 from sklearn.model_selection import train_test_split
 
-MOVED = {"augment.rotation": 5.0, "augment.translation": 0.05, "augment.zoom": 0.1}
-NOT_MIRRORED = {"augment.horizontal_flip": False, "augment.vertical_flip": False}
 ROWS: dict[str, dict[str, Any]] = {
     "elpv.py": {},
     "224 px": {"model.image_size": 224},
     "from block_14": {"phases.finetune.train.from_stage": "block_14"},
-    "not mirrored": NOT_MIRRORED,
-    "also rotated, moved, scaled": MOVED,
-    "rotated, moved, scaled, not mirrored": MOVED | NOT_MIRRORED,
-    "no average of the parameters": {"phases.finetune.ema": None},
-    "labels smoothed": {"phases.finetune.label_smoothing": 0.1},
+    "from block_7": {"phases.finetune.train.from_stage": "block_7"},
+    "not mirrored": {"augment.horizontal_flip": False, "augment.vertical_flip": False},
+    "mirrored left and right alone": {"augment.vertical_flip": False},
+    "brightness and contrast as they are": {"augment.brightness": 0.0, "augment.contrast": 0.0},
+    "also rotated, moved, scaled": {
+        "augment.rotation": 5.0,
+        "augment.translation": 0.05,
+        "augment.zoom": 0.1,
+    },
+    "labels not smoothed": {"phases.finetune.label_smoothing": 0.0},
+    "parameters not averaged": {"phases.finetune.ema": None},
     "ten times the weight decay": {"phases.finetune.weight_decay": 0.1},
-    "dropout": {"model.dropout": 0.5},
-    "class weights": {"phases.finetune.class_weights": "auto"},
     "random weights": {"model.weights": None},
 }
 """What each row changes in configs/elpv.py."""
@@ -74,12 +77,12 @@ def main() -> None:
                 results[str(task)] = measure(task, given.data, Path(folder), given.weights)
                 given.out.write_text(json.dumps(results, indent=1))
                 print(task, *results[str(task)], flush=True)
-    for line in table(results):
+    for line in table(results, kind):
         print(line)
 
 
 def measure(task: Task, data: Path, folder: Path, weights: str) -> list[float]:
-    """Trains a run: the accuracy in percent, and that with test-time augmentation."""
+    """Trains a run: its accuracy in percent and loss, and both with test-time augmentation."""
     from rich.console import Console
 
     from jaxtl import load_run
@@ -100,11 +103,12 @@ def measure(task: Task, data: Path, folder: Path, weights: str) -> list[float]:
     run = folder / f"run-{images.name}"
     with open(os.devnull, "w") as nothing:
         result = train(config, open_data(config), run, Console(file=nothing))
-    if not (config.augment.horizontal_flip or config.augment.vertical_flip):
-        return [100 * result["accuracy"]]
-    predictor = load_run(run, tta=True)
-    averaged = predictor.evaluate(predictor.images("val")).sums.means(2)
-    return [100 * result["accuracy"], 100 * averaged["accuracy"]]
+    found = [100 * result["accuracy"], result["loss"]]
+    if config.augment.horizontal_flip or config.augment.vertical_flip:
+        predictor = load_run(run, tta=True)
+        averaged = predictor.evaluate(predictor.images("val")).sums.means(2)
+        found += [100 * averaged["accuracy"], averaged["loss"]]
+    return [round(float(value), 4) for value in found]
 
 
 def write_split(data: Path, folder: Path, seed: int, *, test: bool) -> None:
@@ -125,24 +129,20 @@ def write_split(data: Path, folder: Path, seed: int, *, test: bool) -> None:
             link.symlink_to(path.resolve())
 
 
-def table(results: dict[str, list[float]]) -> Iterator[str]:
+def table(results: dict[str, list[float]], kind: str) -> Iterator[str]:
     """The mean over the seeds of each row, and its standard deviation."""
-    yield "| row | inner validation | averaged over flips | test | averaged over flips |"
-    yield "|---|---|---|---|---|"
+    yield f"| {kind} | seeds | accuracy | loss | averaged over flips: accuracy | loss |"
+    yield "|---|---|---|---|---|---|"
     for row in ROWS:
+        keys = (str(Task(row, seed, kind)) for seed in range(100))
+        found = [results[key] for key in keys if key in results]
         cells = []
-        for kind in ("inner", "test"):
-            found = [
-                values
-                for key, values in results.items()
-                if key.startswith(f"{kind}, {row}, ")
-                and key.removeprefix(f"{kind}, {row}, ").isdecimal()
-            ]
-            for which in (0, 1):
-                values = [each[which] for each in found if len(each) > which]
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
-                cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f}" if values else "")
-        yield f"| {row} | {' | '.join(cells)} |"
+        for which, digits in enumerate((2, 3, 2, 3)):
+            values = [each[which] for each in found if len(each) > which]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "")
+        if found:
+            yield f"| {row} | {len(found)} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
