@@ -41,11 +41,11 @@ SIZES = {"digits": 96, "emoji": 96, "elpv": 160}
 
 
 class Row(NamedTuple):
-    """A config, what to change there, and by which factor its phase `finetune` is longer."""
+    """A config, what to change there, and a factor for the epochs of its phase `finetune`."""
 
     config: str
     changes: Mapping[str, Any] = MappingProxyType({})
-    epochs: float = 1.0
+    longer: float = 1.0
 
 
 ROWS = {
@@ -58,14 +58,15 @@ ROWS = {
     "auto.py; everything": Row(
         "auto.py", {"phases.finetune.train": {"from_stage": None, "decay": 1.0}}
     ),
-    "auto.py; a third of the rate": Row("auto.py", {"phases.finetune.lr": 3e-4}),
-    "auto.py; a third of the steps": Row("auto.py", epochs=1 / 3),
-    "auto.py; three times the steps": Row("auto.py", epochs=3),
+    "auto.py; a third of the learning rate": Row("auto.py", {"phases.finetune.lr": 3e-4}),
+    "auto.py; a third of the epochs": Row("auto.py", longer=1 / 3),
+    "auto.py; three times the epochs": Row("auto.py", longer=3),
     "auto.py; no augmentation": Row(
         "auto.py", {"augment.rotation": 0.0, "augment.translation": 0.0, "augment.zoom": 0.0}
     ),
+    "auto.py; 160 px": Row("auto.py", {"model.image_size": 160}),
 }
-"""Each row but the linear probe."""
+"""Each row but the linear probe. `epochs` are those of `finetune`."""
 
 MAIN = (PROBE, "mnv2.py", "auto.py")
 
@@ -144,7 +145,7 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
 
     from jaxtl import load_run
     from jaxtl.cli import keep_compiled_programs
-    from jaxtl.config.config_file import load
+    from jaxtl.config.config_file import load, vary
     from jaxtl.data.sources import open_all
     from jaxtl.data.splits import OpenOnce
     from jaxtl.training.memory import forget_programs
@@ -159,13 +160,12 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
     }
     if row == PROBE:
         return probe(changes, folder)
-    name_of_config, own, factor = ROWS[row]
-    changes |= {**own, "seed": seed}
+    trained = ROWS[row]
+    changes |= {**trained.changes, "seed": seed}
     images = OpenOnce()
-    config = load(name_of_config, flags(changes), images.count)
-    if factor != 1:
-        changes["phases.finetune.epochs"] = round(config.phases[-1].epochs * factor)
-        config = load(name_of_config, flags(changes), images.count)
+    config = load(trained.config, flags(changes), images.count)
+    epochs = max(1, round(config.phases[-1].epochs * trained.longer))
+    config = vary(config, {"phases.finetune.epochs": epochs})
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     with open(os.devnull, "w") as nothing:
         train(config, images(config.data), run, Console(file=nothing))
@@ -175,7 +175,7 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
 
 
 def flags(changes: Mapping[str, Any]) -> dict[str, str]:
-    """The texts that a command line would have."""
+    """The values as typed on a command line."""
     return {k: value if isinstance(value, str) else repr(value) for k, value in changes.items()}
 
 

@@ -205,7 +205,7 @@ class _Searching:
         said = False
         while not (batch := self._begin(most)) and (others := self.study.in_state("RUNNING")):
             if not said:
-                numbers = ", ".join(str(trial.number) for trial in others)
+                numbers = ", ".join(str(self.study.first_number(trial)) for trial in others)
                 self.out.print(f"waiting for what other processes began: trials {numbers}")
                 said = True
             self.study.wait()

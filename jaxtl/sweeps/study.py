@@ -24,7 +24,7 @@ _NAME = "jaxtl"
 _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
 _RETRIES = 2  # of a trial whose process was killed; one that is given back has no limit
 _KILLED = "killed"  # how many times that happened to a trial
-_BEATS = "beats"  # the number of a trial whose process has given it a first heartbeat
+_BEATS = "beats"  # a trial's own number once it has a heartbeat; its retry inherits this one
 _IMPOSSIBLE = "impossible"  # marks a trial that got no config, or is one too many
 
 
@@ -46,7 +46,6 @@ class Study:
         self._id = self._storage.get_study_id_from_name(_NAME)
         self._url = url
         self._held: dict[int, int] = {}  # the ids of the trials of this process, by number
-        self._adopted: set[int] = set()  # trials of others that got their first heartbeat here
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -60,7 +59,10 @@ class Study:
         return [t for t in self.trials if t.state.name in names and t.number not in again]
 
     def begun(self) -> list[int]:
-        """The numbers of the trials that are over or run, without those that come again."""
+        """The numbers of the trials that are over or run, without those that come again.
+
+        Trials whose processes were killed are given up first.
+        """
         import optuna
 
         self._adopt()
@@ -69,39 +71,49 @@ class Study:
 
     def ask(self, most: int) -> optuna.Trial | None:
         """The next trial, one that has to begin again first; None if the study has `most`."""
+        import optuna
+
         if len(self.begun()) >= most:
             return None
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # see `alive`
             trial = self.optuna.ask()
-        self._held[trial.number] = self._beat(trial.number)
-        trial.set_user_attr(_BEATS, trial.number)
+        try:
+            self._held[trial.number] = self._first_beat(trial.number)
+        except optuna.exceptions.UpdateFinishedTrialError:  # this process slept; it was given up
+            return self.ask(most)
         if trial.number not in self.begun()[:most]:  # another process asked at this moment
             self.withdraw(trial)
             return None
         return trial
 
-    def _beat(self, number: int) -> int:
-        """Records a heartbeat of a trial, and returns its id."""
+    def _first_beat(self, number: int) -> int:
+        """Records the first heartbeat of a trial, and returns its id."""
         held = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        self._storage.set_trial_user_attr(held, _BEATS, number)
         self._storage.record_heartbeat(held)
         return held
 
     def _adopt(self) -> None:
         """Gives trials without a heartbeat their first one.
 
-        Optuna takes such a trial for alive for ever, but its process may have been killed right
-        after it asked for it. One that is alive goes on with the heartbeats.
+        Optuna never gives up a trial without a heartbeat, but its process may have been killed
+        right after it asked for it. If the process lives, it continues the heartbeats.
         """
-        for trial in self.in_state("RUNNING"):
-            number = trial.number
-            if trial.user_attrs.get(_BEATS) != number and number not in self._adopted:
-                self._beat(number)
-                self._adopted.add(number)
+        import optuna
+
+        running = (optuna.trial.TrialState.RUNNING,)
+        for trial in self.optuna.get_trials(deepcopy=False, states=running):
+            if trial.user_attrs.get(_BEATS) != trial.number:
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # just now
+                    self._first_beat(trial.number)
 
     def withdraw(self, trial: optuna.Trial) -> None:
-        """Ends a trial that shall not count, nor come again."""
-        trial.set_user_attr(_IMPOSSIBLE, True)
+        """Ends a trial that shall not count, nor come again, unless it is over."""
+        import optuna
+
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # given up just now
+            trial.set_user_attr(_IMPOSSIBLE, True)
         self.fail(trial)
 
     def complete(self, trial: optuna.Trial, score: float) -> None:
@@ -135,7 +147,7 @@ class Study:
             optuna.storages.RetryHeartbeatStaleTrialCallback()(self.optuna, stopped)
         self.fail(trial)
 
-    def first_number(self, trial: optuna.Trial) -> int:
+    def first_number(self, trial: optuna.trial.BaseTrial) -> int:
         """The number that a trial had when it began first."""
         return next(iter(history(self.optuna.trials[trial.number])), trial.number)
 

@@ -58,6 +58,7 @@ def test_images_are_classified_in_bfloat16(run, images):
         graph = split(network)[0]
         apply = jax.jit(lambda v, x, graph=graph: jax.nn.softmax(merge(graph, v)(x)))
         apart[dtype] = float(np.abs(apply(variables, images) - predicted).max())
-    # Another batch fuses other operations, so some values of bfloat16 round otherwise.
+    # The run compiled its own program, which rounds some values differently on some CPUs: 0.29 of
+    # the difference to float32 was seen.
     assert apart["bfloat16"] < apart["float32"] / 2
     assert apart["float32"] < 0.1

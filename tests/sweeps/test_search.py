@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import multiprocessing
 import runpy
 import signal
@@ -245,24 +246,54 @@ def test_a_trial_is_alive_while_its_images_are_opened(hasty, heads, tmp_path):
     assert alive == [True] * 2  # to see whether others can train with it, and to train
 
 
+def with_a_heartbeat(study, workdir):
+    study.ask(1)
+
+
+def before_its_first_heartbeat(study, workdir):
+    study.optuna.ask()
+
+
+def begun_again_and_before_its_first_heartbeat(study, workdir):
+    study.ask(1)
+    change(workdir, LONG_AGO)
+    study.begun()  # gives it up
+    study.optuna.ask()
+
+
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
-@pytest.mark.parametrize("beats", [True, False], ids=["after a heartbeat", "before the first one"])
+@pytest.mark.parametrize(
+    "begin",
+    [with_a_heartbeat, before_its_first_heartbeat, begun_again_and_before_its_first_heartbeat],
+)
 def test_a_process_waits_for_a_trial_that_was_killed_and_begins_it_again(
-    hasty, heads, tmp_path, beats
+    hasty, heads, tmp_path, begin, monkeypatch
 ):
+    class Out(io.StringIO):
+        def write(self, text):
+            if "waiting for" in text:
+                change(tmp_path, LONG_AGO)
+            return super().write(text)
+
     def fails():
         raise UserError("no images")
 
-    study = Study(f"sqlite:///{tmp_path}/study.db")
-    assert (study.ask(1) if beats else study.optuna.ask()).number == 0
-    out = Console(file=io.StringIO(), width=200)
-    silent = threading.Timer(1.5, change, (tmp_path, LONG_AGO))
-    silent.start()
+    wait, waits = Study.wait, itertools.count()
+
+    def wait_a_while(study):
+        assert next(waits) < 30, "it waits for ever"
+        wait(study)
+
+    begin(Study(f"sqlite:///{tmp_path}/study.db"), tmp_path)
+    began = study_of(tmp_path).trials
+    assert began[-1].state.name == "RUNNING"
+    monkeypatch.setattr(Study, "wait", wait_a_while)
+    out = Console(file=Out(), width=200)
     with pytest.raises(UserError, match=r"no trial of .* has a result"):
         search(load_search(str(heads), {}), tmp_path, 1, None, out, Opens(fails))
     assert out.file.getvalue().count("waiting for what other processes began: trials 0\n") == 1
-    assert [trial.state.name for trial in study_of(tmp_path).trials] == ["FAIL", "FAIL"]
-    assert (tmp_path / "search.csv").read_text().count("fail") == 2
+    ended = [trial.state.name for trial in study_of(tmp_path).trials]
+    assert ended == ["FAIL"] * (len(began) + 1)
 
 
 def test_a_signal_ends_the_wait_for_other_processes(heads, tmp_path):
