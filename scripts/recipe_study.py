@@ -31,7 +31,7 @@ from rich.console import Console
 from sklearn.model_selection import train_test_split
 
 from jaxtl import load_run
-from jaxtl.cli import keep_compiled_programs
+from jaxtl.cli import keep_compiled_programs, use_large_pages
 from jaxtl.config import Config
 from jaxtl.config.config_file import load, vary
 from jaxtl.training.memory import forget_programs
@@ -71,6 +71,8 @@ class Task(NamedTuple):
 
 def main() -> None:
     """Trains what is missing, and prints the table."""
+    use_large_pages()
+    keep_compiled_programs()
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/elpv"))
     parser.add_argument("--out", type=Path, default=Path("recipe_study.json"))
@@ -111,7 +113,6 @@ def digest(config: Config) -> str:
 def measure(task: Task, config: Config, data: Path) -> dict[str, float]:
     """Trains a run: its accuracy in percent and loss, and both with test-time augmentation."""
     forget_programs()
-    keep_compiled_programs()
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:
         images = Path(folder) / "images"
         write_split(data, images, task.seed, test=task.kind == "test")
