@@ -42,6 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "224 px": {"model.image_size": 224},
     "from block_14": {"phases.finetune.train.from_stage": "block_14"},
     "from block_7": {"phases.finetune.train.from_stage": "block_7"},
+    "20 epochs": {"phases.finetune.epochs": 20},
     "no flips": {"augment.horizontal_flip": False, "augment.vertical_flip": False},
     "horizontal flips only": {"augment.vertical_flip": False},
     "no brightness or contrast": {"augment.brightness": 0.0, "augment.contrast": 0.0},
