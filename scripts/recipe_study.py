@@ -102,8 +102,7 @@ def main() -> None:
 def config_of(task: Task, weights: str) -> Config:
     """The config of a run, but for its images."""
     changes = {"seed": task.seed, "model.weights": weights} | ROWS[task.row]
-    texts = {k: value if isinstance(value, str) else repr(value) for k, value in changes.items()}
-    return load("elpv.py", texts)
+    return vary(load("elpv.py", {}), changes)
 
 
 def digest(config: Config) -> str:

@@ -90,8 +90,8 @@ class Study:
     def _first_beat(self, number: int) -> int:
         """Records the first heartbeat of a trial, and returns its id."""
         held = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-        self._storage.set_trial_user_attr(held, _BEATS, number)
         self._storage.record_heartbeat(held)
+        self._storage.set_trial_user_attr(held, _BEATS, number)
         return held
 
     def _adopt(self) -> None:

@@ -294,6 +294,7 @@ def test_a_process_waits_for_a_trial_that_was_killed_and_begins_it_again(
     assert out.file.getvalue().count("waiting for what other processes began: trials 0\n") == 1
     ended = [trial.state.name for trial in study_of(tmp_path).trials]
     assert ended == ["FAIL"] * (len(began) + 1)
+    assert (tmp_path / "search.csv").read_text().count("fail") == len(ended)
 
 
 def test_a_signal_ends_the_wait_for_other_processes(heads, tmp_path):
