@@ -62,12 +62,16 @@ ROWS = {
     "mnv2.py": Row("mnv2.py"),
     "auto.py": Row("auto.py"),
     "auto.py; head alone": Row("auto.py", {"phases.finetune.train": {"head/.*": 1.0}}),
+    "auto.py; from block_14": Row(
+        "auto.py", {"phases.finetune.train": {"from_stage": "block_14", "decay": 1.0}}
+    ),
     "auto.py; from block_7": Row(
         "auto.py", {"phases.finetune.train": {"from_stage": "block_7", "decay": 1.0}}
     ),
     "auto.py; everything": Row(
         "auto.py", {"phases.finetune.train": {"from_stage": None, "decay": 1.0}}
     ),
+    "auto.py; frozen BatchNorm": Row("auto.py", {"phases.finetune.batch_norm": "frozen"}),
     "auto.py; a third of the learning rate": Row("auto.py", {"phases.finetune.lr": 3e-4}),
     "auto.py; a third of the epochs": Row("auto.py", longer=1 / 3),
     "auto.py; three times the epochs": Row("auto.py", longer=3),
