@@ -61,7 +61,10 @@ class Row(NamedTuple):
 ROWS = {
     "mnv2.py": Row("mnv2.py"),
     "auto.py": Row("auto.py"),
-    "auto.py; head alone": Row("auto.py", {"phases.finetune.train": {"head/.*": 1.0}}),
+    "auto.py; head alone": Row(
+        "auto.py",
+        {"phases.finetune.train": {"head/.*": 1.0}, "phases.finetune.batch_norm": "frozen"},
+    ),
     "auto.py; from block_14": Row(
         "auto.py", {"phases.finetune.train": {"from_stage": "block_14", "decay": 1.0}}
     ),
