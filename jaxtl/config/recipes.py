@@ -12,8 +12,7 @@ Size = Literal["small", "medium", "large"]
 
 _HEAD_STEPS = 200
 _STEPS: dict[Size, int] = {"small": 500, "medium": 1500, "large": 1500}
-_LARGE_EPOCHS = 15  # at least
-_MOST_EPOCHS = 250  # of so few images that even these are fewer steps
+_LEAST_EPOCHS, _MOST_EPOCHS = 15, 250  # of `finetune`, whatever the steps are
 
 
 def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
@@ -50,10 +49,10 @@ def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
 
 
 def size_of(counts: Counts) -> Size:
-    """The size of a data set by its images a class: `small` below 20, `large` from 200 on."""
+    """The size of a data set by its images a class: `small` below 20, `large` from 1,000 on."""
     if counts.images_a_class < 20:
         return "small"
-    return "medium" if counts.images_a_class < 200 else "large"
+    return "medium" if counts.images_a_class < 1000 else "large"
 
 
 def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None = None) -> Config:
@@ -70,13 +69,11 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
         model: the network, and where its weights come from.
         from_stage: the first stage that `finetune` trains in the sizes `small` and `medium`; in the
             size `large` all train.
-        size: `small` (500 steps), `medium` (1,500), `large` (1,500, or 15 epochs if they are
-            more), in 250 epochs at most; None for that of `size_of`.
+        size: `small` (500 steps), `medium` or `large` (1,500), in at least 15 and at most 250
+            epochs; None for that of `size_of`.
     """
     size = size or size_of(counts)
-    epochs = min(max(1, round(_STEPS[size] / counts.steps_per_epoch)), _MOST_EPOCHS)
-    if size == "large":
-        epochs = max(epochs, _LARGE_EPOCHS)
+    epochs = round(_STEPS[size] / counts.steps_per_epoch)
     return Config(
         model=model,
         data=Data(source=REQUIRED, batch_size=counts.batch_size),
@@ -92,7 +89,7 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
             Phase(
                 name="finetune",
                 train=everything() if size == "large" else from_stage_on(from_stage, decay=1.0),
-                epochs=epochs,
+                epochs=min(max(_LEAST_EPOCHS, epochs), _MOST_EPOCHS),
                 lr=1e-3,
                 schedule="one_cycle",
                 weight_decay=1e-2,

@@ -110,7 +110,8 @@ def test_a_config_with_defaults_gets_no_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("a_class", "size"), [(1, "small"), (19.9, "small"), (20, "medium"), (200, "large")]
+    ("a_class", "size"),
+    [(1, "small"), (19.9, "small"), (20, "medium"), (999.9, "medium"), (1000, "large")],
 )
 def test_the_size_follows_from_the_images_a_class(a_class, size):
     assert size_of(Counts(round(10 * a_class), 10, 32)) == size
@@ -122,7 +123,8 @@ def test_a_recipe_trains_a_number_of_steps(size, images, batch):
     config = recipe(Counts(images, 2, batch), MODEL, from_stage="block_14", size=size)
     assert config.data.batch_size == batch
     steps_per_epoch = np.ceil(images / batch)
-    wanted = {"small": 500, "medium": 1500, "large": max(1500, 15 * steps_per_epoch)}[size]
-    for phase, steps in zip(config.phases, (200, wanted), strict=True):
-        assert phase.epochs == min(max(1, round(steps / steps_per_epoch)), 250)
-    assert (config.phases[1].train == everything()) == (size == "large")
+    head, finetune = config.phases
+    assert head.epochs == max(1, round(200 / steps_per_epoch))
+    steps = 500 if size == "small" else 1500
+    assert finetune.epochs == min(max(15, round(steps / steps_per_epoch)), 250)
+    assert (finetune.train == everything()) == (size == "large")
