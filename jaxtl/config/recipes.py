@@ -11,7 +11,6 @@ from jaxtl.config.phases import from_stage as from_stage_on
 Size = Literal["small", "medium", "large"]
 
 _HEAD_STEPS = 200
-_STEPS: dict[Size, int] = {"small": 500, "medium": 1500, "large": 1500}
 _LEAST_EPOCHS, _MOST_EPOCHS = 15, 250  # of `finetune`, whatever the steps are
 
 
@@ -68,12 +67,12 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
         counts: the counts of the training images.
         model: the network, and where its weights come from.
         from_stage: the first stage that `finetune` trains in the sizes `small` and `medium`; in the
-            size `large` all train.
-        size: `small` (500 steps), `medium` or `large` (1,500), in at least 15 and at most 250
-            epochs; None for that of `size_of`.
+            size `large` all train, at a third of the learning rate and with trained BatchNorm.
+        size: `small` (500 steps), `medium` or `large` (1,500 steps), but at least 15 and at most
+            250 epochs; None for that of `size_of`.
     """
     size = size or size_of(counts)
-    epochs = round(_STEPS[size] / counts.steps_per_epoch)
+    epochs = round((500 if size == "small" else 1500) / counts.steps_per_epoch)
     return Config(
         model=model,
         data=Data(source=REQUIRED, batch_size=counts.batch_size),
@@ -90,7 +89,7 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
                 name="finetune",
                 train=everything() if size == "large" else from_stage_on(from_stage, decay=1.0),
                 epochs=min(max(_LEAST_EPOCHS, epochs), _MOST_EPOCHS),
-                lr=1e-3,
+                lr=3e-4 if size == "large" else 1e-3,
                 schedule="one_cycle",
                 weight_decay=1e-2,
                 label_smoothing=0.1,

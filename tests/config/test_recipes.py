@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxtl.config import Counts, Model, everything, recipe
+from jaxtl.config import Counts, Model, everything, from_stage, recipe
 from jaxtl.config.config_file import load, read
 from jaxtl.config.recipes import size_of
 from jaxtl.data.splits import OpenOnce
@@ -117,14 +117,16 @@ def test_the_size_follows_from_the_images_a_class(a_class, size):
     assert size_of(Counts(round(10 * a_class), 10, 32)) == size
 
 
-@pytest.mark.parametrize("size", ["small", "medium", "large"])
-@pytest.mark.parametrize(("images", "batch"), [(8, 32), (33, 32), (500, 64), (40_000, 256)])
-def test_a_recipe_trains_a_number_of_steps(size, images, batch):
-    config = recipe(Counts(images, 2, batch), MODEL, from_stage="block_14", size=size)
-    assert config.data.batch_size == batch
-    steps_per_epoch = np.ceil(images / batch)
-    head, finetune = config.phases
-    assert head.epochs == max(1, round(200 / steps_per_epoch))
-    steps = 500 if size == "small" else 1500
-    assert finetune.epochs == min(max(15, round(steps / steps_per_epoch)), 250)
-    assert (finetune.train == everything()) == (size == "large")
+@pytest.mark.parametrize(
+    ("images", "batch", "head_epochs", "small_epochs", "epochs"),
+    [(8, 32, 200, 250, 250), (500, 64, 25, 62, 188), (20_000, 32, 1, 15, 15)],
+)
+def test_a_recipe_trains_a_number_of_steps(images, batch, head_epochs, small_epochs, epochs):
+    for size in ("small", "medium", "large"):
+        config = recipe(Counts(images, 2, batch), MODEL, from_stage="block_14", size=size)
+        head, finetune = config.phases
+        assert (config.data.batch_size, head.epochs) == (batch, head_epochs)
+        assert finetune.epochs == (small_epochs if size == "small" else epochs)
+        large = size == "large"
+        assert finetune.train == (everything() if large else from_stage("block_14", decay=1.0))
+        assert finetune.batch_norm == ("train" if large else "frozen")
