@@ -58,15 +58,25 @@ class Row(NamedTuple):
     longer: float = 1.0
 
 
+HEAD = {"phases.finetune.train": {"head/.*": 1.0}}
+FROM_BLOCK_14 = {"phases.finetune.train": {"from_stage": "block_14", "decay": 1.0}}
 FROM_BLOCK_7 = {"phases.finetune.train": {"from_stage": "block_7", "decay": 1.0}}
 EVERYTHING = {"phases.finetune.train": {"from_stage": None, "decay": 1.0}}
-TRAINED = {"phases.finetune.batch_norm": "train"}
+FROZEN = {"phases.finetune.batch_norm": "frozen", "phases.finetune.lr": 1e-3}
+TRAINED = {"phases.finetune.batch_norm": "train", "phases.finetune.lr": 1e-3}
 ROWS = {
     "mnv2.py": Row("mnv2.py"),
     "auto.py": Row("auto.py"),
-    "auto.py; head alone": Row("auto.py", {"phases.finetune.train": {"head/.*": 1.0}}),
-    "auto.py; from block_7": Row("auto.py", FROM_BLOCK_7),
-    "auto.py; everything": Row("auto.py", EVERYTHING),
+    "auto.py; head alone": Row("auto.py", FROZEN | HEAD),
+    "auto.py; from block_14": Row("auto.py", FROZEN | FROM_BLOCK_14),
+    "auto.py; from block_7": Row("auto.py", FROZEN | FROM_BLOCK_7),
+    "auto.py; everything": Row("auto.py", FROZEN | EVERYTHING),
+    "auto.py; trained BatchNorm from block_14": Row("auto.py", TRAINED | FROM_BLOCK_14),
+    "auto.py; trained BatchNorm from block_7": Row("auto.py", TRAINED | FROM_BLOCK_7),
+    "auto.py; trained BatchNorm everywhere": Row("auto.py", TRAINED | EVERYTHING),
+    "auto.py; trained BatchNorm everywhere; a third of the epochs": Row(
+        "auto.py", TRAINED | EVERYTHING, longer=1 / 3
+    ),
     "auto.py; a third of the learning rate": Row("auto.py", {"phases.finetune.lr": 3e-4}),
     "auto.py; a third of the epochs": Row("auto.py", longer=1 / 3),
     "auto.py; three times the epochs": Row("auto.py", longer=3),
@@ -74,15 +84,6 @@ ROWS = {
         "auto.py", {"augment.rotation": 0.0, "augment.translation": 0.0, "augment.zoom": 0.0}
     ),
     "auto.py; 160 px": Row("auto.py", {"model.image_size": 160}),
-    "auto.py; trained BatchNorm": Row("auto.py", TRAINED),
-    "auto.py; trained BatchNorm from block_7": Row("auto.py", {**TRAINED, **FROM_BLOCK_7}),
-    "auto.py; trained BatchNorm everywhere": Row("auto.py", {**TRAINED, **EVERYTHING}),
-    "auto.py; trained BatchNorm everywhere; a third of the epochs": Row(
-        "auto.py", {**TRAINED, **EVERYTHING}, longer=1 / 3
-    ),
-    "auto.py; trained BatchNorm everywhere; a third of the learning rate": Row(
-        "auto.py", {**TRAINED, **EVERYTHING, "phases.finetune.lr": 3e-4}
-    ),
 }
 """Each row but the linear probe. `epochs` are those of `finetune`."""
 

@@ -48,10 +48,10 @@ def fine_tuning(model: Model, *, from_stage: str, lr: float = 1e-4) -> Config:
 
 
 def size_of(counts: Counts) -> Size:
-    """The size of a data set by its images a class: `small` below 20, `large` from 1,000 on."""
+    """The size of a data set by its images a class: `small` below 20, `large` from 200 on."""
     if counts.images_a_class < 20:
         return "small"
-    return "medium" if counts.images_a_class < 1000 else "large"
+    return "medium" if counts.images_a_class < 200 else "large"
 
 
 def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None = None) -> Config:

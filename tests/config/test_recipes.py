@@ -111,7 +111,7 @@ def test_a_config_with_defaults_gets_no_counts(tmp_path):
 
 @pytest.mark.parametrize(
     ("a_class", "size"),
-    [(1, "small"), (19.9, "small"), (20, "medium"), (999.9, "medium"), (1000, "large")],
+    [(1, "small"), (19.9, "small"), (20, "medium"), (199.9, "medium"), (200, "large")],
 )
 def test_the_size_follows_from_the_images_a_class(a_class, size):
     assert size_of(Counts(round(10 * a_class), 10, 32)) == size
@@ -129,4 +129,6 @@ def test_a_recipe_trains_a_number_of_steps(images, batch, head_epochs, small_epo
         assert finetune.epochs == (small_epochs if size == "small" else epochs)
         large = size == "large"
         assert finetune.train == (everything() if large else from_stage("block_14", decay=1.0))
-        assert finetune.batch_norm == ("train" if large else "frozen")
+        assert (finetune.batch_norm, finetune.lr) == (
+            ("train", 3e-4) if large else ("frozen", 1e-3)
+        )
