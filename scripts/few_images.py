@@ -51,11 +51,12 @@ SIZES = {"digits": 96, "emoji": 96, "elpv": 160}
 
 
 class Row(NamedTuple):
-    """A config, what to change there, and a factor for the epochs of its phase `finetune`."""
+    """A config, what to change there, and factors for its phase `finetune`."""
 
     config: str
     changes: Mapping[str, Any] = MappingProxyType({})
-    longer: float = 1.0
+    epochs: float = 1.0
+    lr: float = 1.0
 
 
 HEAD = {"phases.finetune.train": {"head/.*": 1.0}}
@@ -75,17 +76,21 @@ ROWS = {
     "auto.py; trained BatchNorm from block_7": Row("auto.py", TRAINED | FROM_BLOCK_7),
     "auto.py; trained BatchNorm everywhere": Row("auto.py", TRAINED | EVERYTHING),
     "auto.py; trained BatchNorm everywhere; a third of the epochs": Row(
-        "auto.py", TRAINED | EVERYTHING, longer=1 / 3
+        "auto.py", TRAINED | EVERYTHING, epochs=1 / 3
     ),
-    "auto.py; a third of the learning rate": Row("auto.py", {"phases.finetune.lr": 3e-4}),
-    "auto.py; a third of the epochs": Row("auto.py", longer=1 / 3),
-    "auto.py; three times the epochs": Row("auto.py", longer=3),
+    "auto.py; a third of the learning rate": Row("auto.py", lr=0.3),
+    "auto.py; a third of the epochs": Row("auto.py", epochs=1 / 3),
+    "auto.py; three times the epochs": Row("auto.py", epochs=3),
     "auto.py; no augmentation": Row(
         "auto.py", {"augment.rotation": 0.0, "augment.translation": 0.0, "augment.zoom": 0.0}
     ),
     "auto.py; 160 px": Row("auto.py", {"model.image_size": 160}),
 }
-"""Each row but the linear probe. `epochs` are those of `finetune`."""
+"""Each row but the linear probe.
+
+Rows that say which stages train have a learning rate of 1e-3 in `finetune`, and frozen BatchNorm
+unless they say that it trains.
+"""
 
 MAIN = (PROBE, "mnv2.py", "auto.py")
 
@@ -104,11 +109,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("few_images.json"))
     parser.add_argument("--plot", type=Path, default=Path("few_images.svg"))
     given = parser.parse_args()
+    wanted = given.rows.split(",")
+    if unknown := [row for row in wanted if row not in (PROBE, *ROWS)]:
+        parser.error(f"unknown rows {', '.join(unknown)}; known are {', '.join((PROBE, *ROWS))}")
     results: dict[str, float] = json.loads(given.out.read_text()) if given.out.exists() else {}
     seeds = range(given.first_seed, given.first_seed + given.seeds)
     counts = list(map(int, given.counts.split(",")))
     for seed, count, name in itertools.product(seeds, counts, given.sets.split(",")):
-        rows = [r for r in given.rows.split(",") if f"{name}, {count}, {r}, {seed}" not in results]
+        rows = [r for r in wanted if f"{name}, {count}, {r}, {seed}" not in results]
         if not rows:
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +124,7 @@ def main() -> None:
             for row in rows:
                 accuracy = measure(row, name, seed, Path(folder))
                 results[f"{name}, {count}, {row}, {seed}"] = accuracy
-                given.out.write_text(json.dumps(results, indent=1))
+                given.out.write_text(json.dumps(results, indent=1) + "\n")
                 print(f"{name}, {count} a class, seed {seed}, {row}: {accuracy:.1f} %", flush=True)
     for line in table(results):
         print(line)
@@ -174,8 +182,12 @@ def measure(row: str, name: str, seed: int, folder: Path) -> float:
     changes |= {**trained.changes, "seed": seed}
     images = OpenOnce()
     config = load(trained.config, flags(changes), images.count)
-    epochs = max(1, round(config.phases[-1].epochs * trained.longer))
-    config = vary(config, {"phases.finetune.epochs": epochs})
+    finetune = config.phases[-1]
+    factors = {
+        "phases.finetune.epochs": max(1, round(finetune.epochs * trained.epochs)),
+        "phases.finetune.lr": finetune.lr * trained.lr,
+    }
+    config = vary(config, factors)
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     with open(os.devnull, "w") as nothing:
         train(config, images(config.data), run, Console(file=nothing))

@@ -93,7 +93,7 @@ def main() -> None:
         if results.get(str(task), {}).get("config") != digest(config):
             found = measure(task, config, given.data)
             results[str(task)] = {"config": digest(config)} | found
-            given.out.write_text(json.dumps(results, indent=1))
+            given.out.write_text(json.dumps(results, indent=1) + "\n")
             print(task, *found.values(), flush=True)
     for line in table(results, kind):
         print(line)

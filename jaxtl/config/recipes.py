@@ -59,15 +59,16 @@ def recipe(counts: Counts, model: Model, *, from_stage: str, size: Size | None =
 
     The number of steps is what counts with few images, not that of epochs (BiT-HyperRule,
     Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3). The phase `head` trains the head alone
-    for 200 steps. The phase `finetune` trains more, at a learning rate that rises first, since the
-    first steps would ruin the trunk at its highest, and falls to zero. The run ends with its last
-    parameters: a validation on few images would choose by chance.
+    for 200 steps, but at least one epoch. The phase `finetune` trains the last stages too, or all,
+    at a learning rate that rises first, since the first steps would ruin the trunk at its highest,
+    and falls to zero. The run ends with its last parameters: a validation on few images would
+    choose by chance.
 
     Args:
         counts: the counts of the training images.
         model: the network, and where its weights come from.
         from_stage: the first stage that `finetune` trains in the sizes `small` and `medium`; in the
-            size `large` all train, at a third of the learning rate and with trained BatchNorm.
+            size `large` all train, at a learning rate of 3e-4, not 1e-3, with trained BatchNorm.
         size: `small` (500 steps), `medium` or `large` (1,500 steps), but at least 15 and at most
             250 epochs; None for that of `size_of`.
     """

@@ -114,12 +114,15 @@ def test_a_config_with_defaults_gets_no_counts(tmp_path):
     [(1, "small"), (19.9, "small"), (20, "medium"), (199.9, "medium"), (200, "large")],
 )
 def test_the_size_follows_from_the_images_a_class(a_class, size):
-    assert size_of(Counts(round(10 * a_class), 10, 32)) == size
+    counts = Counts(round(10 * a_class), 10, 32)
+    assert size_of(counts) == size
+    of_size = recipe(counts, MODEL, from_stage="block_14", size=size)
+    assert recipe(counts, MODEL, from_stage="block_14") == of_size
 
 
 @pytest.mark.parametrize(
     ("images", "batch", "head_epochs", "small_epochs", "epochs"),
-    [(8, 32, 200, 250, 250), (500, 64, 25, 62, 188), (20_000, 32, 1, 15, 15)],
+    [(8, 32, 200, 250, 250), (600, 64, 20, 50, 150), (20_000, 32, 1, 15, 15)],
 )
 def test_a_recipe_trains_a_number_of_steps(images, batch, head_epochs, small_epochs, epochs):
     for size in ("small", "medium", "large"):
@@ -127,8 +130,13 @@ def test_a_recipe_trains_a_number_of_steps(images, batch, head_epochs, small_epo
         head, finetune = config.phases
         assert (config.data.batch_size, head.epochs) == (batch, head_epochs)
         assert finetune.epochs == (small_epochs if size == "small" else epochs)
-        large = size == "large"
-        assert finetune.train == (everything() if large else from_stage("block_14", decay=1.0))
-        assert (finetune.batch_norm, finetune.lr) == (
-            ("train", 3e-4) if large else ("frozen", 1e-3)
-        )
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_large_trains_everything_with_its_batchnorm_at_a_lower_rate(size):
+    finetune = recipe(Counts(600, 2, 32), MODEL, from_stage="block_14", size=size).phases[1]
+    settings = (finetune.train, finetune.batch_norm, finetune.lr)
+    if size == "large":
+        assert settings == (everything(), "train", 3e-4)
+    else:
+        assert settings == (from_stage("block_14", decay=1.0), "frozen", 1e-3)
