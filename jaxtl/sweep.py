@@ -9,9 +9,9 @@ from pathlib import Path
 from jaxtl import cli
 from jaxtl.errors import Interrupted, UserError
 
-_HELP = """Trains the variations that a config's sweep() yields, one run directory each; or, with
---trials, those that its search(trial) suggests to Optuna, until there are so many. Where a config
-has both, --trials decides.
+_HELP = """Trains the variations that a config's sweep() yields, one run directory each; without a
+sweep(), the folds of a cross-validation (--cfg.data.folds=5); with --trials, those that its
+search(trial) suggests to Optuna, until there are so many.
 
 Any other key of the config can be set by a flag, as in jaxtl.train.
 
@@ -31,7 +31,7 @@ again."""
 def main(arguments: Sequence[str]) -> int:
     """Reads the flags and trains; returns the exit code."""
     flags = cli.parser("jaxtl.sweep", _HELP)
-    flags.add_argument("--cfg", required=True, metavar="FILE", help="has a sweep() or search()")
+    flags.add_argument("--cfg", required=True, metavar="FILE", help="has sweep() or search(trial)")
     flags.add_argument(
         "--workdir",
         type=Path,

@@ -64,8 +64,11 @@ def main(arguments: Sequence[str]) -> int:
             if workdir is None:
                 workdir = choose_workdir(config, data, Path(given.cfg).stem, given.new, out)
             begun = True
+            if folds := config.data.folds:
+                again_all = "jaxtl.sweep with the same flags trains all, without --cfg.data.fold"
+                out.print(f"fold {config.data.fold} of 0 to {folds - 1}; python -m {again_all}")
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
-            train(config, data, workdir, out, profile, trackers=given.track)
+            train(config, data, workdir, out, profile, trackers=given.track, show_test=True)
     except Interrupted as stopped:
         if not begun:
             raise

@@ -109,7 +109,7 @@ def check(spec: str) -> Report:
     else:
         parts = open_parts(spec)
         sources = {name: part for name, part in parts._asdict().items() if part is not None}
-        if parts.val is None:
+        if len(sources) == 1:
             sources = {"all": parts.train}
     facts = {name: inspect(_items(part), perceptual=True) for name, part in sources.items()}
     names = {n: [part.describe(i) for i in range(len(part))] for n, part in sources.items()}
@@ -132,12 +132,19 @@ def check(spec: str) -> Report:
 
 def _refusal(spec: str, sources: dict[str, Source], facts: dict[str, list[Facts]]) -> str | None:
     """Why training would refuse the images that are not bad, if it would."""
-    parts = []
+    train, val, test = None, None, None
     for name, source in sources.items():
         good = np.asarray([i for i, k in enumerate(facts[name]) if k.problem is None], np.int64)
-        parts.append(Subset(source, good, source.labels[good], source.classes))
+        part = Subset(source, good, source.labels[good], source.classes)
+        if name in ("all", "train"):
+            train = part
+        elif name == "test":
+            test = part
+        else:
+            val = part
+    assert train is not None
     try:
-        as_splits(Parts(*parts), Data(source=spec))
+        as_splits(Parts(train, val, test), Data(source=spec))
     except UserError as error:
         return str(error)
     return None

@@ -27,8 +27,8 @@ from jaxtl.objects import ObjectFolder, Unreachable
 _log = logging.getLogger("jaxtl")
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-VALIDATION_FOLDERS = ("val", "valid", "validation", "test")
-_SPLITS = {"train", "training", *VALIDATION_FOLDERS, "testing", "eval"}
+VALIDATION_FOLDERS = ("val", "valid", "validation")
+_SPLITS = {"train", "training", *VALIDATION_FOLDERS, "test", "testing", "eval"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,19 +115,20 @@ class FileSource(EncodedSource):
             raise ReadError(str(error)) from error
 
 
-def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, ...]:
+def open_folder(
+    root: Path | ObjectFolder,
+) -> tuple[FileSource, FileSource | None, FileSource | None]:
     """Opens a folder of class folders, or one with folders of these for each split.
 
     Classes are the names of the class folders, sorted. Class folders are searched to any depth;
     hidden files and folders are passed over; files that are not images are reported in one
-    warning. Next to `train/` the first of `val/`, `valid/`, `validation/`, `test/` is for
-    validation, `test/` beside one of the others is for the test if it has a class folder of the
-    same name, and all others are ignored; a warning names them. A folder called `train` that holds
-    no folders is an ordinary class.
+    warning. Next to `train/` the first of `val/`, `valid/`, `validation/` is for validation,
+    `test/` is for the test if it has a class folder of the same name, and all others are ignored; a
+    warning names them. A folder called `train` that holds no folders is an ordinary class.
 
     Returns:
-        The images to train on, those for validation and those for the test, as far as there are
-        such folders; or all images. All have the classes of the first.
+        The images to train on, or all images; those for validation and those for the test, None
+        without such a folder. All have the classes of the first.
 
     Raises:
         UserError: the folder is empty or cannot be read, a class has no images, or others have a
@@ -141,11 +142,13 @@ def open_folder(root: Path | ObjectFolder) -> tuple[FileSource, ...]:
                     f"{root} has {', '.join(names)}, but no train/ with class folders in it: "
                     "name the training images train/, or name the folder of one split"
                 )
-            return (_source(root, _images_by_class(root)),)
+            return _source(root, _images_by_class(root)), None, None
         train = _source(root / "train", _images_by_class(root / "train"))
         if ignored := [name for name in names if name not in splits]:
             _log.warning("%s: ignored: %s", root, ", ".join(ignored))
-        return train, *(_same_classes(root / name, train) for name in splits[1:])
+        others = {name: _same_classes(root / name, train) for name in splits[1:]}
+        test = others.pop("test", None)
+        return train, next(iter(others.values()), None), test
 
 
 def _same_classes(folder: Path | ObjectFolder, train: FileSource) -> FileSource:
@@ -199,15 +202,15 @@ def survey_folder(root: Path) -> Survey:
 
 
 def _split_folders(root: Path | ObjectFolder) -> list[str]:
-    """`train`, the first folder for validation and another one for the test, as far as there are
-    such folders; `all` without these splits.
+    """`train`, the first folder for validation and that for the test, as far as there are such
+    folders; `all` without `train`.
     """
     names = _subfolders(root)
     if "train" not in names or not (classes := _subfolders(root / "train")):
         return ["all"]
     there = [name for name in VALIDATION_FOLDERS if name in names]
     # Many keep images without labels in `test`.
-    labelled = "test" in there[1:] and set(_subfolders(root / "test")) & set(classes)
+    labelled = "test" in names and set(_subfolders(root / "test")) & set(classes)
     return ["train", *there[:1], *(["test"] if labelled else [])]
 
 

@@ -61,7 +61,7 @@ class Parts(NamedTuple):
     Attributes:
         train: the images to train on, or all where no others are kept apart.
         val: those for validation; None where there are none.
-        test: those for the test, where there are others for validation too; None without them.
+        test: those for the test; None where there are none.
     """
 
     train: Source
@@ -144,7 +144,9 @@ def open_all(
     multi_label: bool = False,
     retry_seconds: float = 0,
 ) -> Source:
-    """Opens a source for evaluation: its validation part, or all of it where it has no split.
+    """Opens a source for evaluation: its validation part, or its test where it has no such part.
+
+    All of it where it has neither.
 
     Args:
         spec: as for `open_splits`.
@@ -156,8 +158,8 @@ def open_all(
         UserError: there is no such source, it holds no proper data set, or it has images of a
             class that is not among `classes`, or labels of the other kind, or none at all.
     """
-    train, val, _ = open_parts(spec, retry=retry_seconds)
-    source = train if val is None else val
+    train, *others = open_parts(spec, retry=retry_seconds)
+    source = next((part for part in others if part is not None), train)
     if classes is None:
         return source
     if is_multi_label(source.labels) != multi_label:

@@ -37,7 +37,7 @@ _log = logging.getLogger("jaxtl")
 DESCRIPTION = "dataset_info.json"
 """The file that makes a folder a prepared version of a data set."""
 
-VALIDATION_SPLITS = ("validation", "val", "test")
+VALIDATION_SPLITS = ("validation", "val")
 
 # What `features.json` calls the class of a feature: protobuf's two spellings, and TFDS before 4.3.
 _CLASS = ("pythonClassName", "python_class_name", "type")
@@ -123,9 +123,12 @@ class TfdsSource(EncodedSource):
         return dataclasses.replace(self, numbers=numbers, labels=labels, skipped=skipped)
 
 
-def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[TfdsSource, ...]:
-    """Opens the split `train` of a data set, the first of `validation`, `val` and `test`, and
-    `test` where it is not that one. A sequence of class labels gives images several labels.
+def open_tfds(
+    name: str, *, pixels: bool = False, retry: float = 0
+) -> tuple[TfdsSource, TfdsSource | None, TfdsSource | None]:
+    """Opens the split `train` of a data set, the first of `validation` and `val`, and `test`.
+
+    A sequence of class labels gives images several labels.
 
     Args:
         name: what TFDS calls it (`NAME`, `NAME/CONFIG`, `NAME:VERSION`), looked for in
@@ -134,8 +137,8 @@ def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[Tfd
         pixels, retry: as for `inspect`, which reads the labels.
 
     Returns:
-        The images to train on, those for validation and those for the test, as far as there are
-        such splits. A test without labels is ignored; a warning says so.
+        The images to train on, those for validation and those for the test; None without such a
+        split. A test without labels is ignored; a warning says so.
 
     Raises:
         UserError: TFDS is not installed, the data set is not prepared in this format, it is
@@ -148,16 +151,16 @@ def open_tfds(name: str, *, pixels: bool = False, retry: float = 0) -> tuple[Tfd
     if "train" not in builder.info.splits:
         raise UserError(f"tfds:{name} has no split 'train', only {', '.join(builder.info.splits)}")
     there = [split for split in VALIDATION_SPLITS if split in builder.info.splits]
-    splits = ["train", *there[:1], *({"test"} & set(there[1:]))]
-    found_splits = []
-    for split in splits:
+    val, test = None, None
+    train = _source(builder, "train", name, pixels, retry)
+    if there:
+        val = _source(builder, there[0], name, pixels, retry)
+    if "test" in builder.info.splits:
         try:
-            found_splits.append(_source(builder, split, name, pixels, retry))
+            test = _source(builder, "test", name, pixels, retry)
         except Unlabelled as error:
-            if len(found_splits) < 2:
-                raise
             _log.warning("%s: it is ignored", error)
-    return tuple(found_splits)
+    return train, val, test
 
 
 def _local_copy(url: str) -> Path:

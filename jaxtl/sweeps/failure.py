@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import datetime
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from jaxtl.errors import EXPECTED, one_line
@@ -42,6 +45,23 @@ class Failure:
         `on_nan="halve_lr"` it might not, and what ends such a run is an `error`.
         """
         return self.kind != "diverged"
+
+
+def logged(error: Exception, names: Sequence[str], workdir: Path) -> Failure:
+    """What an exception means for the runs that it ended.
+
+    One that nobody expected goes to `failed.log` in the workdir, with its traceback.
+    """
+    failure = Failure.of(error)
+    if failure.kind != "unexpected":
+        return failure
+    path = workdir / "failed.log"
+    now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+        log.write(f"{now} {', '.join(names)}\n")
+        log.writelines([*traceback.format_exception(error), "\n"])
+    reason = f"{failure.reason} (the traceback is in {path})"
+    return dataclasses.replace(failure, reason=reason)
 
 
 Outcome = Mapping[str, float] | Failure

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +43,7 @@ class Outcomes:
     def __init__(self, workdir: Path, variations: Sequence[Variation]):
         self.workdir, self.table = workdir, workdir / "sweep.csv"
         self._variations = variations
-        self._file, self._log = workdir / "failed.json", workdir / "failed.log"
+        self._file = workdir / "failed.json"
         self._outcomes: dict[str, Outcome] = dict(self._read())
         self._images: dict[str, int] = {}
         self.to_retry = {name for name, outcome in self._outcomes.items() if failed(outcome)}
@@ -68,19 +66,6 @@ class Outcomes:
     def rows(self) -> list[dict[str, Any]]:
         """What `ranking_rows` makes of the outcomes."""
         return ranking_rows(self.ranked, self._variations, self._images)
-
-    def failure(self, error: Exception, names: Sequence[str]) -> Failure:
-        """What an exception means for the runs that it ended; one nobody expected is logged."""
-        failure = Failure.of(error)
-        if failure.kind == "unexpected":
-            now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as log:
-                log.write(f"{now} {', '.join(names)}\n")
-                log.writelines([*traceback.format_exception(error), "\n"])
-            failure = dataclasses.replace(
-                failure, reason=f"{failure.reason} (the traceback is in {self._log})"
-            )
-        return failure
 
     def add(self, outcomes: Mapping[str, Outcome]) -> None:
         """Adds the outcomes of runs that are over, and writes the files.

@@ -28,11 +28,19 @@ from jaxtl.config.config_file import (
     vary,
 )
 from jaxtl.data.splits import OpenOnce, Splits
-from jaxtl.errors import EXPECTED, Interrupted, UserError, one_line
-from jaxtl.sweeps.failure import Failure
+from jaxtl.errors import Interrupted, UserError
+from jaxtl.sweeps.failure import Failure, logged
 from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.search_results import show_results, write_results
-from jaxtl.sweeps.study import IMAGES, METRIC, RUN, Study
+from jaxtl.sweeps.study import (
+    CONFIG,
+    IMAGES,
+    METRIC,
+    RUN,
+    Study,
+    database_errors,
+    study_name,
+)
 from jaxtl.sweeps.together import (
     Family,
     can_train_together,
@@ -41,7 +49,7 @@ from jaxtl.sweeps.together import (
     heads_may_differ_in,
     train_together,
 )
-from jaxtl.sweeps.variations import Variation, run_name
+from jaxtl.sweeps.variations import Variation, refuse_flags, run_name
 from jaxtl.tasks import ranked_by, task_of
 from jaxtl.training.checks import check_plan
 from jaxtl.training.memory import forget_programs
@@ -62,11 +70,13 @@ class Search:
     Attributes:
         path: the config file.
         names: what it defines; `search(trial)` among it.
+        flags: dotted keys with values as typed.
         config: its config, with flags.
     """
 
     path: Path
     names: Mapping[str, Any]
+    flags: Mapping[str, str]
     config: Config
 
     def variation(self, trial: Any) -> tuple[dict[str, Any], Config]:
@@ -79,6 +89,7 @@ class Search:
             suggested = self.names["search"](trial)
             if not isinstance(suggested, Mapping):
                 raise UserError(f"search() returns {suggested!r}, and not a dict of dotted keys")
+            refuse_flags(self.flags, suggested, "search()")
             values = {key: plain(value) for key, value in suggested.items()}
             varied = complete(vary(self.config, values))
             check_counted(self.names, self.config.data, varied.data)
@@ -99,7 +110,7 @@ def load_search(
         UserError: the file or a flag is not possible.
     """
     names, config = read(name, overrides, count)
-    return Search(find(name), names, config) if callable(names.get("search")) else None
+    return Search(find(name), names, overrides, config) if callable(names.get("search")) else None
 
 
 def search(
@@ -115,8 +126,8 @@ def search(
     Heads that can train together do so, eight at a time; other trials run one by one. Trials that
     do worse than most did at the same epoch are ended (`MedianPruner`). A trial whose process was
     killed is begun again with the same values, where its checkpoint is; a process that finds
-    nothing else to do waits for it. After each batch `best.py`, a config ready to run, `search.csv`
-    and `search-*.svg` are written.
+    nothing else to do waits for it. A trial that fails does not end the others. After each batch
+    `best.py`, a config ready to run, `search.csv` and `search-*.svg` are written.
 
     Args:
         what: the search, from `load_search`.
@@ -131,33 +142,30 @@ def search(
         Whether every trial has a result or was ended early.
 
     Raises:
-        UserError: Optuna is not installed, the database cannot be opened, `search` suggests what is
-            not possible, or no trial has a result.
+        UserError: Optuna is not installed, the database fails, the workdir belongs to something
+            else, `search` suggests what is not possible, or no trial has a result.
         Interrupted: a signal asked to stop.
     """
     try:
         import optuna
     except ImportError as error:
         raise UserError("a search needs Optuna: pip install 'jaxtl[search]'") from error
-    workdir.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def config_of(values: Mapping[str, Any]) -> Config:
-        return what.variation(optuna.trial.FixedTrial(dict(values)))[1]
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Of epochs that a trial reports once more.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
-        study = Study(url or f"sqlite:///{workdir.absolute() / 'study.db'}")
+        name = study_name(workdir, what.config)
+        study = Study(url or f"sqlite:///{workdir.absolute() / 'study.db'}", name)
         searching = _Searching(study, what, workdir, out, images or OpenOnce())
-        with study.alive():
-            while batch := searching.ask(trials):
-                searching.train(batch)
-                write_results(study, workdir, what.path.name, config_of)
-        write_results(study, workdir, what.path.name, config_of)  # also of other processes
-        show_results(study, workdir, out)
-        return not study.in_state("FAIL")
+        with study.reachable():
+            with study.alive():
+                while batch := searching.ask(trials):
+                    searching.train(batch)
+                    write_results(study, workdir, what.path.name)
+            write_results(study, workdir, what.path.name)  # also of other processes
+            show_results(study, workdir, out)
+            return not study.in_state("FAIL")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +255,7 @@ class _Searching:
             planned = plan_run(first.config, len(data.train.classes))
             family = Family([_as_head(first, data)], data, *planned)
             return family if can_train_together(family, _TOGETHER) else None
-        except EXPECTED:  # the trial alone will say so
+        except Exception:  # the trial alone will say so
             return None
 
     def train(self, batch: _Batch) -> None:
@@ -297,7 +305,7 @@ class _Searching:
                     with self._unless_taken(trial):
                         self._complete(trial, run.result, family.data)
                 elif run.diverged is not None:
-                    self._fail(trial, run.diverged)
+                    self._fail(trial, Failure.of(run.diverged))
                 else:
                     self.study.prune(trial.optuna)
 
@@ -305,11 +313,11 @@ class _Searching:
         (group,) = groups(family._replace(variations=new))  # memory holds eight: `_family`
         try:
             train_together(group, self.workdir, self.out, done, after_epoch)
+        except database_errors():
+            raise
         except Exception as error:  # most of them may train one by one
-            failure = Failure.of(error)
-            if failure.kind == "unexpected":
-                raise
-            self.out.print(f"{len(left)} trials together failed: {failure.reason}")
+            reason = logged(error, list(left), self.workdir).reason
+            self.out.print(f"{len(left)} trials together failed: {reason}")
 
     def _train_alone(self, trial: _Trial) -> None:
         """Trains a trial, or what is left of it."""
@@ -329,8 +337,10 @@ class _Searching:
             self._complete(trial, result, data)
         except optuna.TrialPruned:
             self.study.prune(trial.optuna)
-        except EXPECTED as error:
-            self._fail(trial, error)
+        except database_errors():
+            raise
+        except Exception as error:  # the other trials have to train
+            self._fail(trial, logged(error, [run.name], self.workdir))
         finally:
             forget_programs()
 
@@ -340,7 +350,7 @@ class _Searching:
             trial.optuna.report(score, epochs)
             if not trial.optuna.should_prune():
                 return False
-            self.out.print(f"trial {trial.number} ends: others did better after {epochs} epochs")
+            self.out.print(f"trial {trial.number} ends: others did better after {_epochs(epochs)}")
         return True
 
     @contextlib.contextmanager
@@ -356,13 +366,18 @@ class _Searching:
 
     def _complete(self, trial: _Trial, result: Mapping[str, float], data: Splits) -> None:
         trial.optuna.set_user_attr(RUN, trial.variation.name)
+        trial.optuna.set_user_attr(CONFIG, trial.variation.config.model_dump())
         trial.optuna.set_user_attr(IMAGES, len(data.val))
         trial.optuna.set_user_attr(METRIC, ranked_by(result))
         self.study.complete(trial.optuna, result[ranked_by(result)])
 
-    def _fail(self, trial: _Trial, error: Exception) -> None:
-        self.out.print(f"trial {trial.number} failed: {one_line(error)}")
+    def _fail(self, trial: _Trial, failure: Failure) -> None:
+        self.out.print(f"trial {trial.number} failed: {failure.reason}")
         self.study.fail(trial.optuna)
+
+
+def _epochs(count: int) -> str:
+    return "an epoch" if count == 1 else f"{count} epochs"
 
 
 def _as_head(variation: Variation, data: Splits) -> Variation:

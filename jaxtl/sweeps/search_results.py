@@ -6,7 +6,6 @@ import csv
 import io
 import pprint
 import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from jaxtl.files import write_whole
 from jaxtl.metrics import proportion
 from jaxtl.runs.directory import RunDirectory
 from jaxtl.sweeps.ranking import best_lines
-from jaxtl.sweeps.study import IMAGES, METRIC, RUN, Study
+from jaxtl.sweeps.study import CONFIG, IMAGES, METRIC, RUN, Study
 
 if TYPE_CHECKING:
     import optuna
@@ -39,16 +38,13 @@ def get_config() -> Config:
 '''
 
 
-def write_results(
-    study: Study, workdir: Path, name: str, config_of: Callable[[Mapping[str, Any]], Config]
-) -> None:
+def write_results(study: Study, workdir: Path, name: str) -> None:
     """Writes what a study knows by now, each file whole or not at all.
 
     Args:
         study: the study.
         workdir: the folder of `search.csv`, `best.py` and `search-*.svg`.
         name: the name of the config that is searched in.
-        config_of: the config with the values of a trial, by the names that `search` gives them.
     """
     text = io.StringIO()
     keys = sorted({key for trial in study.trials for key in trial.params})
@@ -63,8 +59,9 @@ def write_results(
     if not done:
         return
     best = study.optuna.best_trial
-    tree = config_of(best.params).model_dump()
-    said = f"The best of {len(done)} trials of {name}: {_metric(study)} {best.value:.4f}."
+    tree = Config.model_validate(best.user_attrs[CONFIG], strict=False).model_dump()
+    within = f" (95 % interval {bounds})" if (bounds := _interval(best)) else ""
+    said = f"The best of {len(done)} trials of {name}: {_metric(study)} {best.value:.4f}{within}."
     write_whole(workdir / "best.py", _BEST.format(said=said, tree=_indented(tree)).encode())
     if len(done) > 1 and keys:
         _plot(study, workdir)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import logging
+import secrets
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxtl.config.config_file import Config, differences
 from jaxtl.errors import UserError
+from jaxtl.files import is_unfinished, read_json
 
 if TYPE_CHECKING:
     import optuna
 
-RUN, IMAGES, METRIC = "run", "images", "metric"
-"""What is known of a trial: the name of its run directory, the number of validation images, and
-what it is ranked by (older versions did not write that down).
+RUN, CONFIG, IMAGES, METRIC = "run", "config", "images", "metric"
+"""What is known of a trial: the name of its run directory, and once it is complete its config, the
+number of validation images, and what it is ranked by.
 """
 
-_NAME = "jaxtl"
+_LISTED = 3  # changes in a message
 _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
 _RETRIES = 2  # of a trial whose process was killed; one that is given back has no limit
 _KILLED = "killed"  # how many times that happened to a trial
@@ -32,7 +38,8 @@ class Study:
     """Hands out trials until there are so many, of all processes together.
 
     Args:
-        url: the database that holds the study.
+        url: the database that holds the study, perhaps among others.
+        name: the name of the study there, see `study_name`.
 
     Attributes:
         optuna: the study itself.
@@ -41,9 +48,9 @@ class Study:
         UserError: the database cannot be opened.
     """
 
-    def __init__(self, url: str):
-        self.optuna, self._storage = _open(url)
-        self._id = self._storage.get_study_id_from_name(_NAME)
+    def __init__(self, url: str, name: str):
+        self.optuna, self._storage = _open(url, name)
+        self._id = self._storage.get_study_id_from_name(name)
         self._url = url
         self._held: dict[int, int] = {}  # the ids of the trials of this process, by number
 
@@ -173,6 +180,21 @@ class Study:
             over.set()
             thread.join()
 
+    @contextlib.contextmanager
+    def reachable(self) -> Iterator[None]:
+        """Says in one line what is wrong with the database, if it fails in the block.
+
+        Raises:
+            UserError: it failed.
+        """
+        try:
+            yield
+        except database_errors() as error:
+            raise UserError(
+                f"--storage {_without_password(self._url, error)}; what the trials wrote is kept: "
+                "once the database answers, the same command goes on"
+            ) from error
+
     def wait(self) -> None:
         """Waits for the time between two heartbeats."""
         time.sleep(_HEARTBEAT)
@@ -195,7 +217,53 @@ def _begin_again(study: optuna.Study, killed: optuna.trial.FrozenTrial) -> None:
         optuna.storages.RetryHeartbeatStaleTrialCallback()(study, killed)
 
 
-def _open(url: str, attempts: int = 5) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
+def study_name(workdir: Path, config: Config) -> str:
+    """The name of the study of a workdir: a new one for a new search, else that in `search.json`.
+
+    Processes that begin a search at once get one name. Several searches can share a database, each
+    with a workdir of its own.
+
+    Args:
+        workdir: the folder of the run directories; it is made.
+        config: what the search starts from.
+
+    Raises:
+        UserError: the folder holds other files, or a search that starts from another config.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "search.json"
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if file.tell() == 0:
+            if any(other != path and not is_unfinished(other) for other in workdir.iterdir()):
+                path.unlink()
+                raise UserError(f"{workdir} holds other files; name a new directory with --workdir")
+            name = f"{workdir.resolve().name}-{secrets.token_hex(4)}"
+            json.dump({"study": name, "config": config.model_dump()}, file, indent=2)
+    try:
+        stored = read_json(path)
+        name, known = str(stored["study"]), Config.model_validate(stored["config"], strict=False)
+    except (ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path} is damaged, or of another version of this package") from error
+    if changes := differences(known, config):
+        raise UserError(
+            f"{workdir} is a search in another config ({'; '.join(changes[:_LISTED])}); name "
+            "another --workdir, or give the same command to continue it"
+        )
+    return name
+
+
+def database_errors() -> tuple[type[Exception], ...]:
+    """What a database that fails raises, also through Optuna."""
+    import optuna
+    import sqlalchemy
+
+    return optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError
+
+
+def _open(
+    url: str, name: str, attempts: int = 5
+) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
     """Opens the study, or creates it."""
     import optuna
     import sqlalchemy
@@ -209,7 +277,7 @@ def _open(url: str, attempts: int = 5) -> tuple[optuna.Study, optuna.storages.RD
         )
         study = optuna.create_study(
             storage=storage,
-            study_name=_NAME,
+            study_name=name,
             direction="maximize",
             # Trials that run count as bad ones, so that a batch of them lies apart.
             sampler=optuna.samplers.TPESampler(constant_liar=True),
@@ -221,7 +289,7 @@ def _open(url: str, attempts: int = 5) -> tuple[optuna.Study, optuna.storages.RD
         # Another process may create the tables at this moment.
         if attempts > 1 and isinstance(error, sqlalchemy.exc.DBAPIError):
             time.sleep(1)
-            return _open(url, attempts - 1)
+            return _open(url, name, attempts - 1)
         raise UserError(f"--storage {_without_password(url, error)}") from error
 
 
@@ -234,5 +302,8 @@ def _without_password(url: str, error: Exception) -> str:
     except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port that is no number
         return "takes the URL of a database, such as postgresql://USER:PASSWORD@HOST/NAME"
     shown = address.render_as_string(hide_password=True)
-    reason = " ".join(str(error).split()).replace(url, shown)
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # Optuna and SQLAlchemy say more around what the driver says
+        cause = cause.__cause__
+    reason = " ".join(str(cause).split()).replace(url, shown)
     return f"{shown}: {reason.replace(address.password, '***') if address.password else reason}"

@@ -17,7 +17,7 @@ from jaxtl.data.splits import OpenOnce, Splits
 from jaxtl.errors import UserError
 from jaxtl.files import is_unfinished, write_json
 from jaxtl.runs.directory import RunDirectory
-from jaxtl.sweeps.failure import Failure, Outcome, failed
+from jaxtl.sweeps.failure import Failure, Outcome, failed, logged
 from jaxtl.sweeps.heads import HeadRun
 from jaxtl.sweeps.outcomes import Outcomes
 from jaxtl.sweeps.ranking import best_lines, failure_lines, folds_table, ranking_table
@@ -59,7 +59,7 @@ def sweep(
         for family in families:
             outcomes.add(_complete(family.variations, workdir, family.data))
         for variation, error in without_data:
-            failure = {variation.name: outcomes.failure(error, [variation.name])}
+            failure = {variation.name: logged(error, [variation.name], workdir)}
             outcomes.add(failure | _complete([variation], workdir, None))
         again = f", {n} failed and train again" if (n := len(outcomes.to_retry)) else ""
         out.print(f"{len(variations)} runs in {workdir}, {len(outcomes)} of them complete{again}")
@@ -221,7 +221,7 @@ def _train_groups(family: Family, outcomes: Outcomes, out: Console) -> None:
         try:
             train_together(group, workdir, out, done)
         except Exception as error:  # the other runs have to train
-            failure = outcomes.failure(error, [run.name for run in group.variations])
+            failure = logged(error, [run.name for run in group.variations], workdir)
             # The frozen stages, which no number of heads makes smaller, say so by a `UserError`.
             smaller = failure.kind == "out of memory" and not isinstance(error, UserError)
         forget_programs()
@@ -250,6 +250,6 @@ def _train_alone(variation: Variation, family: Family, outcomes: Outcomes, out: 
     try:
         outcome = train(variation.config, family.data, outcomes.workdir / name, out)
     except Exception as error:  # the other runs have to train
-        outcome = failure = outcomes.failure(error, [name])
+        outcome = failure = logged(error, [name], outcomes.workdir)
         out.print(f"{name}: {failure.reason}")
     outcomes.add({name: outcome})

@@ -7,6 +7,7 @@ def sweep():
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -58,7 +59,7 @@ def folds(count: int) -> Iterator[dict[str, Any]]:
 def load_sweep(
     name: str, overrides: Mapping[str, str], count: Count | None = None
 ) -> list[Variation]:
-    """Reads a config file with a `sweep()`.
+    """Reads a config file with a `sweep()`; one without varies the fold, if it has `data.folds`.
 
     Args:
         name: a config file, as for `config_file.load`.
@@ -66,16 +67,21 @@ def load_sweep(
         count: counts images, as for `config_file.load`.
 
     Raises:
-        UserError: the file has no `sweep()`, or `sweep()` yields something else than variations.
+        UserError: the file has no `sweep()` and no folds, or `sweep()` yields something else than
+            variations.
     """
     names, config = read(name, overrides, count)
     path = find(name)
-    if not callable(sweep := names.get("sweep")):
+    sweep = names.get("sweep")
+    if not callable(sweep) and config.data.folds:
+        sweep = functools.partial(grid, {"data.fold": range(config.data.folds)})
+    if not callable(sweep):
         if callable(names.get("search")):
             raise UserError(f"{path} has a search(trial) and no sweep(): search by --trials 30")
         raise UserError(
             f"{path} has no sweep(); add one that yields dicts such as "
-            '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train'
+            '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train, or over folds with '
+            "--cfg.data.folds=5"
         )
     with readable(path):
         yielded = list(sweep() or ())
@@ -85,7 +91,7 @@ def load_sweep(
     for number, values in enumerate(yielded):
         if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
             raise UserError(f"{path}: sweep() yields {values!r}, and not a dict of dotted keys")
-        _refuse_flags(overrides, values)
+        refuse_flags(overrides, values, "sweep()")
         plain_values = {key: plain(value) for key, value in values.items()}
         run = run_name(number, len(yielded), plain_values)
         try:
@@ -110,12 +116,17 @@ def run_name(number: int, count: int, values: Mapping[str, Any]) -> str:
     return f"{number:0{digits}}-{safe}"[:_LONGEST]
 
 
-def _refuse_flags(overrides: Mapping[str, str], values: Mapping[str, Any]) -> None:
+def refuse_flags(overrides: Mapping[str, str], values: Mapping[str, Any], by: str) -> None:
+    """Refuses flags for keys that vary; `by` is the function of the config that varies them.
+
+    Raises:
+        UserError: there is such a flag.
+    """
     for flag, key in itertools.product(overrides, values):
         if f"{flag}.".startswith(f"{key}.") or f"{key}.".startswith(f"{flag}."):
             raise UserError(
-                f"--cfg.{flag}: the sweep varies {key} itself; leave the flag out, or take {key} "
-                "out of sweep()"
+                f"--cfg.{flag}: {by} varies {key} itself; leave the flag out, or take {key} out of "
+                f"{by}"
             )
 
 

@@ -106,8 +106,8 @@ class Predictor:
         where, known = self.metadata.source, getattr(self.metadata.data, split)
         if known is None:
             raise UserError(
-                "the run has no images for a test: train one with a folder test/ beside train/ and "
-                "val/, or with --cfg.data.test_fraction=0.2, or name other images by --data"
+                "the run has no images for a test: train one with a folder test/ beside "
+                "train/, or with --cfg.data.test_fraction=0.2, or name other images by --data"
             )
         there = self.config.data.model_copy(update={"source": where})
         source = getattr(open_splits(there), split)

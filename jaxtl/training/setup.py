@@ -65,6 +65,7 @@ def train(
     profile: range = range(0),
     after_epoch: AfterEpoch | None = None,
     trackers: Sequence[str] = (),
+    show_test: bool = False,
 ) -> dict[str, float]:
     """Trains a classifier, or continues the run in `workdir`.
 
@@ -76,6 +77,7 @@ def train(
         profile: the steps to trace into the run directory, counted from 0; none by default.
         after_epoch: called after each epoch, once it is saved; what it raises ends the run.
         trackers: what gets the metrics too, see `Trackers`.
+        show_test: whether to print the result on the test: not where it could choose among runs.
 
     Returns:
         What `run.json` says of the result, see `result_of`.
@@ -114,7 +116,7 @@ def train(
         f"{_result_text(evaluation, val, 'val_')} after "
         f"{training.progress.step:,} steps and {seconds:.0f} s  {workdir}"
     )
-    if tested is not None and after_epoch is None:  # a search chooses by its epochs
+    if tested is not None and show_test:
         out.print(_result_text(tested, test, "test_"))
     return result
 

@@ -123,9 +123,9 @@ def test_train_and_val_folders_are_the_split(tmp_path):
     assert len(open_all(str(tmp_path))) == 4
 
 
-def test_the_first_of_val_valid_validation_and_test_is_taken(tmp_path):
+def test_the_first_of_val_valid_and_validation_is_taken(tmp_path):
     cats_and_dogs(tmp_path, 3, "train")
-    for size, name in [(1, "test"), (2, "validation"), (3, "valid"), (4, "val")]:
+    for size, name in [(1, "validation"), (2, "valid"), (3, "val")]:
         cats_and_dogs(tmp_path, size, name)
         assert len(split(tmp_path).val) == 2 * size
 

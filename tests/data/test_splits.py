@@ -11,6 +11,7 @@ from jaxtl.config import Data
 from jaxtl.data.checking import check
 from jaxtl.data.folders import survey_folder
 from jaxtl.data.packing import pack
+from jaxtl.data.sources import open_all
 from jaxtl.data.splits import open_splits
 from jaxtl.errors import UserError
 
@@ -36,7 +37,7 @@ def names(source):
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_a_folder_for_the_test_is_one_beside_another_for_validation(tmp_path, val):
+def test_a_folder_for_the_test_beside_one_for_validation(tmp_path, val):
     write_images(tmp_path, "train", val, "test")
     splits = opened(tmp_path)
     for source, folder in zip(splits, ("train", val, "test"), strict=True):
@@ -45,11 +46,22 @@ def test_a_folder_for_the_test_is_one_beside_another_for_validation(tmp_path, va
         assert source.classes == ("ant", "bee")
 
 
-def test_without_another_folder_that_of_the_test_is_for_validation_as_ever(tmp_path):
-    splits = opened(write_images(tmp_path, "train", "test"))
-    assert splits.test is None
-    assert names(splits.val) == names(opened(tmp_path).val)
-    assert all(f"{tmp_path}/test/" in name for name in names(splits.val))
+@pytest.mark.parametrize("source", ["folder", "packed"])
+def test_a_split_for_the_test_alone_chooses_nothing(tmp_path, source):
+    spec = images = write_images(tmp_path / "images", "train", "test", each=5)
+    if source == "packed":
+        pack(str(images), tmp_path / "packed")
+        spec = f"tfds:{tmp_path}/packed"
+    splits = opened(spec)
+    assert [len(part) for part in splits] == [8, 2, 10]
+    assert len(names(splits.train) | names(splits.val)) == 10
+    test = {(images / "test" / path).read_bytes() for path in ("ant/0.png", "bee/4.png")}
+    assert test <= {splits.test[i] for i in range(10)}
+    assert names(open_all(str(spec))) == names(splits.test)
+    assert check(str(spec)).images == {"train": 10, "test": 10}
+    with pytest.raises(UserError, match="has a test split of its own"):
+        opened(spec, test_fraction=0.2)
+    assert [len(part) for part in opened(spec, folds=5)] == [8, 2, 10]
 
 
 def test_a_class_of_the_test_that_train_lacks_is_refused(tmp_path):

@@ -49,22 +49,23 @@ def refused(spec):
 
 
 def test_images_come_undecoded_with_labels_and_names(write_tfds, folder):
-    write_tfds(folder, {"train": examples(9), "test": examples(4, 100)}, CLASSES)
+    write_tfds(folder, {"train": examples(9), "validation": examples(4, 100)}, CLASSES)
     train, val, _ = split(folder)
     assert train.classes == val.classes == tuple(CLASSES)
     np.testing.assert_array_equal(train.labels, [0, 1, 2] * 3)
     assert [train[i] for i in range(9)] == [png(i) for i in range(9)]
     assert [val[i] for i in range(4)] == [png(100 + i) for i in range(4)]
     assert (decode(val[3], 4, "stretch") == 103).all()
-    assert val.describe(2) == "tiny/1.0.0 test[2]"
+    assert val.describe(2) == "tiny/1.0.0 validation[2]"
     assert train.fingerprint != val.fingerprint == split(folder).val.fingerprint
     assert open_all(f"tfds:{folder}").fingerprint == val.fingerprint
 
 
-def test_validation_comes_before_test(write_tfds, folder):
-    parts = {"train": examples(6), "test": examples(3), "validation": examples(4)}
+@pytest.mark.parametrize("val", ["validation", "val"])
+def test_a_test_beside_validation(write_tfds, folder, val):
+    parts = {"train": examples(6), "test": examples(3), val: examples(4)}
     write_tfds(folder, parts, CLASSES)
-    assert len(split(folder).val) == 4
+    assert [len(part) for part in split(folder)] == [6, 4, 3]
 
 
 def test_train_alone_is_split_by_class(write_tfds, folder):
@@ -78,7 +79,7 @@ def test_train_alone_is_split_by_class(write_tfds, folder):
 def test_a_sequence_of_labels_gives_images_several(write_tfds, folder):
     labels = [[2, 0], [], [1], [1]]
     several = [(png(i), own) for i, own in enumerate(labels)]
-    write_tfds(folder, {"train": several, "test": several[:2]}, CLASSES)
+    write_tfds(folder, {"train": several, "val": several[:2]}, CLASSES)
     for _ in range(2):  # the second time from what is kept of them
         train, val, _ = split(folder)
         np.testing.assert_array_equal(train.labels, [[1, 0, 1], [0, 0, 0], [0, 1, 0], [0, 1, 0]])
@@ -99,7 +100,7 @@ def test_evaluation_maps_labels_by_name(write_tfds, folder):
 
 
 def test_a_name_is_found_and_read_without_tensorflow(write_tfds, folder, tmp_path):
-    write_tfds(folder, {"train": examples(6), "test": examples(3)}, CLASSES)
+    write_tfds(folder, {"train": examples(6), "val": examples(3)}, CLASSES)
     program = """
 import sys
 from jaxtl.config import Data
@@ -267,12 +268,12 @@ def test_a_folder_with_the_name_of_a_data_set_is_not_taken_for_it(write_tfds, fo
 
 
 def test_images_without_a_label_are_refused(write_tfds, folder):
-    write_tfds(folder, {"train": examples(6), "test": [(png(0), -1)]}, CLASSES)
-    assert "'test' has images without a label" in refused(folder)
+    write_tfds(folder, {"train": examples(6), "val": [(png(0), -1)]}, CLASSES)
+    assert "'val' has images without a label" in refused(folder)
 
 
-def test_a_test_without_labels_is_ignored_beside_a_validation_split(write_tfds, folder, caplog):
-    splits = {"train": examples(6), "validation": examples(4), "test": [(png(0), -1)]}
-    write_tfds(folder, splits, CLASSES)
+@pytest.mark.parametrize("others", [{"validation": examples(4)}, {}], ids=["validation", "none"])
+def test_a_test_without_labels_is_ignored(write_tfds, folder, caplog, others):
+    write_tfds(folder, {"train": examples(6), "test": [(png(0), -1)]} | others, CLASSES)
     assert open_splits(Data(source=f"tfds:{folder}")).test is None
     assert "'test' has images without a label: it is ignored" in caplog.text

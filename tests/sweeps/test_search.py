@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import itertools
+import json
 import multiprocessing
 import runpy
 import signal
@@ -27,7 +28,7 @@ from jaxtl.runs.directory import RunDirectory
 from jaxtl.runs.metrics_log import read_metrics
 from jaxtl.sweeps import study as studies
 from jaxtl.sweeps.search import load_search, search
-from jaxtl.sweeps.study import Study
+from jaxtl.sweeps.study import IMAGES, METRIC, RUN, Study, study_name
 from jaxtl.sweeps.together import Family, heads_may_differ_in, train_together
 from jaxtl.sweeps.variations import Variation
 from jaxtl.training.setup import open_data, plan_run, train
@@ -48,8 +49,11 @@ def search(trial):
         "phases.head.lr": trial.suggest_float("phases.head.lr", 1e-6, 1e-1, log=True),
         "model.dropout": trial.suggest_categorical("model.dropout", [0.0, 0.3]),
         "phases.head.weight_decay": trial.suggest_float("phases.head.weight_decay", 0.0, 0.1),
+        # more
     }
 """
+MORE = '        "data.seed": trial.suggest_int("data.seed", 0, 9),\n'
+VIEWS = "--cfg.views=1"
 HEADS = CONFIG.partition('        "model.dropout"')[0] + "    }\n"
 SMALL = {"model.name": "small", "model.width": "1"}
 PHASE = Phase(name="head", train=head_only(), epochs=1)
@@ -76,7 +80,13 @@ def heads(tmp_path):
 
 
 def study_of(workdir):
-    return optuna.load_study(study_name="jaxtl", storage=f"sqlite:///{workdir}/study.db")
+    name = json.loads((workdir / "search.json").read_text())["study"]
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{workdir}/study.db")
+
+
+def begin_study(workdir, path):
+    """The study of a search for a config, as another process would open it."""
+    return Study(f"sqlite:///{workdir}/study.db", study_name(workdir, load_search(path, {}).config))
 
 
 @pytest.mark.slow
@@ -107,10 +117,16 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     ]
     assert list(reported.values()) == pytest.approx(measured)
     assert runpy.run_path(str(workdir / "best.py"))["get_config"]() == written
+    assert written.with_monitor("accuracy") == RunDirectory(workdir / best["run"]).config()
     for name in ("values", "importance"):
         plot = (workdir / f"search-{name}.svg").read_text()
         names = ("phases.head.lr", "model.dropout", "phases.head.weight_decay", "val_accuracy")
         assert all(f"<!-- {name} -->" in plot for name in names)
+    config.write_text(CONFIG.replace("        # more\n", MORE))
+    assert search(load_search(str(config), flags), workdir, 8, None, QUIET)
+    assert load(str(workdir / "best.py"), {}) == written  # whatever is searched for now
+    with pytest.raises(UserError, match=r"in another config \(data\.batch_size: 256 -> 64\)"):
+        search(load_search(str(config), flags | {"data.batch_size": "64"}), workdir, 8, None, QUIET)
 
 
 @pytest.mark.slow
@@ -160,6 +176,32 @@ def test_a_head_that_is_ended_early_leaves_the_others_as_they_are(small, heads, 
     assert sorted(path.name for path in workdir.iterdir()) == ["first", "heads", "last"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("together", [True, False])
+def test_a_trial_below_the_median_of_five_ends_after_an_epoch(together, small, heads, tmp_path):
+    workdir, url = tmp_path / "search", f"sqlite:///{tmp_path}/study.db"
+    what, out = load_search(str(heads), SMALL), Console(file=io.StringIO(), width=200)
+    if not together:
+        what = load_search(str(heads), {**SMALL, "on_nan": "halve_lr"})
+    study = Study(url, study_name(workdir, what.config))
+    known = {RUN: "x", IMAGES: 9, METRIC: "accuracy", studies.CONFIG: what.config.model_dump()}
+    for _ in range(5):
+        right = dict.fromkeys((1, 2, 3), 1.0)
+        study.optuna.add_trial(
+            optuna.create_trial(value=1.0, intermediate_values=right, user_attrs=known)
+        )
+    begun = 2 if together else 1
+    assert search(what, workdir, 5 + begun, url, out)
+    ended = study.optuna.trials[5:]
+    assert [trial.state.name for trial in ended] == ["PRUNED"] * begun
+    assert [list(trial.intermediate_values) for trial in ended] == [[1]] * begun
+    said = out.file.getvalue()
+    assert said.count("ends: others did better after an epoch") == begun
+    assert ("train together" in said) == together
+    assert f"5 complete, {begun} pruned" in said
+
+
 def test_heads_may_differ_in_what_one_program_takes_as_numbers():
     config, weighted = Config(phases=(PHASE,), model=Model(weights=None)), Config(phases=(PHASE,))
     free = ("phases.head.lr", "phases.head.weight_decay", "phases.head.label_smoothing")
@@ -170,7 +212,7 @@ def test_heads_may_differ_in_what_one_program_takes_as_numbers():
 
 
 def ask(url, barrier, most, numbers):
-    study = Study(url)
+    study = Study(url, "shared")
     barrier.wait()
     while (trial := study.ask(most)) is not None:
         numbers.put(trial.number)
@@ -187,7 +229,7 @@ def test_processes_that_ask_at_once_get_as_many_trials_as_there_shall_be(tmp_pat
         process.join()
     assert len({numbers.get(timeout=1) for _ in range(7)}) == 7
     assert numbers.empty()
-    assert len(Study(url).begun()) == 7
+    assert len(Study(url, "shared").begun()) == 7
 
 
 class Opens(OpenOnce):
@@ -235,14 +277,14 @@ def hasty(monkeypatch):
 
 
 def test_a_trial_is_alive_while_its_images_are_opened(hasty, heads, tmp_path):
-    alive = []
+    alive, workdir = [], tmp_path / "search"
 
     def fails():
-        alive.append(beats_again(tmp_path))
+        alive.append(beats_again(workdir))
         raise UserError("no images")
 
     with pytest.raises(UserError, match=r"no trial of .* has a result"):
-        search(load_search(str(heads), {}), tmp_path, 1, None, QUIET, Opens(fails))
+        search(load_search(str(heads), {}), workdir, 1, None, QUIET, Opens(fails))
     assert alive == [True] * 2  # to see whether others can train with it, and to train
 
 
@@ -269,10 +311,12 @@ def begun_again_and_before_its_first_heartbeat(study, workdir):
 def test_a_process_waits_for_a_trial_that_was_killed_and_begins_it_again(
     hasty, heads, tmp_path, begin, monkeypatch
 ):
+    workdir = tmp_path / "search"
+
     class Out(io.StringIO):
         def write(self, text):
             if "waiting for" in text:
-                change(tmp_path, LONG_AGO)
+                change(workdir, LONG_AGO)
             return super().write(text)
 
     def fails():
@@ -284,21 +328,22 @@ def test_a_process_waits_for_a_trial_that_was_killed_and_begins_it_again(
         assert next(waits) < 30, "it waits for ever"
         wait(study)
 
-    begin(Study(f"sqlite:///{tmp_path}/study.db"), tmp_path)
-    began = study_of(tmp_path).trials
+    begin(begin_study(workdir, str(heads)), workdir)
+    began = study_of(workdir).trials
     assert began[-1].state.name == "RUNNING"
     monkeypatch.setattr(Study, "wait", wait_a_while)
     out = Console(file=Out(), width=200)
     with pytest.raises(UserError, match=r"no trial of .* has a result"):
-        search(load_search(str(heads), {}), tmp_path, 1, None, out, Opens(fails))
+        search(load_search(str(heads), {}), workdir, 1, None, out, Opens(fails))
     assert out.file.getvalue().count("waiting for what other processes began: trials 0\n") == 1
-    ended = [trial.state.name for trial in study_of(tmp_path).trials]
+    ended = [trial.state.name for trial in study_of(workdir).trials]
     assert ended == ["FAIL"] * (len(began) + 1)
-    assert (tmp_path / "search.csv").read_text().count("fail") == len(ended)
+    assert (workdir / "search.csv").read_text().count("fail") == len(ended)
 
 
 def test_a_signal_ends_the_wait_for_other_processes(heads, tmp_path):
-    Study(f"sqlite:///{tmp_path}/study.db").ask(1)
+    workdir = tmp_path / "search"
+    begin_study(workdir, str(heads)).ask(1)
 
     class Out(io.StringIO):
         def write(self, text):
@@ -307,12 +352,12 @@ def test_a_signal_ends_the_wait_for_other_processes(heads, tmp_path):
             return len(text)
 
     with pytest.raises(KeyboardInterrupt):
-        search(load_search(str(heads), {}), tmp_path, 1, None, Console(file=Out(), width=200))
-    assert [trial.state.name for trial in study_of(tmp_path).trials] == ["RUNNING"]
+        search(load_search(str(heads), {}), workdir, 1, None, Console(file=Out(), width=200))
+    assert [trial.state.name for trial in study_of(workdir).trials] == ["RUNNING"]
 
 
 def test_heartbeats_go_on_after_an_error_of_the_database(hasty, tmp_path, caplog):
-    study = Study(f"sqlite:///{tmp_path}/study.db")
+    study = Study(f"sqlite:///{tmp_path}/study.db", "lost")
     study.ask(1)
     with study.alive():
         change(tmp_path, "ALTER TABLE trial_heartbeats RENAME TO gone")
@@ -327,7 +372,7 @@ def test_heartbeats_go_on_after_an_error_of_the_database(hasty, tmp_path, caplog
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_trial_that_was_given_back_may_still_be_killed_twice(tmp_path):
-    study = Study(f"sqlite:///{tmp_path}/study.db")
+    study = Study(f"sqlite:///{tmp_path}/study.db", "given back")
     for _ in range(3):
         study.give_back(study.ask(1))
     for number in (3, 4, 5):
@@ -340,19 +385,19 @@ def test_a_trial_that_was_given_back_may_still_be_killed_twice(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False])
 def test_a_trial_that_another_process_took_over_is_dropped_alone(together, small, heads, tmp_path):
-    opened = []
+    opened, workdir = [], tmp_path / "search"
 
     def lose():
         if len(opened) == (0 if together else 1):  # alone, the first one looks for others
-            study_of(tmp_path).tell(0, state=optuna.trial.TrialState.FAIL)
+            study_of(workdir).tell(0, state=optuna.trial.TrialState.FAIL)
         opened.append(None)
 
     what, out = load_search(str(heads), SMALL), Console(file=io.StringIO(), width=200)
     if not together:
         what = load_search(str(heads), {**SMALL, "on_nan": "halve_lr"})
-    assert not search(what, tmp_path, 2, None, out, Opens(lose))
+    assert not search(what, workdir, 2, None, out, Opens(lose))
     assert out.file.getvalue().count("trial 0 is dropped: another process took it over") == 1
-    assert [trial.state.name for trial in study_of(tmp_path).trials] == ["FAIL", "COMPLETE"]
+    assert [trial.state.name for trial in study_of(workdir).trials] == ["FAIL", "COMPLETE"]
 
 
 def wait_for_trials(workdir, count):
@@ -375,13 +420,14 @@ def test_heads_whose_process_is_stopped_begin_again(number, heads, tmp_path):
     workdir = tmp_path / "search"
     flags = ["--cfg", str(heads), "--workdir", str(workdir), "--trials", "4"]
     start = [sys.executable, "-m", "jaxtl.sweep", *flags]
-    stopped = subprocess.Popen([*start, "--cfg.phases.head.epochs=2000"], stdout=subprocess.DEVNULL)
+    stopped = subprocess.Popen([*start, "--cfg.phases.head.epochs=300"], stdout=subprocess.DEVNULL)
     wait_for_trials(workdir, 4)
     stopped.send_signal(number)
     assert stopped.wait(timeout=60) == (143 if number == signal.SIGTERM else -number)
     if number == signal.SIGKILL:  # two minutes later
         change(workdir, LONG_AGO)
-    assert search(load_search(str(heads), {}), workdir, 4, None, QUIET)
+    flags = {"phases.head.epochs": "300"}
+    assert search(load_search(str(heads), flags), workdir, 4, None, QUIET)
     states = [trial.state.name for trial in study_of(workdir).trials]
     assert states == ["FAIL"] * 4 + ["COMPLETE"] * 4
     for before, after in zip(
@@ -390,10 +436,47 @@ def test_heads_whose_process_is_stopped_begin_again(number, heads, tmp_path):
         assert after.params == before.params
 
 
+def test_searches_of_several_workdirs_share_a_database_and_no_trials(heads, tmp_path):
+    url, config = f"sqlite:///{tmp_path}/shared.db", load_search(str(heads), {}).config
+    names = [study_name(tmp_path / folder / "search", config) for folder in ("a", "b", "a")]
+    assert names[0] == names[2] != names[1]
+    asked = [Study(url, name).ask(1) for name in names]
+    assert [trial is None for trial in asked] == [False, False, True]
+
+
+def test_a_folder_with_other_files_is_no_workdir_of_a_search(heads, tmp_path):
+    with pytest.raises(UserError, match="holds other files; name a new directory"):
+        study_name(tmp_path, load_search(str(heads), {}).config)
+    assert [path.name for path in tmp_path.iterdir()] == ["heads.py"]
+
+
+def test_a_database_that_fails_ends_a_search_in_one_line(heads, tmp_path):
+    workdir = tmp_path / "search"
+    opens = Opens(lambda: change(workdir, "ALTER TABLE trial_user_attributes RENAME TO gone"))
+    with pytest.raises(UserError, match=r"^--storage sqlite:.*no such table.* goes on$") as raised:
+        search(load_search(str(heads), {}), workdir, 1, None, QUIET, opens)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_trial_that_fails_unexpectedly_does_not_end_a_search(heads, tmp_path):
+    def breaks():
+        raise ZeroDivisionError("so it is")
+
+    workdir, out = tmp_path / "search", Console(file=io.StringIO(), width=1000)
+    with pytest.raises(UserError, match=r"no trial of .* has a result"):
+        search(load_search(str(heads), {}), workdir, 2, None, out, Opens(breaks))
+    assert [trial.state.name for trial in study_of(workdir).trials] == ["FAIL"] * 2
+    log = (workdir / "failed.log").read_text()
+    assert log.count("Traceback") == 2
+    assert "in breaks" in log
+    for number in (0, 1):
+        assert f"trial {number} failed: ZeroDivisionError: so it is (the tr" in out.file.getvalue()
+
+
 def create(url, barrier):
-    Study("sqlite://")  # all that is imported late
+    Study("sqlite://", "imports")  # all that is imported late
     barrier.wait()
-    Study(url)
+    Study(url, "shared")
 
 
 @pytest.mark.slow
@@ -470,6 +553,7 @@ def test_what_is_no_search_is_refused(text, flags, message, tmp_path):
     [
         (CONFIG.replace('"model.dropout":', '"model.drop":'), "model.drop"),
         (CONFIG.replace("1e-6, 1e-1", "1e-1, 1e-6"), r"wide\.py cannot be read: ValueError"),
+        (CONFIG.replace('"model.dropout":', '"views":'), r"--cfg\.views: search\(\) varies views"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -478,13 +562,15 @@ def test_a_mistake_in_the_config_ends_a_search_and_is_no_trial(text, message, tm
     path.write_text(text)
     workdir = tmp_path / "search"
     with pytest.raises(UserError, match=message):
-        command.main(["--cfg", str(path), "--workdir", str(workdir), "--trials", "2"])
-    assert Study(f"sqlite:///{workdir}/study.db").begun() == []
+        command.main(["--cfg", str(path), "--workdir", str(workdir), "--trials", "2", VIEWS])
+    name = json.loads((workdir / "search.json").read_text())["study"]
+    assert Study(f"sqlite:///{workdir}/study.db", name).begun() == []
 
 
 @pytest.mark.parametrize("address", ["nosql://me:secret@host/x", "nosql://me:secret@host:port/x"])
 def test_the_password_of_a_database_is_not_shown(address, config, tmp_path):
-    flags = ["--cfg", str(config), "--workdir", str(tmp_path), "--trials", "1"]
+    workdir = tmp_path / "search"
+    flags = ["--cfg", str(config), "--workdir", str(workdir), "--trials", "1"]
     with pytest.raises(UserError, match="--storage ") as raised:
         command.main([*flags, "--storage", address])
     assert "secret" not in str(raised.value)

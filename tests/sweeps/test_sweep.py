@@ -467,6 +467,27 @@ def test_folds_are_variations_that_differ_in_the_fold(tmp_path):
     assert found == [(lr, 3, fold) for lr in (0.1, 0.2) for fold in range(3)]
 
 
+def test_a_config_without_a_sweep_varies_the_fold(tmp_path):
+    path = tmp_path / "plain.py"
+    path.write_text(CONFIG.format(sweep="").partition("def sweep")[0])
+    found = load_sweep(str(path), {"data.folds": "3"})
+    assert [(v.config.data.folds, v.config.data.fold) for v in found] == [(3, 0), (3, 1), (3, 2)]
+    with pytest.raises(UserError, match=r"--cfg\.data\.fold: sweep\(\) varies data\.fold itself"):
+        load_sweep(str(path), {"data.folds": "3", "data.fold": "1"})
+    with pytest.raises(UserError, match=r"no sweep\(\).* over folds with --cfg\.data\.folds=5"):
+        load_sweep(str(path), {})
+
+
+@pytest.mark.slow
+def test_a_sweep_of_single_runs_shows_the_test_of_the_best_one_alone(tmp_path):
+    text = 'yield from grid({"seed": (0, 1), "data.test_fraction": (0.2,)})'
+    out = Console(file=io.StringIO(), width=200)
+    found = sweep(written(tmp_path, text), tmp_path / "all", out)
+    assert "run together" not in out.file.getvalue()
+    assert all("test_accuracy" in result for result in found.values())
+    assert out.file.getvalue().count("test_accuracy") == 1
+
+
 def test_the_folds_of_what_else_is_equal_have_a_mean_and_a_spread(tmp_path):
     accuracies = {0.1: (0.5, 0.7, 0.6), 0.2: (0.9, 0.6, None)}
     variations = written(tmp_path, FOLDED)

@@ -48,7 +48,8 @@ def tested(small, tmp_path_factory):
     model = MODEL | {"weights": str(folder / "trunk.h5")}
     phase = {"train": {"head/.*": 1.0}, "lr": 0.05, "epochs": 2}
     config = settings(phase, data=DATA, model=model, views=1)
-    train(config, open_data(config), folder / "run", Console(file=out, width=300))
+    console = Console(file=out, width=300)
+    train(config, open_data(config), folder / "run", console, show_test=True)
     return Ended(config, folder / "run", out.getvalue())
 
 
