@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtl import cli
+from jaxtl.errors import UserError
 
 _HELP = """Finds a learning rate for a phase of a config.
 
 It trains the phase for a hundred steps, each at a higher learning rate, and suggests the one at
 which the loss falls fastest. Phases before it are trained first. Nothing is kept but the curve.
 Any key of the config can be set by a flag, as in jaxtl.train."""
+
+_FORMATS = (".svg", ".png", ".pdf")  # of the curve
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,6 +26,8 @@ def main(arguments: Sequence[str]) -> int:
         "--plot", type=Path, default=Path("lr_find.svg"), metavar="FILE", help="[lr_find.svg]"
     )
     given, rest = flags.parse_known_args(arguments)
+    if given.plot.suffix.lower() not in _FORMATS:
+        raise UserError(f"--plot {given.plot}: give a name that ends in {', '.join(_FORMATS)}")
 
     from jaxtl.config.config_file import load
     from jaxtl.console import console

@@ -51,7 +51,7 @@ def _kind(field: dict[str, Any]) -> str:
     if "items" in field:
         return f"tuple of {_kind(field['items'])}"
     if "additionalProperties" in field:
-        return f"dict of patterns to {_kind(field['additionalProperties'])}"
+        return f"dict of texts to {_kind(field['additionalProperties'])}"
     bounds = [f"{sign} {field[key]}" for key, sign in _BOUNDS.items() if key in field]
     return " ".join([_TYPES[field["type"]], ", ".join(bounds)]).strip()
 

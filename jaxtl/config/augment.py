@@ -29,7 +29,8 @@ class Augment(Checked):
             pixels and before those that change colours: `trivial` one of any strength
             (TrivialAugment, Müller and Hutter 2021, arXiv:2103.10158), `rand` two of strength 9 of
             30 (RandAugment, Cubuk et al. 2020, arXiv:1909.13719).
-        blur: the smallest and the largest standard deviation of a Gaussian blur, in pixels.
+        blur: the smallest and the largest standard deviation of a Gaussian blur, in pixels (as in
+            SimCLR, Chen et al. 2020, arXiv:2002.05709, appendix A).
         erasing: the probability that a rectangle of 2 % to 33 % of the area becomes noise (random
             erasing, Zhong et al. 2017, arXiv:1708.04896).
     """

@@ -133,8 +133,8 @@ def search(
         what: the search, from `load_search`.
         workdir: the folder of the run directories.
         trials: the number of trials of the study, of all processes together.
-        url: the database that holds the study, such as `postgresql://...`; None for a file in
-            `workdir`.
+        url: the database that holds the study, such as `postgresql+psycopg://...`; None for a file
+            in `workdir`.
         out: the terminal.
         images: opens their images; None where none of them is open yet.
 

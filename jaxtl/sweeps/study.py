@@ -300,10 +300,12 @@ def _without_password(url: str, error: Exception) -> str:
     try:
         address = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port that is no number
-        return "takes the URL of a database, such as postgresql://USER:PASSWORD@HOST/NAME"
+        return "takes the URL of a database, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME"
     shown = address.render_as_string(hide_password=True)
     cause: BaseException = error
     while cause.__cause__ is not None:  # Optuna and SQLAlchemy say more around what the driver says
         cause = cause.__cause__
     reason = " ".join(str(cause).split()).replace(url, shown)
+    if isinstance(cause, ImportError):
+        reason += ": install the driver, such as 'psycopg[binary]' for postgresql+psycopg://"
     return f"{shown}: {reason.replace(address.password, '***') if address.password else reason}"

@@ -110,7 +110,7 @@ def _found(lrs: np.ndarray, losses: np.ndarray) -> RangeTest:
 
 
 def write_curve(path: Path, found: RangeTest, title: str) -> None:
-    """Draws the curve as an SVG; a file that is there is replaced."""
+    """Draws the curve, as the name of the file says; one that is there is replaced."""
     import io
 
     from matplotlib.figure import Figure
@@ -133,5 +133,5 @@ def write_curve(path: Path, found: RangeTest, title: str) -> None:
     axes.grid(color="#e6e8ec", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     image = io.BytesIO()
-    figure.savefig(image, format="svg")
+    figure.savefig(image, format=path.suffix[1:].lower())
     write_whole(path, image.getvalue())

@@ -181,6 +181,11 @@ def test_an_impossible_value_is_refused_by_its_key(changes, place):
     assert f"config key {place!r}" in refused(config, **changes)
 
 
+def test_a_number_that_a_pair_lacks_is_not_a_key_that_is_missing():
+    message = refused(config, augment={"crop_scale": (0.5,)})
+    assert "'augment.crop_scale': Field required, not (0.5,)" in message
+
+
 def test_the_message_about_a_value_says_what_it_is_and_what_is_possible():
     message = refused(config, model={"dropout": 1.5})
     assert "1.5" in message

@@ -60,3 +60,10 @@ def test_the_command_prints_a_flag_and_draws_the_curve(tmp_path, monkeypatch, ca
     said = capsys.readouterr().out
     assert re.search(r"--cfg\.phases\.head\.lr=[\d.e-]+  \(lr_find\.svg\)", said)
     assert "<svg" in (tmp_path / "lr_find.svg").read_text()
+    assert lr_find.main(["--cfg", "mnv2.py", "--plot", "curve.PNG", *flags]) == 0
+    assert (tmp_path / "curve.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_of_an_unknown_format_is_refused_before_it_is_measured():
+    with pytest.raises(UserError, match=r"--plot curve\.txt: give a name that ends in \.svg"):
+        lr_find.main(["--cfg", "mnv2.py", "--plot", "curve.txt"])
