@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     cli.add_trackers(flags)
     given, rest = flags.parse_known_args(arguments)
     if given.compile_for is not None:
-        besides = (given.profile, given.coordinator, given.num_processes, given.process_id)
-        if given.track or any(flag is not None for flag in besides):
-            raise UserError("--compile-for trains nothing: leave out flags but --cfg and its keys")
-        from jaxtl.training.compiling import compile_and_print
-
-        compile_and_print(given.compile_for, given.cfg, cli.overrides(rest))
+        _compile(given, rest)
         return 0
 
     from jaxtl.config.config_file import load
@@ -65,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
                 workdir = choose_workdir(config, data, Path(given.cfg).stem, given.new, out)
             begun = True
             if folds := config.data.folds:
-                again_all = "jaxtl.sweep with the same flags trains all, without --cfg.data.fold"
-                out.print(f"fold {config.data.fold} of 0 to {folds - 1}; python -m {again_all}")
+                every = "python -m jaxtl.sweep, with the same flags but --cfg.data.fold"
+                out.print(f"fold {config.data.fold} (of 0 to {folds - 1}); to train all: {every}")
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
             train(config, data, workdir, out, profile, trackers=given.track, show_test=True)
     except Interrupted as stopped:
@@ -79,6 +75,16 @@ def main(arguments: Sequence[str]) -> int:
         )
         return stopped.exit_code
     return 0
+
+
+def _compile(given: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Compiles for accelerators that are not there."""
+    besides = (given.profile, given.coordinator, given.num_processes, given.process_id)
+    if given.track or any(flag is not None for flag in besides):
+        raise UserError("--compile-for trains nothing: leave out flags but --cfg and its keys")
+    from jaxtl.training.compiling import compile_and_print
+
+    compile_and_print(given.compile_for, given.cfg, cli.overrides(rest))
 
 
 if __name__ == "__main__":
