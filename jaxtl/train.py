@@ -61,8 +61,7 @@ def main(arguments: Sequence[str]) -> int:
                 workdir = choose_workdir(config, data, Path(given.cfg).stem, given.new, out)
             begun = True
             if folds := config.data.folds:
-                every = "python -m jaxtl.sweep, with the same flags but --cfg.data.fold"
-                out.print(f"fold {config.data.fold} (of 0 to {folds - 1}); to train all: {every}")
+                out.print(f"fold {config.data.fold} (of 0 to {folds - 1}) is for validation")
             out.print(f"{workdir}: if the run is stopped, {again} continues it")
             train(config, data, workdir, out, profile, trackers=given.track, show_test=True)
     except Interrupted as stopped:

@@ -67,8 +67,10 @@ def _first_mistake(error: pydantic.ValidationError, known: Iterable[str]) -> tup
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return key, f" is not known; {hint}"
-    if first["type"] == "missing" and not isinstance(value, tuple):
-        return key, " is missing"
+    if first["type"] == "missing":
+        return key, f": {value!r} has a value too few" if isinstance(
+            value, tuple
+        ) else " is missing"
     if first["type"] == "value_error":  # of a validator of ours
         return key, f": {first['ctx']['error']}"
     if value is None:

@@ -31,7 +31,7 @@ class _Row(NamedTuple):
     split: str
 
 
-def open_csv(name: str) -> tuple[FileSource, ...]:
+def open_csv(name: str) -> dict[str, FileSource]:
     """Opens a CSV file with a header: a row an image, its path in the column `image`.
 
     A column `label` has the class of each image, or a column `labels` several, with semicolons
@@ -42,8 +42,7 @@ def open_csv(name: str) -> tuple[FileSource, ...]:
         name: the path of the file; those of images are absolute, or relative to its folder.
 
     Returns:
-        The images to train on, those for validation and those for the test, as far as there are
-        such rows; where `test` is the only split beside `train`, it is for validation.
+        The images of each split, `train`, `val` and `test`, as far as there are such rows.
 
     Raises:
         UserError: the file cannot be read, a row is not as it should be, or names an image that is
@@ -65,7 +64,7 @@ def open_csv(name: str) -> tuple[FileSource, ...]:
     classes = tuple(sorted({name for row in of_train for name in row.labels}))
     if not classes:
         raise UserError(f"{path}: no image of the split train has a label")
-    sources = []
+    sources = {}
     for split in splits:
         own = [row for row in rows if row.split == split]
         for row in own:
@@ -73,8 +72,8 @@ def open_csv(name: str) -> tuple[FileSource, ...]:
                 raise _wrong(path, row.line, f"no image of the split train is of class {label!r}")
         images = tuple(row.image for row in own)
         labels = _as_labels(own, classes, several=column == "labels")
-        sources.append(FileSource(path.parent, images, labels, classes))
-    return tuple(sources)
+        sources[split] = FileSource(path.parent, images, labels, classes)
+    return sources
 
 
 def _as_labels(rows: Sequence[_Row], classes: tuple[str, ...], *, several: bool) -> Labels:

@@ -227,7 +227,7 @@ def open_parts(spec: str, *, pixels: bool = False, retry: float = 0) -> Parts:
     if is_remote(spec):
         return patiently(lambda: _open_objects(spec), spec, retry)
     if spec.startswith("csv:"):
-        return patiently(lambda: Parts(*open_csv(spec[4:])), spec, retry)
+        return patiently(lambda: Parts(**open_csv(spec[4:])), spec, retry)
     if path is None and spec == "digits":
         return Parts(_digits())
     if path is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,7 @@ def search(
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Of epochs that a trial reports once more.
         warnings.filterwarnings("ignore", "The reported value is ignored", UserWarning)
-        name = study_name(workdir, what.config)
+        name = study_name(workdir, what.config, url)
         study = Study(url or f"sqlite:///{workdir.absolute() / 'study.db'}", name)
         searching = _Searching(study, what, workdir, out, images or OpenOnce())
         with study.reachable():
@@ -228,8 +228,7 @@ class _Searching:
                 trials.append(trial)
                 family = family or self._family(trial.variation)
         except BaseException:
-            for trial in trials:
-                self.study.give_back(trial.optuna)
+            self._give_back(trials)
             raise
         return _Batch(trials, family) if trials else None
 
@@ -255,7 +254,8 @@ class _Searching:
             planned = plan_run(first.config, len(data.train.classes))
             family = Family([_as_head(first, data)], data, *planned)
             return family if can_train_together(family, _TOGETHER) else None
-        except Exception:  # the trial alone will say so
+        except Exception as error:  # the trial alone will say so
+            logged(error, [first.name], self.workdir)
             return None
 
     def train(self, batch: _Batch) -> None:
@@ -273,8 +273,11 @@ class _Searching:
                     self._train_alone(left[name])
                 del left[name]
         except Interrupted:
-            for trial in left.values():
-                self.study.give_back(trial.optuna)
+            self._give_back(left.values())
+            raise
+        except database_errors():
+            with contextlib.suppress(*database_errors()):  # what is not given back falls silent
+                self._give_back(left.values())
             raise
         except BaseException:
             for trial in left.values():
@@ -282,6 +285,11 @@ class _Searching:
             raise
         finally:
             forget_programs()
+
+    def _give_back(self, trials: Iterable[_Trial]) -> None:
+        """Lets trials begin again."""
+        for trial in trials:
+            self.study.give_back(trial.optuna)
 
     def _train_together(self, left: dict[str, _Trial], family: Family) -> None:
         """Trains those of some trials that have not begun in one program; they leave `left`."""
@@ -302,8 +310,7 @@ class _Searching:
             for run in runs:
                 trial = left.pop(run.variation.name)
                 if run.result is not None:
-                    with self._unless_taken(trial):
-                        self._complete(trial, run.result, family.data)
+                    self._complete(trial, run.result, family.data)
                 elif run.diverged is not None:
                     self._fail(trial, Failure.of(run.diverged))
                 else:
@@ -316,8 +323,9 @@ class _Searching:
         except database_errors():
             raise
         except Exception as error:  # most of them may train one by one
-            reason = logged(error, list(left), self.workdir).reason
-            self.out.print(f"{len(left)} trials together failed: {reason}")
+            names = [head.name for head in new if head.name in left]
+            reason = logged(error, names, self.workdir).reason
+            self.out.print(f"{len(names)} trials together failed: {reason}")
 
     def _train_alone(self, trial: _Trial) -> None:
         """Trains a trial, or what is left of it."""
@@ -365,11 +373,12 @@ class _Searching:
             self.out.print(f"trial {trial.number} is dropped: another process took it over")
 
     def _complete(self, trial: _Trial, result: Mapping[str, float], data: Splits) -> None:
-        trial.optuna.set_user_attr(RUN, trial.variation.name)
-        trial.optuna.set_user_attr(CONFIG, trial.variation.config.model_dump())
-        trial.optuna.set_user_attr(IMAGES, len(data.val))
-        trial.optuna.set_user_attr(METRIC, ranked_by(result))
-        self.study.complete(trial.optuna, result[ranked_by(result)])
+        with self._unless_taken(trial):
+            trial.optuna.set_user_attr(RUN, trial.variation.name)
+            trial.optuna.set_user_attr(CONFIG, trial.variation.config.model_dump())
+            trial.optuna.set_user_attr(IMAGES, len(data.val))
+            trial.optuna.set_user_attr(METRIC, ranked_by(result))
+            self.study.complete(trial.optuna, result[ranked_by(result)])
 
     def _fail(self, trial: _Trial, failure: Failure) -> None:
         self.out.print(f"trial {trial.number} failed: {failure.reason}")

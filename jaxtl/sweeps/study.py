@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
+import os
 import secrets
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtl.config.config_file import Config, differences
 from jaxtl.errors import UserError
-from jaxtl.files import is_unfinished, read_json
+from jaxtl.files import is_unfinished, read_json, write_json
 
 if TYPE_CHECKING:
     import optuna
+    import sqlalchemy
 
 RUN, CONFIG, IMAGES, METRIC = "run", "config", "images", "metric"
 """What is known of a trial: the name of its run directory, and once it is complete its config, the
@@ -27,6 +28,12 @@ number of validation images, and what it is ranked by.
 """
 
 _LISTED = 3  # changes in a message
+_MYSQL = "pip install PyMySQL, and give mysql+pymysql://..."
+_DRIVERS = {
+    "postgresql": "pip install 'psycopg[binary]', and give postgresql+psycopg://...",
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+}
 _HEARTBEAT, _SILENCE = 30, 120  # seconds; a trial that is silent for longer was killed
 _RETRIES = 2  # of a trial whose process was killed; one that is given back has no limit
 _KILLED = "killed"  # how many times that happened to a trial
@@ -49,8 +56,7 @@ class Study:
     """
 
     def __init__(self, url: str, name: str):
-        self.optuna, self._storage = _open(url, name)
-        self._id = self._storage.get_study_id_from_name(name)
+        self.optuna, self._storage, self._id = _open(url, name)
         self._url = url
         self._held: dict[int, int] = {}  # the ids of the trials of this process, by number
 
@@ -217,7 +223,7 @@ def _begin_again(study: optuna.Study, killed: optuna.trial.FrozenTrial) -> None:
         optuna.storages.RetryHeartbeatStaleTrialCallback()(study, killed)
 
 
-def study_name(workdir: Path, config: Config) -> str:
+def study_name(workdir: Path, config: Config, url: str | None = None) -> str:
     """The name of the study of a workdir: a new one for a new search, else that in `search.json`.
 
     Processes that begin a search at once get one name. Several searches can share a database, each
@@ -226,31 +232,49 @@ def study_name(workdir: Path, config: Config) -> str:
     Args:
         workdir: the folder of the run directories; it is made.
         config: what the search starts from.
+        url: the database that holds the study; None for a file in `workdir`.
 
     Raises:
-        UserError: the folder holds other files, or a search that starts from another config.
+        UserError: the folder holds other files, or a search that starts from another config or is
+            in another database; or the URL is none.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "search.json"
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if file.tell() == 0:
-            if any(other != path and not is_unfinished(other) for other in workdir.iterdir()):
-                path.unlink()
-                raise UserError(f"{workdir} holds other files; name a new directory with --workdir")
-            name = f"{workdir.resolve().name}-{secrets.token_hex(4)}"
-            json.dump({"study": name, "config": config.model_dump()}, file, indent=2)
+    path, database = workdir / "search.json", None
+    if url is not None:  # hosts may have several names
+        address = _address(url)
+        database = f"{address.get_backend_name()} {address.database}"
+    if not path.exists():
+        _begin(path, {"database": database, "config": config.model_dump()})
     try:
         stored = read_json(path)
         name, known = str(stored["study"]), Config.model_validate(stored["config"], strict=False)
+        changes = differences(known, config)
+        if stored["database"] != database:
+            here, there = (each or "study.db" for each in (database, stored["database"]))
+            changes.insert(0, f"--storage: {there} -> {here}")
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{path} is damaged, or of another version of this package") from error
-    if changes := differences(known, config):
+    if changes:
         raise UserError(
-            f"{workdir} is a search in another config ({'; '.join(changes[:_LISTED])}); name "
-            "another --workdir, or give the same command to continue it"
+            f"{workdir} is another search ({'; '.join(changes[:_LISTED])}); name another "
+            "--workdir, or give the same command to continue it"
         )
     return name
+
+
+def _begin(path: Path, search: dict[str, Any]) -> None:
+    """Writes `search.json` with the name of a study, unless another process does so now."""
+    others = any(not is_unfinished(file) for file in path.parent.iterdir())
+    if others and not path.exists():  # a search writes it before anything else
+        raise UserError(f"{path.parent} holds other files; name a new directory with --workdir")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not path.exists():
+            name = f"{path.parent.resolve().name}-{secrets.token_hex(4)}"
+            write_json(path, {"study": name, **search})
+    finally:
+        os.close(folder)
 
 
 def database_errors() -> tuple[type[Exception], ...]:
@@ -263,8 +287,8 @@ def database_errors() -> tuple[type[Exception], ...]:
 
 def _open(
     url: str, name: str, attempts: int = 5
-) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
-    """Opens the study, or creates it."""
+) -> tuple[optuna.Study, optuna.storages.RDBStorage, int]:
+    """Opens the study, or creates it; its storage and its number there come with it."""
     import optuna
     import sqlalchemy
 
@@ -284,7 +308,7 @@ def _open(
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
             load_if_exists=True,
         )
-        return study, storage
+        return study, storage, storage.get_study_id_from_name(name)
     except Exception as error:  # of Optuna, SQLAlchemy and the database's driver
         # Another process may create the tables at this moment.
         if attempts > 1 and isinstance(error, sqlalchemy.exc.DBAPIError):
@@ -293,19 +317,24 @@ def _open(
         raise UserError(f"--storage {_without_password(url, error)}") from error
 
 
-def _without_password(url: str, error: Exception) -> str:
-    """The address of a database and what is wrong with it, whose text may have the password."""
+def _address(url: str) -> sqlalchemy.URL:
     import sqlalchemy
 
     try:
-        address = sqlalchemy.make_url(url)
+        return sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):  # of a port that is no number
-        return "takes the URL of a database, such as postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+        example = "postgresql+psycopg://USER:PASSWORD@HOST/NAME"
+        raise UserError(f"--storage takes the URL of a database, such as {example}") from None
+
+
+def _without_password(url: str, error: Exception) -> str:
+    """The address of a database and what is wrong with it, whose text may have the password."""
+    address = _address(url)
     shown = address.render_as_string(hide_password=True)
     cause: BaseException = error
     while cause.__cause__ is not None:  # Optuna and SQLAlchemy say more around what the driver says
         cause = cause.__cause__
     reason = " ".join(str(cause).split()).replace(url, shown)
-    if isinstance(cause, ImportError):
-        reason += ": install the driver, such as 'psycopg[binary]' for postgresql+psycopg://"
+    if isinstance(cause, ImportError) and address.get_backend_name() in _DRIVERS:
+        reason += f": {_DRIVERS[address.get_backend_name()]}"
     return f"{shown}: {reason.replace(address.password, '***') if address.password else reason}"

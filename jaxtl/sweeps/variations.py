@@ -73,16 +73,18 @@ def load_sweep(
     names, config = read(name, overrides, count)
     path = find(name)
     sweep = names.get("sweep")
-    if not callable(sweep) and config.data.folds:
-        sweep = functools.partial(grid, {"data.fold": range(config.data.folds)})
     if not callable(sweep):
         if callable(names.get("search")):
             raise UserError(f"{path} has a search(trial) and no sweep(): search by --trials 30")
-        raise UserError(
-            f"{path} has no sweep(); add one that yields dicts such as "
-            '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train, or over folds with '
-            "--cfg.data.folds=5"
-        )
+        if not config.data.folds:
+            raise UserError(
+                f"{path} has no sweep(); add one that yields dicts such as "
+                '{"phases.head.lr": 1e-3}, or train it with python -m jaxtl.train, or over folds '
+                "with --cfg.data.folds=5"
+            )
+        if "data.fold" in overrides:
+            raise UserError("--cfg.data.fold: the sweep trains every fold; leave the flag out")
+        sweep = functools.partial(grid, {"data.fold": range(config.data.folds)})
     with readable(path):
         yielded = list(sweep() or ())
     if not yielded:

@@ -81,10 +81,13 @@ def test_one_label_each_is_a_class(write):
     assert sorted(val.labels.tolist()) == [0, 1]
 
 
-def test_a_test_alone_beside_the_training_images_is_for_validation(write):
-    rows = (*LABELS[:4], ("d.png", "cat", "test", "6"))
-    train, val, test = split(write(*rows))
-    assert (len(train), len(val), test) == (3, 1, None)
+def test_a_test_alone_beside_the_training_images_chooses_nothing(write):
+    more = [(f"{name}.png", "cat", "train", "6") for name in "xyz"]
+    spec = write(*LABELS[:4], *more, ("d.png", "cat", "test", "6"))
+    train, val, test = split(spec)
+    assert [len(part) for part in (train, val, test)] == [4, 2, 1]
+    assert test.described_in_source(0) == "d.png"
+    assert check(spec).images == {"train": 6, "test": 1}
 
 
 def test_the_fingerprint_is_the_same_elsewhere_and_another_with_other_labels(

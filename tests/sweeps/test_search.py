@@ -125,7 +125,7 @@ def test_a_search_ends_with_so_many_trials_and_writes_the_best_config(config, tm
     config.write_text(CONFIG.replace("        # more\n", MORE))
     assert search(load_search(str(config), flags), workdir, 8, None, QUIET)
     assert load(str(workdir / "best.py"), {}) == written  # whatever is searched for now
-    with pytest.raises(UserError, match=r"in another config \(data\.batch_size: 256 -> 64\)"):
+    with pytest.raises(UserError, match=r"another search \(data\.batch_size: 256 -> 64\)"):
         search(load_search(str(config), flags | {"data.batch_size": "64"}), workdir, 8, None, QUIET)
 
 
@@ -184,7 +184,7 @@ def test_a_trial_below_the_median_of_five_ends_after_an_epoch(together, small, h
     what, out = load_search(str(heads), SMALL), Console(file=io.StringIO(), width=200)
     if not together:
         what = load_search(str(heads), {**SMALL, "on_nan": "halve_lr"})
-    study = Study(url, study_name(workdir, what.config))
+    study = Study(url, study_name(workdir, what.config, url))
     known = {RUN: "x", IMAGES: 9, METRIC: "accuracy", studies.CONFIG: what.config.model_dump()}
     for _ in range(5):
         right = dict.fromkeys((1, 2, 3), 1.0)
@@ -436,6 +436,65 @@ def test_heads_whose_process_is_stopped_begin_again(number, heads, tmp_path):
         assert after.params == before.params
 
 
+def name_a_study(barrier, workdir, path, names):
+    config = load_search(path, {}).config
+    barrier.wait()
+    names.put(study_name(workdir, config))
+
+
+@pytest.mark.slow
+def test_processes_that_begin_at_once_get_one_name(heads, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, names = context.Barrier(3), context.Queue()
+    for number in range(5):
+        arguments = (barrier, tmp_path / f"search{number}", str(heads), names)
+        began = [context.Process(target=name_a_study, args=arguments) for _ in range(3)]
+        for process in began:
+            process.start()
+        for process in began:
+            process.join()
+        assert len({names.get(timeout=1) for _ in range(3)}) == 1
+
+
+def test_a_search_goes_on_in_its_own_database_alone(heads, tmp_path):
+    config = load_search(str(heads), {}).config
+    one = study_name(tmp_path / "s", config, "postgresql+psycopg://me:secret@here/trials")
+    assert study_name(tmp_path / "s", config, "postgresql://you@there:99/trials") == one
+    assert "secret" not in (tmp_path / "s" / "search.json").read_text()
+    for url, said in ((None, "study.db"), ("mysql://me@here/trials", "mysql trials")):
+        with pytest.raises(UserError, match=rf"--storage: postgresql trials -> {said}"):
+            study_name(tmp_path / "s", config, url)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_trial_begins_again_after_a_fault_of_the_database_that_was_short(heads, tmp_path):
+    def breaks():
+        raise optuna.exceptions.StorageInternalError("for a moment")
+
+    workdir = tmp_path / "search"
+    with pytest.raises(UserError, match=r"^--storage .* for a moment; .* goes on$"):
+        search(load_search(str(heads), {}), workdir, 1, None, QUIET, Opens(breaks))
+    assert [trial.state.name for trial in study_of(workdir).trials] == ["FAIL", "WAITING"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_taken_over_at_its_end_is_dropped(small, heads, tmp_path):
+    workdir = tmp_path / "search"
+
+    class Out(io.StringIO):
+        def write(self, text):
+            if "correct, 95 % interval" in text and not self.getvalue().count("correct, 95"):
+                study_of(workdir).tell(0, state=optuna.trial.TrialState.FAIL)
+            return super().write(text)
+
+    alone = load_search(str(heads), {**SMALL, "on_nan": "halve_lr"})
+    out = Console(file=Out(), width=200)
+    assert not search(alone, workdir, 2, None, out)
+    assert out.file.getvalue().count("trial 0 is dropped: another process took it over") == 1
+    assert not (workdir / "failed.log").exists()
+    assert [trial.state.name for trial in study_of(workdir).trials] == ["FAIL", "COMPLETE"]
+
+
 def test_searches_of_several_workdirs_share_a_database_and_no_trials(heads, tmp_path):
     url, config = f"sqlite:///{tmp_path}/shared.db", load_search(str(heads), {}).config
     names = [study_name(tmp_path / folder / "search", config) for folder in ("a", "b", "a")]
@@ -467,7 +526,7 @@ def test_a_trial_that_fails_unexpectedly_does_not_end_a_search(heads, tmp_path):
         search(load_search(str(heads), {}), workdir, 2, None, out, Opens(breaks))
     assert [trial.state.name for trial in study_of(workdir).trials] == ["FAIL"] * 2
     log = (workdir / "failed.log").read_text()
-    assert log.count("Traceback") == 2
+    assert log.count("Traceback") == 4  # where it looks for others, and where it trains
     assert "in breaks" in log
     for number in (0, 1):
         assert f"trial {number} failed: ZeroDivisionError: so it is (the tr" in out.file.getvalue()

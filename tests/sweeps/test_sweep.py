@@ -472,7 +472,7 @@ def test_a_config_without_a_sweep_varies_the_fold(tmp_path):
     path.write_text(CONFIG.format(sweep="").partition("def sweep")[0])
     found = load_sweep(str(path), {"data.folds": "3"})
     assert [(v.config.data.folds, v.config.data.fold) for v in found] == [(3, 0), (3, 1), (3, 2)]
-    with pytest.raises(UserError, match=r"--cfg\.data\.fold: sweep\(\) varies data\.fold itself"):
+    with pytest.raises(UserError, match=r"--cfg\.data\.fold: the sweep trains every fold; leave"):
         load_sweep(str(path), {"data.folds": "3", "data.fold": "1"})
     with pytest.raises(UserError, match=r"no sweep\(\).* over folds with --cfg\.data\.folds=5"):
         load_sweep(str(path), {})
@@ -483,7 +483,7 @@ def test_a_sweep_of_single_runs_shows_the_test_of_the_best_one_alone(tmp_path):
     text = 'yield from grid({"seed": (0, 1), "data.test_fraction": (0.2,)})'
     out = Console(file=io.StringIO(), width=200)
     found = sweep(written(tmp_path, text), tmp_path / "all", out)
-    assert "run together" not in out.file.getvalue()
+    assert "train together" not in out.file.getvalue()
     assert all("test_accuracy" in result for result in found.values())
     assert out.file.getvalue().count("test_accuracy") == 1
 
