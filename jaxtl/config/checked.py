@@ -68,9 +68,8 @@ def _first_mistake(error: pydantic.ValidationError, known: Iterable[str]) -> tup
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return key, f" is not known; {hint}"
     if first["type"] == "missing":
-        return key, f": {value!r} has a value too few" if isinstance(
-            value, tuple
-        ) else " is missing"
+        short = isinstance(value, tuple)  # of a pair, not a key
+        return key, f": {value!r} has a value too few" if short else " is missing"
     if first["type"] == "value_error":  # of a validator of ours
         return key, f": {first['ctx']['error']}"
     if value is None:
