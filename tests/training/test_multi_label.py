@@ -90,7 +90,7 @@ def config_of(place):
 
 def ended(config, path):
     out, data = io.StringIO(), open_data(config)
-    train(config, data, path, Console(file=out, width=300))
+    train(config, data, path, Console(file=out, width=300), show_test=True)
     return Ended(config, data, path, out.getvalue())
 
 
