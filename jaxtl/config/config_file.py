@@ -61,7 +61,8 @@ class Data(Checked):
         source: `digits`, a directory of class folders, `csv:FILE`, `tfds:NAME` or `tfds:DIR`; a
             directory may be on an object store, `gs://BUCKET/...` or `s3://BUCKET/...`.
         batch_size: images a step, over all devices together.
-        val_fraction: the fraction of each class kept for validation where the source has no split.
+        val_fraction: the fraction of each class kept for validation where the source has no split
+            for it.
         test_fraction: the fraction of each class kept for a test of the result, which chooses
             nothing; `val_fraction` is then that of the other images. 0 for none, or where the
             source has a split for it.

@@ -132,19 +132,13 @@ def check(spec: str) -> Report:
 
 def _refusal(spec: str, sources: dict[str, Source], facts: dict[str, list[Facts]]) -> str | None:
     """Why training would refuse the images that are not bad, if it would."""
-    train, val, test = None, None, None
+    parts = {}
     for name, source in sources.items():
         good = np.asarray([i for i, k in enumerate(facts[name]) if k.problem is None], np.int64)
-        part = Subset(source, good, source.labels[good], source.classes)
-        if name in ("all", "train"):
-            train = part
-        elif name == "test":
-            test = part
-        else:
-            val = part
-    assert train is not None
+        split = {"all": "train", "train": "train", "test": "test"}.get(name, "val")
+        parts[split] = Subset(source, good, source.labels[good], source.classes)
     try:
-        as_splits(Parts(train, val, test), Data(source=spec))
+        as_splits(Parts(**parts), Data(source=spec))
     except UserError as error:
         return str(error)
     return None

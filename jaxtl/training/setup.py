@@ -111,11 +111,9 @@ def train(
             training.page.at_the_end(evaluation, data.val, training.variables, thresholds)
 
         hosts.from_first(finish)
-    seconds = time.perf_counter() - begun
-    out.print(
-        f"{_result_text(evaluation, val, 'val_')} after "
-        f"{training.progress.step:,} steps and {seconds:.0f} s  {workdir}"
-    )
+    steps, seconds = training.progress.step, time.perf_counter() - begun
+    said = _result_text(evaluation, val, "val_")
+    out.print(f"{said} after {steps:,} steps and {seconds:.0f} s  {workdir}")
     if tested is not None and show_test:
         out.print(_result_text(tested, test, "test_"))
     return result
